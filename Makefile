@@ -1,0 +1,42 @@
+# make demo   set up .venv, then train and evaluate the tiny detector (runs/demo/index.html)
+# make test   set up .venv, then lint, type-check and run every test
+# make help   the other targets
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help setup demo demo-assets test check docs clean-demo
+
+help:
+	@grep -E '^# make' Makefile | sed 's/^# //'
+
+# make setup  create .venv with the locked versions (CUDA builds where a CUDA device is found)
+setup:
+	@$(PYTHON) tools/setup/install.py --venv $(VENV)
+
+demo: setup
+	$(BIN)/coordexp demo
+
+# make demo-assets   only the tiny model and the scenes that configs/demo/*.yaml name
+demo-assets: setup
+	$(BIN)/coordexp demo --assets-only
+
+# make check  ruff and mypy
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# make docs   regenerate runbooks/config.md and runbooks/metrics.md
+docs: setup
+	$(BIN)/coordexp config write-reference
+	$(BIN)/coordexp metrics write-reference
+
+clean-demo:
+	rm -rf runs/demo

@@ -1,0 +1,1 @@
+"""The `coordexp` command: one module per subcommand."""

@@ -1,0 +1,42 @@
+"""`coordexp COMMAND`: exit code 0 done, 2 bad input, 1 failure."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from coordexp import __version__
+from coordexp.errors import CoordExpError
+
+# Subcommands import torch, ms-swift or pydantic only inside `run`, so that `--help` and bad flags answer at once.
+COMMANDS = ("train", "config", "data", "model", "infer", "score", "eval", "metrics", "demo")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with every subcommand."""
+    parser = argparse.ArgumentParser(prog="coordexp", description="Train and evaluate coordinate-token detectors.")
+    parser.add_argument("--version", action="version", version=f"coordexp {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        _module(command).add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors that a user can act on are printed without a traceback."""
+    args = build_parser().parse_args(argv)
+    try:
+        return _module(args.command).run(args)
+    except CoordExpError as error:
+        print(f"coordexp {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _module(command: str):
+    return importlib.import_module(f"coordexp.cli.{command}_cmd")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

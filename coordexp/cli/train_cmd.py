@@ -1,0 +1,37 @@
+"""`coordexp train FILE [--key value ...]`: check a run configuration, print the `swift sft` command, run it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+
+from coordexp.errors import EXIT_OK
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register `train`."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train from a YAML file through `swift sft`",
+        description="Takes YAML with our sections (model, training, custom, ...) and ms-swift's flat YAML. Further "
+        "flags override the file: ms-swift's own (--max_steps 3) and ours (--set custom.coord_soft_ce_w1.enabled=false).",
+    )
+    parser.add_argument("config", help="YAML file")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
+    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--key value", help="overrides of the file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit code of the training process."""
+    from coordexp.config import load_run_config
+
+    config = load_run_config(args.config, overrides=args.overrides)
+    flags = config.to_swift_argv()
+    print("running: " + shlex.join(["swift", "sft", *flags]), flush=True)
+    if args.dry_run:
+        return EXIT_OK
+    command = [sys.executable, "-m", "swift.cli.main", "sft", *flags]
+    return subprocess.run(command, env={**os.environ, **config.env}, check=False).returncode

@@ -1,0 +1,305 @@
+"""Rollout token ids -> objects, and the prefix a training target can continue. Token-aligned, no repair.
+
+The way through: cut at the first `<|im_end|>`, find the container, then walk its array element by element.
+Each complete record gives one object or one DropReason. A record ends at the `}` that balances its `{`;
+strings are skipped and square brackets do not take part, so a broken record does not take the next with it.
+
+Elements
+    An element that is no object is dropped as key_invalid. A record that is not separated from the element
+    before it by exactly one comma is malformed. A record the text ends in is not complete: it is neither an
+    object nor a dropped one, it makes the rollout truncated.
+
+Prefix
+    Normally the response's own tokens up to the end of its last complete record, kept or dropped (up to the
+    opening `[` when there is none). Earlier ids are never encoded anew; only a last token that reaches
+    beyond the prefix is replaced, by tokens for exactly its kept bytes. Dropped records stay in it, as
+    context. It is append-ready: `prefix_text + append_fragment(missed, prefix_text)` parses to the objects of
+    the prefix followed by the appended ones. The sum is strict JSON (by `to_strict_json`) when what the
+    prefix holds beside its kept records is; a malformed record stays as it was written.
+    With no container, or with text before it, there is nothing a target could continue: the prefix is then
+    the empty container `{"objects": [`, freshly encoded, and holds no object.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from coordexp.codec.coord_vocab import Tokenizer
+from coordexp.codec.pieces import DecodedTokens, TokenPieces, pieces_of
+from coordexp.codec.record_reader import RecordReader, RecordReading
+from coordexp.codec.scanner import (
+    ends_inside_container_opening,
+    find_container,
+    find_container_close,
+    find_value_end,
+    skip_space,
+)
+from coordexp.codec.schema import CONTAINER_OPEN, IM_END, BoxObject, DropReason, Span, check_field_order
+from coordexp.codec.token_types import TokenType, desc_token_positions, token_types
+
+__all__ = [
+    "ParsedObject",
+    "ParsedRecord",
+    "ParsedRollout",
+    "TokenType",
+    "desc_token_positions",
+    "parse_rollout",
+    "token_types",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedObject(BoxObject):
+    """A kept object and where it stands in the response.
+
+    token_positions: of its coordinate tokens, one per bin, into `response_token_ids`.
+    span, desc_span: of the record and of the inside of its desc string, into `text`.
+    token_span: half-open range of the tokens that overlap the record.
+    """
+
+    token_positions: tuple[int, ...]
+    span: Span
+    desc_span: Span
+    token_span: tuple[int, int]
+
+    def as_box(self) -> BoxObject:
+        """The object alone; compares equal to a BoxObject with the same content."""
+        return BoxObject(self.desc, self.kind, self.bins)
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRecord:
+    """A complete record of the response: its object, or the reason it was dropped for.
+
+    span: into `text`. token_span: half-open range of the tokens of `response_token_ids` that overlap it.
+    """
+
+    span: Span
+    token_span: tuple[int, int]
+    object: ParsedObject | None
+    reason: DropReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRollout:
+    """What one response holds.
+
+    objects: kept objects in the order written.
+    records: all complete records in the order written, kept and dropped.
+    response_token_ids: the ids before the first `<|im_end|>`; text: what they decode to.
+    prefix_token_ids, prefix_text: what a training target may continue; see the module's first lines.
+    num_verbatim_prefix_tokens: how many leading ids of the prefix are the response's own. Positions in the
+        response below it hold in the prefix too.
+    invalid_rollout: no container was found.
+    leading_text: there is text before the container, so its objects count but are not in the prefix.
+    truncated: the response ends inside a record or before the container closes.
+    dropped_by_reason: counts above zero. dropped_ambiguous is the count of `ambiguous`, dropped_invalid that
+        of all other reasons together.
+    """
+
+    objects: list[ParsedObject]
+    records: list[ParsedRecord]
+    response_token_ids: list[int]
+    text: str
+    prefix_token_ids: list[int]
+    prefix_text: str
+    num_verbatim_prefix_tokens: int
+    invalid_rollout: bool
+    leading_text: bool
+    truncated: bool
+    dropped_by_reason: dict[DropReason, int]
+
+    @property
+    def dropped_ambiguous(self) -> int:
+        return self.dropped_by_reason.get(DropReason.AMBIGUOUS, 0)
+
+    @property
+    def dropped_invalid(self) -> int:
+        return sum(self.dropped_by_reason.values()) - self.dropped_ambiguous
+
+    @property
+    def prefix_is_fallback(self) -> bool:
+        """Whether the prefix is the freshly encoded empty container and no part of the response."""
+        return self.invalid_rollout or self.leading_text
+
+    @property
+    def prefix_objects(self) -> list[ParsedObject]:
+        """The kept objects that the prefix holds: all of them, or none when the prefix is the fallback."""
+        return [] if self.prefix_is_fallback else self.objects
+
+
+def parse_rollout(
+    token_ids: Iterable[int], tok: Tokenizer, *, field_order: str = "desc_first", allow_poly: bool = True
+) -> ParsedRollout:
+    """Parse the response token ids of one rollout. Any ids are accepted; time is linear in their number.
+
+    field_order: the order the model was taught. Records in the other order are read as well.
+    allow_poly: False drops polygons as poly_unsupported.
+    Raises ConfigError for an unknown field order or a tokenizer without coordinate tokens.
+    """
+    check_field_order(field_order)
+    pieces = pieces_of(tok)
+    tokens = _decode_response(token_ids, pieces)
+    container = find_container(tokens.data)
+    if container is None:
+        return _without_container(tokens, pieces)
+    reader = RecordReader(tokens, pieces, field_order, allow_poly)
+    walk = _walk_array(tokens.data, container.body, reader)
+    if container.has_leading_text:
+        prefix, num_verbatim = _fallback_prefix(pieces), 0
+    else:
+        prefix = tokens.cut(walk.last_record_stop, pieces)
+        num_verbatim = _num_verbatim(tokens, walk.last_record_stop)
+    records = _locate(walk.readings, tokens)
+    return ParsedRollout(
+        objects=[record.object for record in records if record.object is not None],
+        records=records,
+        response_token_ids=tokens.ids,
+        text=tokens.text,
+        prefix_token_ids=prefix.ids,
+        prefix_text=prefix.text,
+        num_verbatim_prefix_tokens=num_verbatim,
+        invalid_rollout=False,
+        leading_text=container.has_leading_text,
+        truncated=walk.array_stop is None or find_container_close(tokens.data, walk.array_stop) is None,
+        dropped_by_reason=_count_drops(walk),
+    )
+
+
+def _decode_response(token_ids: Iterable[int], pieces: TokenPieces) -> DecodedTokens:
+    """The tokens before the first `<|im_end|>`, be it the token itself or its text spelled by others."""
+    ids = list(map(int, token_ids))
+    if pieces.im_end_id in ids:
+        ids = ids[: ids.index(pieces.im_end_id)]
+    tokens = DecodedTokens.from_ids(ids, pieces)
+    spelled_at = tokens.data.find(IM_END.encode())
+    return tokens if spelled_at < 0 else tokens.cut(spelled_at, pieces)
+
+
+def _without_container(tokens: DecodedTokens, pieces: TokenPieces) -> ParsedRollout:
+    return ParsedRollout(
+        objects=[],
+        records=[],
+        response_token_ids=tokens.ids,
+        text=tokens.text,
+        prefix_token_ids=_fallback_prefix(pieces).ids,
+        prefix_text=CONTAINER_OPEN,
+        num_verbatim_prefix_tokens=0,
+        invalid_rollout=True,
+        leading_text=False,
+        truncated=ends_inside_container_opening(tokens.data),
+        dropped_by_reason={},
+    )
+
+
+def _fallback_prefix(pieces: TokenPieces) -> DecodedTokens:
+    return DecodedTokens.from_ids(list(pieces.empty_prefix_ids), pieces)
+
+
+def _num_verbatim(tokens: DecodedTokens, stop: int) -> int:
+    """Number of tokens that lie wholly before the byte `stop`, up to the first that reaches it."""
+    last = tokens.tokens_over(stop - 1, stop)[1] - 1
+    return last + 1 if tokens.ends[last] == stop else last
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """An array walked to its end. Offsets are bytes.
+
+    last_record_stop: the end of the last complete record, or of the opening `[`.
+    array_stop: just after the array's `]`; None when the text ends first.
+    """
+
+    readings: list[RecordReading]
+    num_non_objects: int
+    last_record_stop: int
+    array_stop: int | None
+
+
+def _walk_array(data: bytes, body: int, reader: RecordReader) -> _Walk:
+    """Read every complete element of the array whose inside begins at `body`."""
+    readings: list[RecordReading] = []
+    num_non_objects = 0
+    separator_is_clean = True  # between the last element and here: nothing at the start, else one comma
+    num_commas = 0
+    pos = skip_space(data, body)
+    while pos < len(data):
+        lead = data[pos]
+        if lead == _SQUARE_CLOSE:
+            return _finish_walk(readings, num_non_objects, body, pos + 1)
+        if lead == _COMMA:
+            num_commas += 1
+            pos += 1
+        elif lead == _BRACE_CLOSE:
+            separator_is_clean = False
+            pos += 1
+        elif lead == _BRACE_OPEN:
+            reading = reader.read(pos)
+            if reading is None:
+                break
+            num_elements = len(readings) + num_non_objects
+            if not separator_is_clean or num_commas != min(num_elements, 1):
+                reading = RecordReading(reading.start, reading.stop, DropReason.MALFORMED)
+            readings.append(reading)
+            separator_is_clean, num_commas, pos = True, 0, reading.stop
+        else:
+            value_stop = find_value_end(data, pos)
+            if value_stop is None:
+                break
+            num_non_objects += 1
+            separator_is_clean, num_commas, pos = True, 0, value_stop
+        pos = skip_space(data, pos)
+    return _finish_walk(readings, num_non_objects, body, None)
+
+
+_COMMA, _SQUARE_CLOSE, _BRACE_OPEN, _BRACE_CLOSE = b",]{}"
+
+
+def _finish_walk(
+    readings: list[RecordReading], num_non_objects: int, body: int, array_stop: int | None
+) -> _Walk:
+    return _Walk(readings, num_non_objects, readings[-1].stop if readings else body, array_stop)
+
+
+def _count_drops(walk: _Walk) -> dict[DropReason, int]:
+    counts = Counter(reading.reason for reading in walk.readings if reading.reason is not None)
+    counts[DropReason.KEY_INVALID] += walk.num_non_objects
+    return {reason: counts[reason] for reason in DropReason if counts[reason]}
+
+
+class _CharOffsets:
+    """Turns ascending byte offsets (each at an ASCII delimiter) into character offsets, in one pass."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._is_ascii = data.isascii()
+        self._byte = 0
+        self._char = 0
+
+    def at(self, offset: int) -> int:
+        if self._is_ascii:
+            return offset
+        self._char += len(self._data[self._byte : offset].decode("utf-8", errors="replace"))
+        self._byte = offset
+        return self._char
+
+
+def _locate(readings: list[RecordReading], tokens: DecodedTokens) -> list[ParsedRecord]:
+    """Records with character spans and token ranges."""
+    char = _CharOffsets(tokens.data)
+    records: list[ParsedRecord] = []
+    for reading in readings:
+        token_span = tokens.tokens_over(reading.start, reading.stop)
+        start = char.at(reading.start)
+        if reading.reason is not None:
+            records.append(ParsedRecord((start, char.at(reading.stop)), token_span, None, reading.reason))
+            continue
+        desc_span = char.at(reading.desc_start), char.at(reading.desc_stop)
+        span = start, char.at(reading.stop)
+        found = ParsedObject(
+            reading.desc, reading.kind, reading.bins, reading.token_positions, span, desc_span, token_span
+        )
+        records.append(ParsedRecord(span, token_span, found, None))
+    return records

@@ -1,0 +1,336 @@
+"""The JSONL data contract: one image with its objects per line, coordinates as bins 0..999.
+
+    {"images": ["a.jpg"], "width": 640, "height": 480,
+     "objects": [{"desc": "cat", "bbox_2d": [10, 20, 300, 400]}]}
+
+Optional keys: `summary` (text) and `metadata` (an object). Bins may also be written `"<|coord_10|>"`.
+Every error names the file, the line (1-based), the object index (0-based) where one is at fault, what was
+found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, NoReturn
+
+from coordexp.codec.coord_vocab import coord_token_bin
+from coordexp.codec.schema import GEOMETRY_KINDS, KIND_BBOX, KIND_POLY, NUM_BINS, BoxObject, bins_fault
+from coordexp.errors import ConfigError, RecordError
+
+OBJECT_ORDERINGS = ("sorted", "random")
+
+_REQUIRED_KEYS = ("images", "width", "height", "objects")
+_RECORD_KEYS = (*_REQUIRED_KEYS, "summary", "metadata")
+_OBJECT_KEYS = ("desc", *GEOMETRY_KINDS, "poly_points")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a data file.
+
+    images: paths as written, relative to the folder of `file`.
+    width, height: pixels of the image the bins refer to.
+    file, line: where the record was read (line is 1-based); None when it did not come from a file.
+    """
+
+    images: tuple[str, ...]
+    width: int
+    height: int
+    objects: tuple[BoxObject, ...]
+    summary: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    file: str | None = None
+    line: int | None = None
+
+    def image_paths(self) -> tuple[Path, ...]:
+        """Image paths resolved against the folder of the data file (absolute ones stay as they are)."""
+        folder = Path(self.file).parent if self.file else Path()
+        return tuple(folder / image for image in self.images)
+
+
+def read_jsonl(path: str | PathLike[str], *, require_images: bool = False) -> list[Record]:
+    """All records of a data file; see `iter_jsonl`."""
+    return list(iter_jsonl(path, require_images=require_images))
+
+
+def iter_jsonl(path: str | PathLike[str], *, require_images: bool = False) -> Iterator[Record]:
+    """Records of a data file one by one; blank lines are skipped.
+
+    require_images: also raise when an image file does not exist.
+    Raises RecordError at the first line that breaks the contract, or when the file cannot be read.
+    """
+    file = str(path)
+    try:
+        with open(path, "rb") as stream:
+            for line, raw in enumerate(stream, start=1):
+                if not raw.strip():
+                    continue
+                record = parse_record(_decode_utf8(raw, file, line), file=file, line=line)
+                if require_images:
+                    _check_images_exist(record)
+                yield record
+    except OSError as error:
+        raise RecordError(
+            f"{file}: cannot be read ({error.strerror}). Check the path of the data file"
+        ) from error
+
+
+def parse_record(
+    source: str | Mapping[str, Any], *, file: str | PathLike[str] | None = None, line: int | None = None
+) -> Record:
+    """Check one record, given as a JSON line or as the decoded object.
+
+    file, line: named in errors and kept in the Record. Raises RecordError for any breach of the contract.
+    """
+    where = _Place(str(file) if file is not None else None, line)
+    obj = _decode_json(source, where) if isinstance(source, str) else source
+    if not isinstance(obj, Mapping):
+        where.fail(
+            f"the line holds {_type_name(obj)}, expected a JSON object with {', '.join(_REQUIRED_KEYS)}"
+        )
+    _check_keys(obj, where)
+    return Record(
+        images=_images(obj["images"], where),
+        width=_size(obj, "width", where),
+        height=_size(obj, "height", where),
+        objects=_objects(obj["objects"], where),
+        summary=_summary(obj.get("summary"), where),
+        metadata=_metadata(obj.get("metadata"), where),
+        file=where.file,
+        line=line,
+    )
+
+
+def order_objects(objects: Sequence[BoxObject], ordering: str = "sorted", seed: int = 0) -> list[BoxObject]:
+    """Objects in the order they are written.
+
+    sorted: by (min y, min x) of their bins, ties in the given order.
+    random: shuffled, the same for the same seed.
+    Raises ConfigError for any other ordering.
+    """
+    if ordering == "sorted":
+        return sorted(objects, key=lambda obj: (min(obj.bins[1::2]), min(obj.bins[0::2])))
+    if ordering == "random":
+        shuffled = list(objects)
+        random.Random(seed).shuffle(shuffled)
+        return shuffled
+    raise ConfigError(
+        f"custom.object_ordering is {ordering!r}, expected one of {', '.join(OBJECT_ORDERINGS)}"
+    )
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where in the data we are, for error messages."""
+
+    file: str | None
+    line: int | None
+    object_index: int | None = None
+
+    def fail(self, message: str) -> NoReturn:
+        raise RecordError(f"{self}: {message}")
+
+    def __str__(self) -> str:
+        place = self.file or "record"
+        if self.line is not None:
+            place += f":{self.line}" if self.file else f" (line {self.line})"
+        if self.object_index is not None:
+            place += f": object {self.object_index} (0-based)"
+        return place
+
+
+def _decode_utf8(raw: bytes, file: str, line: int) -> str:
+    try:
+        return raw.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        _Place(file, line).fail(
+            f"is not UTF-8 ({error.reason} at byte {error.start}). Save the file as UTF-8"
+        )
+
+
+def _decode_json(text: str, where: _Place) -> Any:
+    def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            where.fail(f"key {repeated[0]!r} is written more than once in one object. Keep one of them")
+        return dict(pairs)
+
+    def refuse_constant(name: str) -> NoReturn:
+        where.fail(f"holds {name}, which is not JSON. Write a number")
+
+    try:
+        return json.loads(text, object_pairs_hook=refuse_repeated_keys, parse_constant=refuse_constant)
+    except json.JSONDecodeError as error:
+        cut = "; the line may be truncated" if error.pos >= len(text.rstrip()) - 1 else ""
+        where.fail(
+            f"is not one line of JSON ({error.msg} at column {error.colno}{cut}). Write one object per line"
+        )
+    except (ValueError, RecursionError) as error:
+        where.fail(f"is not readable JSON ({error}). Write one object per line")
+
+
+def _check_keys(obj: Mapping[str, Any], where: _Place) -> None:
+    for key in obj:
+        if key not in _RECORD_KEYS:
+            where.fail(
+                f"unknown key {key!r}{_nearest(key, _RECORD_KEYS)}; known keys: {', '.join(_RECORD_KEYS)}"
+            )
+    for key in _REQUIRED_KEYS:
+        if key not in obj:
+            where.fail(f"key {key!r} is missing; required keys: {', '.join(_REQUIRED_KEYS)}")
+
+
+def _images(value: Any, where: _Place) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not value:
+        where.fail(f"images is {_shown(value)}, expected a non-empty list of paths relative to the data file")
+    for index, image in enumerate(value):
+        if not isinstance(image, str) or not image.strip():
+            where.fail(f"images[{index}] is {_shown(image)}, expected a path relative to the data file")
+    return tuple(value)
+
+
+def _size(obj: Mapping[str, Any], key: str, where: _Place) -> int:
+    value = obj[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        where.fail(f"{key} is {_shown(value)}, expected an int > 0 (pixels of the image file)")
+    return value
+
+
+def _summary(value: Any, where: _Place) -> str | None:
+    if value is not None and not isinstance(value, str):
+        where.fail(f"summary is {_shown(value)}, expected text (or leave the key out)")
+    return value
+
+
+def _metadata(value: Any, where: _Place) -> Mapping[str, Any] | None:
+    if value is not None and not isinstance(value, Mapping):
+        where.fail(f"metadata is {_shown(value)}, expected a JSON object (or leave the key out)")
+    return value
+
+
+def _objects(value: Any, where: _Place) -> tuple[BoxObject, ...]:
+    if not isinstance(value, (list, tuple)):
+        where.fail(f"objects is {_shown(value)}, expected a list (empty for an image without objects)")
+    return tuple(_object(obj, _Place(where.file, where.line, index)) for index, obj in enumerate(value))
+
+
+def _object(obj: Any, where: _Place) -> BoxObject:
+    if not isinstance(obj, Mapping):
+        where.fail(f"is {_shown(obj)}, expected a JSON object with desc and one geometry")
+    kind = _geometry_kind(obj, where)
+    desc = obj.get("desc")
+    if not isinstance(desc, str) or not desc.strip():
+        found = f"is {_shown(desc)}" if "desc" in obj else "is missing"
+        where.fail(f"desc {found}, expected a non-empty description")
+    bins = _bins(obj[kind], kind, where)
+    if kind == KIND_BBOX:
+        _check_box_extent(bins, where)
+    _check_poly_points(obj, kind, bins, where)
+    return BoxObject(desc, kind, bins)
+
+
+def _geometry_kind(obj: Mapping[str, Any], where: _Place) -> str:
+    for key in obj:
+        if key not in _OBJECT_KEYS:
+            where.fail(
+                f"unknown key {key!r}{_nearest(key, _OBJECT_KEYS)}; an object holds desc and exactly one "
+                f"geometry: {KIND_BBOX} (4 bins) or {KIND_POLY} (an even count of at least 6 bins)"
+            )
+    kinds = [kind for kind in GEOMETRY_KINDS if kind in obj]
+    if not kinds:
+        where.fail(f"no geometry: expected exactly one of {', '.join(GEOMETRY_KINDS)}")
+    if len(kinds) > 1:
+        where.fail(f"two geometries ({' and '.join(kinds)}): keep exactly one")
+    return kinds[0]
+
+
+def _bins(value: Any, kind: str, where: _Place) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)):
+        where.fail(f"{kind} is {_shown(value)}, expected a list of bins")
+    bins = [
+        _bin_from_token(item, index, kind, where) if isinstance(item, str) else item
+        for index, item in enumerate(value)
+    ]
+    fault = bins_fault(kind, bins)
+    if fault:
+        where.fail(fault + _frame_hint(bins))
+    return tuple(bins)
+
+
+def _bin_from_token(text: str, index: int, kind: str, where: _Place) -> int:
+    bin_index = coord_token_bin(text)
+    if bin_index is None:
+        where.fail(
+            f'{kind}[{index}] is {text!r}, expected an int or "<|coord_k|>" with k in 0..{NUM_BINS - 1}'
+        )
+    return bin_index
+
+
+def _frame_hint(values: Sequence[Any]) -> str:
+    """What coordinate frame faulty values seem to be in, and how to get bins from it; empty when unclear."""
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if not numbers or len(numbers) != len(values):
+        return ""
+    if any(isinstance(v, float) for v in numbers) and all(0 <= v <= 1 for v in numbers):
+        return f". The values look normalised to [0, 1]: write bins, round({NUM_BINS - 1} * value)"
+    if max(numbers) >= NUM_BINS:
+        return (
+            f". The values look like pixels: write bins, round({NUM_BINS - 1} * x / max(1, width - 1)), "
+            "y with height, clamped to 0..999"
+        )
+    return ""
+
+
+def _check_box_extent(bins: tuple[int, ...], where: _Place) -> None:
+    x1, y1, x2, y2 = bins
+    for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
+        if high < low:
+            where.fail(
+                f"{KIND_BBOX} {list(bins)} has {axis}2 < {axis}1 ({high} < {low}), expected x1, y1, x2, y2 "
+                "with x1 < x2 and y1 < y2. Swap the corners, or convert from x, y, width, height"
+            )
+        if high == low:
+            where.fail(
+                f"{KIND_BBOX} {list(bins)} has no extent in {axis} ({axis}1 = {axis}2 = {low}), expected "
+                f"{axis}1 < {axis}2. Widen it to one bin or leave the object out"
+            )
+
+
+def _check_poly_points(obj: Mapping[str, Any], kind: str, bins: tuple[int, ...], where: _Place) -> None:
+    if "poly_points" not in obj:
+        return
+    count = obj["poly_points"]
+    if kind != KIND_POLY:
+        where.fail(f"poly_points stands beside {kind}; it belongs to {KIND_POLY}. Remove it")
+    if isinstance(count, bool) or not isinstance(count, int) or count != len(bins) // 2:
+        where.fail(f"poly_points is {_shown(count)}, but {KIND_POLY} has {len(bins) // 2} points")
+
+
+def _check_images_exist(record: Record) -> None:
+    for path in record.image_paths():
+        if not path.is_file():
+            _Place(record.file, record.line).fail(
+                f"image {path} does not exist. Paths are relative to the folder of the data file"
+            )
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(key), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _type_name(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+
+
+def _shown(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

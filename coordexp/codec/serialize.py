@@ -1,0 +1,130 @@
+"""Objects -> CoordJSON, the text a model is taught to write, and CoordJSON -> strict JSON.
+
+{"objects": [{"desc": "cat", "bbox_2d": [<|coord_1|>, <|coord_2|>, <|coord_3|>, <|coord_4|>]}]}
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+
+from coordexp.codec.coord_vocab import coord_token
+from coordexp.codec.scanner import find_container, find_object_end, find_value_end, skip_space
+from coordexp.codec.schema import (
+    CONTAINER_CLOSE,
+    CONTAINER_OPEN,
+    IM_END,
+    BoxObject,
+    bins_fault,
+    check_field_order,
+)
+from coordexp.errors import ConfigError, RecordError, RolloutError
+
+_STRING_OR_COORD = re.compile(r'"(?:[^"\\]++|\\.)*+"|<\|coord_(0|[1-9][0-9]{0,2})\|>', re.DOTALL)
+
+
+def serialize(objects: Iterable[BoxObject], field_order: str = "desc_first") -> str:
+    """CoordJSON of `objects` in the given order, without the final `<|im_end|>`.
+
+    Raises ConfigError for an unknown field order, RecordError for an object that cannot be written.
+    """
+    return CONTAINER_OPEN + _join_records(objects, field_order) + CONTAINER_CLOSE
+
+
+def append_fragment(objects: Iterable[BoxObject], prefix_text: str, field_order: str = "desc_first") -> str:
+    """The text that completes an open container with `objects`: `prefix_text + fragment` is CoordJSON.
+
+    `prefix_text` must be append-ready: an open container that ends in its `[` or in the `}` of its last
+    record. Raises RolloutError otherwise.
+    """
+    has_records = _prefix_has_records(prefix_text)
+    records = _join_records(objects, field_order)
+    separator = ", " if has_records and records else ""
+    return separator + records + CONTAINER_CLOSE
+
+
+def to_strict_json(text: str, coords: str = "ints") -> str:
+    """CoordJSON as strict JSON: bare coordinate tokens become ints (`"ints"`) or quoted tokens (`"strings"`).
+
+    Text inside strings is left alone, and a final `<|im_end|>` is removed. Nothing is checked or repaired.
+    """
+    if coords not in ("ints", "strings"):
+        raise ConfigError(f"coords is {coords!r}, expected one of ints, strings")
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] is None:
+            return match[0]
+        return match[1] if coords == "ints" else f'"{match[0]}"'
+
+    return _STRING_OR_COORD.sub(replace, text.removesuffix(IM_END))
+
+
+def _join_records(objects: Iterable[BoxObject], field_order: str) -> str:
+    check_field_order(field_order)
+    return ", ".join(_record(index, obj, field_order) for index, obj in enumerate(objects))
+
+
+def _record(index: int, obj: BoxObject, field_order: str) -> str:
+    _check_writable(index, obj)
+    desc = f'"desc": {_quote(obj.desc)}'
+    geometry = f'"{obj.kind}": [{", ".join(coord_token(k) for k in obj.bins)}]'
+    first, second = (desc, geometry) if field_order == "desc_first" else (geometry, desc)
+    return f"{{{first}, {second}}}"
+
+
+def _quote(desc: str) -> str:
+    """JSON string with non-ASCII kept.
+
+    `<|` is written `\\u003c|`, so that a description such as `<|im_end|>` or `<|image_pad|>` stays text and
+    never becomes a control token.
+    """
+    return json.dumps(desc, ensure_ascii=False).replace("<|", "\\u003c|")
+
+
+def _check_writable(index: int, obj: BoxObject) -> None:
+    if not isinstance(obj.desc, str) or not obj.desc:
+        raise RecordError(f"object {index} (0-based) has desc {obj.desc!r}, expected a non-empty string")
+    try:
+        obj.desc.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RecordError(
+            f"object {index} (0-based) has a desc that is no Unicode text ({obj.desc!r}): {error.reason} "
+            f"at character {error.start}. Remove the lone surrogate"
+        ) from error
+    fault = bins_fault(obj.kind, obj.bins)
+    if fault:
+        raise RecordError(f"object {index} (0-based, desc {obj.desc!r}): {fault}")
+
+
+def _prefix_has_records(prefix_text: str) -> bool:
+    """Whether an append-ready prefix holds a record; RolloutError when it is not append-ready."""
+    data = prefix_text.encode("utf-8", errors="replace")
+    container = find_container(data)
+    if container is None:
+        raise _not_append_ready(prefix_text, "it has no open container")
+    if container.body == len(data):
+        return False
+    if not data.endswith(b"}"):
+        raise _not_append_ready(prefix_text, "it ends in neither `[` nor `}`")
+    pos = container.body
+    while pos < len(data):
+        pos = skip_space(data, pos)
+        lead = data[pos : pos + 1]
+        if lead == b"]":
+            raise _not_append_ready(prefix_text, "its container is already closed")
+        if lead in (b",", b"}"):
+            pos += 1
+            continue
+        end = find_object_end(data, pos) if lead == b"{" else find_value_end(data, pos)
+        if end is None:
+            raise _not_append_ready(prefix_text, "it ends inside a record")
+        pos = end
+    return True
+
+
+def _not_append_ready(prefix_text: str, why: str) -> RolloutError:
+    return RolloutError(
+        f"prefix is not append-ready: {why}. Expected {CONTAINER_OPEN!r} with zero or more complete records "
+        f"and nothing after the last one; found ...{prefix_text[-60:]!r}"
+    )

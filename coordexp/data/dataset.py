@@ -1,0 +1,57 @@
+"""Records -> conversations: what the model is asked, and for training what it must answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from coordexp.codec.records import Record, iter_jsonl, order_objects
+from coordexp.codec.serialize import serialize
+from coordexp.errors import RecordError
+
+
+def conversation(record: Record, *, prompt: str) -> dict[str, Any]:
+    """The question about one record: `{"messages": [user turn], "images": [absolute paths]}`.
+
+    One `<image>` placeholder per image stands before the prompt text.
+    """
+    images = [str(path.resolve()) for path in record.image_paths()]
+    return {
+        "messages": [{"role": "user", "content": "<image>" * len(images) + prompt}],
+        "images": images,
+    }
+
+
+def training_row(
+    record: Record, *, prompt: str, field_order: str = "desc_first", ordering: str = "sorted", seed: int = 0
+) -> dict[str, Any]:
+    """The question and its CoordJSON answer, as one ms-swift row.
+
+    `ordering="random"` shuffles with a seed of its own per line, so that rows do not depend on their neighbours.
+    """
+    row = conversation(record, prompt=prompt)
+    objects = order_objects(record.objects, ordering, seed=seed * 1_000_003 + (record.line or 0))
+    row["messages"].append({"role": "assistant", "content": serialize(objects, field_order)})
+    return row
+
+
+def read_training_rows(
+    path: str | Path,
+    *,
+    prompt: str,
+    field_order: str = "desc_first",
+    ordering: str = "sorted",
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """All rows of a JSONL file, validated before the first one is used.
+
+    Raises:
+        RecordError: a line breaks the contract, an image is missing, or the file holds no record.
+    """
+    rows = [
+        training_row(record, prompt=prompt, field_order=field_order, ordering=ordering, seed=seed)
+        for record in iter_jsonl(path, require_images=True)
+    ]
+    if not rows:
+        raise RecordError(f"{path}: holds no record; expected one JSON object per line.")
+    return rows

@@ -1,0 +1,317 @@
+"""Synthetic detection scenes: coloured shapes on a light background, with exact boxes.
+
+    coordexp data shapes --output runs/data/shapes --train 4000 --val 200
+
+writes `train.jsonl`, `val.jsonl` and PNG files in the package's JSONL contract. A box is the tight box of an
+object's visible pixels, and neighbours differ in colour, so that every number in a label can be read off the
+picture. Each scene draws from its own random stream (seed, split, index): asking for more scenes leaves the
+earlier ones as they were, and the same parameters give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from coordexp.errors import ConfigError
+from coordexp.geometry import quantize_boxes
+from coordexp.models.staging import is_up_to_date, staged_directory, write_stamp
+
+STAMP_NAME = "shapes.json"
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (215, 35, 35),
+    "green": (30, 150, 50),
+    "blue": (35, 65, 215),
+    "yellow": (235, 195, 20),
+    "purple": (140, 45, 180),
+    "orange": (240, 125, 20),
+    "cyan": (20, 185, 200),
+    "black": (30, 30, 30),
+}
+KINDS = ("box", "circle", "ellipse", "triangle", "diamond", "cross")
+
+_COLOR_JITTER = 14  # per channel, so that one colour name covers a small ball of RGB values
+_MIN_SIDE = 6  # px; below this a triangle and a circle look alike
+_MAX_OBJECTS = 100
+_PLACEMENT_TRIES = 40
+_LAYOUT_TRIES = 100
+
+Mask = NDArray[np.bool_]
+Box = tuple[int, int, int, int]
+
+
+def _check_names(field: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    unknown = [name for name in names if name not in known]
+    _check(bool(names) and not unknown, field, ", ".join(unknown or names), f"some of {', '.join(known)}")
+
+
+def _check_range(field: str, low: int, high: int, *, at_least: int, at_most: int) -> None:
+    expected = f"{at_least} <= min_{field} <= max_{field} <= {at_most}"
+    _check(at_least <= low <= high <= at_most, f"min_{field}..max_{field}", f"{low}..{high}", expected)
+
+
+def _check(ok: bool, field: str, found: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"shapes: {field} = {found}: expected {expected}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesConfig:
+    """What the scenes look like.
+
+    Sizes are in pixels. `max_overlap` is the largest share of an object's pixels that later objects may hide;
+    `empty_fraction` is the share of scenes without any object. A crowded scene may hold fewer than
+    `max_objects` objects, never fewer than `min_objects` unless it is one of the empty ones.
+    """
+
+    width: int = 64
+    height: int = 64
+    min_objects: int = 1
+    max_objects: int = 2
+    min_side: int = 16
+    max_side: int = 40
+    kinds: tuple[str, ...] = ("box", "circle", "triangle")
+    colors: tuple[str, ...] = ("red", "green", "blue", "black")
+    max_overlap: float = 0.2
+    empty_fraction: float = 0.0
+    varied_background: bool = True
+
+    def __post_init__(self) -> None:
+        _check_names("kinds", self.kinds, KINDS)
+        _check_names("colors", self.colors, tuple(COLORS))
+        _check_range("objects", self.min_objects, self.max_objects, at_least=1, at_most=_MAX_OBJECTS)
+        image_side = min(self.width, self.height)
+        _check_range("side", self.min_side, self.max_side, at_least=_MIN_SIDE, at_most=image_side)
+        _check(0 <= self.max_overlap < 1, "max_overlap", self.max_overlap, "0 <= max_overlap < 1")
+        _check(0 <= self.empty_fraction <= 1, "empty_fraction", self.empty_fraction, "0..1")
+
+
+PRESETS: dict[str, ShapesConfig] = {
+    "demo": ShapesConfig(),
+    "medium": ShapesConfig(width=96, height=96, max_objects=3, min_side=12, max_side=48, kinds=KINDS[:4]),
+    "hard": ShapesConfig(
+        width=128, height=128, max_objects=6, min_side=10, max_side=64, kinds=KINDS, colors=tuple(COLORS),
+        max_overlap=0.4, empty_fraction=0.05,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One visible shape. `box_xyxy` holds pixel indices: first and last visible column and row."""
+
+    desc: str
+    box_xyxy: Box
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A rendered picture, uint8 [height, width, 3], and its objects in drawing order."""
+
+    pixels: NDArray[np.uint8]
+    objects: tuple[SceneObject, ...]
+
+
+def generate_shapes(
+    output_dir: str | Path,
+    config: ShapesConfig,
+    *,
+    num_train: int,
+    num_val: int,
+    seed: int = 0,
+    force: bool = False,
+    on_scene: Callable[[], object] | None = None,
+) -> bool:
+    """Write `train.jsonl`, `val.jsonl` and `images/<split>/*.png` to `output_dir`, or nothing at all.
+
+    Args:
+        force: replace scenes made from other parameters (never a directory of anything else).
+        on_scene: called after every scene, for a progress bar.
+
+    Returns:
+        True if scenes were written, False if `output_dir` already holds exactly these.
+
+    Raises:
+        ConfigError: negative counts, a configuration that cannot be drawn, or a directory that holds
+            something else.
+    """
+    output_dir = Path(output_dir)
+    splits = {"train": num_train, "val": num_val}
+    for split, count in splits.items():
+        _check(count >= 0, f"number of {split} scenes", count, "0 or more")
+    stamp = {"generator": "coordexp.data.shapes/1", "seed": seed, **splits, **asdict(config)}
+    if not force and is_up_to_date(output_dir, STAMP_NAME, stamp):
+        return False
+    with staged_directory(output_dir, replace=force and (output_dir / STAMP_NAME).is_file()) as staging_dir:
+        for split, count in splits.items():
+            _write_split(staging_dir, config, seed, split, count, on_scene)
+        write_stamp(staging_dir, STAMP_NAME, stamp)
+    return True
+
+
+def render_scene(config: ShapesConfig, *, seed: int, split: str, index: int) -> Scene:
+    """Draw scene `index` of `split`; depends on nothing but the arguments.
+
+    Raises:
+        ConfigError: `min_objects` shapes do not fit within `max_overlap`.
+    """
+    rng = random.Random(f"coordexp-shapes/{seed}/{split}/{index}")
+    pixels_HWC = _background(config, rng)
+    if rng.random() < config.empty_fraction:
+        return Scene(pixels_HWC, ())
+    owner_HW, descs = _layout(config, rng)
+    for number, desc in enumerate(descs, start=1):
+        pixels_HWC[owner_HW == number] = _jittered(COLORS[desc.split()[0]], rng)
+    objects = (SceneObject(desc, _tight_box(owner_HW == n)) for n, desc in enumerate(descs, start=1))
+    return Scene(pixels_HWC, tuple(objects))
+
+
+def scene_record(scene: Scene, image_path: str) -> dict[str, Any]:
+    """The scene as one JSONL record: boxes in bins 0..999, objects sorted by (min y, min x)."""
+    height, width = scene.pixels.shape[:2]
+    objects = []
+    for scene_object in scene.objects:
+        bins = tuple(int(k) for k in quantize_boxes(scene_object.box_xyxy, width, height))
+        objects.append({"desc": scene_object.desc, "bbox_2d": list(bins)})
+    objects.sort(key=lambda item: (item["bbox_2d"][1], item["bbox_2d"][0]))
+    return {"images": [image_path], "width": width, "height": height, "objects": objects}
+
+
+def with_overrides(config: ShapesConfig, overrides: dict[str, Any]) -> ShapesConfig:
+    """`config` with every override that is not None, checked again."""
+    return replace(config, **{key: value for key, value in overrides.items() if value is not None})
+
+
+def _write_split(
+    root: Path, config: ShapesConfig, seed: int, split: str, count: int, on_scene: Callable[[], object] | None
+) -> None:
+    image_dir = root / "images" / split
+    image_dir.mkdir(parents=True)
+    with (root / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
+        for index in range(count):
+            scene = render_scene(config, seed=seed, split=split, index=index)
+            image_path = image_dir / f"{index:06d}.png"
+            Image.fromarray(scene.pixels).save(image_path, compress_level=1)
+            record = scene_record(scene, image_path.relative_to(root).as_posix())
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            if on_scene is not None:
+                on_scene()
+
+
+def _layout(config: ShapesConfig, rng: random.Random) -> tuple[NDArray[np.int16], list[str]]:
+    """Owner of every pixel (0: background, n: object n) and the objects' descriptions."""
+    num_objects = rng.randint(config.min_objects, config.max_objects)
+    for _ in range(_LAYOUT_TRIES):
+        owner_HW = np.zeros((config.height, config.width), dtype=np.int16)
+        descs: list[str] = []
+        areas: list[int] = []
+        for _ in range(num_objects):
+            kind = rng.choice(config.kinds)
+            mask = _place(config, rng, kind, owner_HW, areas)
+            if mask is None:
+                continue
+            color = rng.choice(_free_colors(config, descs, owner_HW, mask))
+            areas.append(int(mask.sum()))
+            descs.append(f"{color} {kind}")
+            owner_HW[mask] = len(descs)
+        if len(descs) >= config.min_objects:
+            return owner_HW, descs
+    raise ConfigError(
+        f"shapes: {config.min_objects} objects of {config.min_side}..{config.max_side} px do not fit a "
+        f"{config.width}x{config.height} image with max_overlap {config.max_overlap}. "
+        "Lower min_objects or max_side, or raise max_overlap or the image size."
+    )
+
+
+def _place(
+    config: ShapesConfig, rng: random.Random, kind: str, owner_HW: NDArray[np.int16], areas: list[int]
+) -> Mask | None:
+    """Pixels of a new shape that hides no earlier object beyond `max_overlap`, or None if none is found."""
+    for _ in range(_PLACEMENT_TRIES):
+        mask = _draw_shape(config, kind, _random_box(config, rng, kind))
+        if all(_hidden_share(owner_HW, n, area, mask) <= config.max_overlap for n, area in _numbered(areas)):
+            return mask
+    return None
+
+
+def _free_colors(
+    config: ShapesConfig, descs: list[str], owner_HW: NDArray[np.int16], mask: Mask
+) -> tuple[str, ...]:
+    """Colours that no neighbour of the new shape wears; all, if they wear every one."""
+    x1, y1, x2, y2 = _tight_box(mask)
+    nearby = np.unique(owner_HW[max(0, y1 - 1) : y2 + 2, max(0, x1 - 1) : x2 + 2])
+    worn = {descs[number - 1].split()[0] for number in nearby if number > 0}
+    return tuple(color for color in config.colors if color not in worn) or config.colors
+
+
+def _numbered(areas: list[int]) -> Iterator[tuple[int, int]]:
+    return enumerate(areas, start=1)
+
+
+def _hidden_share(owner_HW: NDArray[np.int16], number: int, area: int, new_mask: Mask) -> float:
+    still_visible = int(((owner_HW == number) & ~new_mask).sum())
+    return 1.0 - still_visible / area
+
+
+def _random_box(config: ShapesConfig, rng: random.Random, kind: str) -> Box:
+    """Pixel box xyxy (last pixel included) of random size and place; circles are as wide as high."""
+    box_width = rng.randint(config.min_side, config.max_side)
+    box_height = box_width if kind == "circle" else rng.randint(config.min_side, config.max_side)
+    x1 = rng.randint(0, config.width - box_width)
+    y1 = rng.randint(0, config.height - box_height)
+    return x1, y1, x1 + box_width - 1, y1 + box_height - 1
+
+
+def _draw_shape(config: ShapesConfig, kind: str, box: Box) -> Mask:
+    """The pixels of one shape inside `box`, without anti-aliasing. bool [height, width]."""
+    image = Image.new("L", (config.width, config.height), 0)
+    draw = ImageDraw.Draw(image)
+    x1, y1, x2, y2 = box
+    x_mid, y_mid = (x1 + x2) // 2, (y1 + y2) // 2
+    if kind == "box":
+        draw.rectangle(box, fill=1)
+    elif kind in ("circle", "ellipse"):
+        draw.ellipse(box, fill=1)
+    elif kind == "triangle":
+        draw.polygon([(x_mid, y1), (x2, y2), (x1, y2)], fill=1)
+    elif kind == "diamond":
+        draw.polygon([(x_mid, y1), (x2, y_mid), (x_mid, y2), (x1, y_mid)], fill=1)
+    else:  # cross
+        arm_x, arm_y = (x2 - x1) // 3, (y2 - y1) // 3
+        draw.rectangle((x1 + arm_x, y1, x2 - arm_x, y2), fill=1)
+        draw.rectangle((x1, y1 + arm_y, x2, y2 - arm_y), fill=1)
+    return np.asarray(image, dtype=bool)
+
+
+def _tight_box(mask: Mask) -> Box:
+    """First and last column and row that hold a pixel, as x1, y1, x2, y2."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+
+
+def _background(config: ShapesConfig, rng: random.Random) -> NDArray[np.uint8]:
+    """A light, nearly grey canvas; with `varied_background` tinted, shaded across and grainy."""
+    shape = (config.height, config.width, 3)
+    if not config.varied_background:
+        return np.full(shape, 240, dtype=np.uint8)
+    level = rng.randint(205, 235)
+    tint = np.array([level + rng.randint(-10, 10) for _ in range(3)], dtype=np.float64)
+    slope_y, slope_x = rng.uniform(-12, 12), rng.uniform(-12, 12)
+    shade_HW = np.add.outer(
+        np.linspace(-slope_y, slope_y, config.height), np.linspace(-slope_x, slope_x, config.width)
+    )
+    grain = np.frombuffer(rng.randbytes(int(np.prod(shape))), dtype=np.uint8).reshape(shape) % 9
+    canvas = tint + shade_HW[..., None] + grain - 4.0
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def _jittered(color: tuple[int, int, int], rng: random.Random) -> tuple[int, ...]:
+    return tuple(min(255, max(0, c + rng.randint(-_COLOR_JITTER, _COLOR_JITTER))) for c in color)

@@ -1,0 +1,1 @@
+"""How good detections are: COCO metrics, precision / recall / F1, confidence scores and the report."""

@@ -1,0 +1,240 @@
+"""Atoms on coordinate slots: rows of logits and their true bins in, SumCount out.
+
+Notation: z logits, C the coordinate ids in bin order, K their number, g the true bin, T temperature,
+p = softmax(z[C] / T). All arithmetic is float32 (float64 input stays float64). Functions named `*_rows`
+work on a shared `CoordDistribution` and return one value per row; the public atoms sum them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coordexp.errors import ConfigError
+from coordexp.losses.columns import CoordColumns, coord_log_odds
+from coordexp.losses.distribution import CoordDistribution
+from coordexp.losses.sums import SumCount, sum_count
+
+CoordIds = CoordColumns | Sequence[int] | Tensor
+
+
+def gaussian_targets(
+    bins_N: Tensor,
+    num_bins: int = 1000,
+    sigma: float = 2.0,
+    truncate: float | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Soft targets q(k) ~ exp(-(k - g)^2 / (2 sigma^2)), rows sum to 1.
+
+    Arguments:
+        bins_N: int64 [N] true bins in [0, num_bins).
+        sigma: width in bins, > 0.
+        truncate: q is 0 where |k - g| > truncate (bins); None: no cut. 0 gives one-hot rows.
+    Returns float [N, num_bins].
+    """
+    if not sigma > 0:
+        raise ConfigError(f"target_sigma = {sigma}: expected a number of bins > 0")
+    distance_NK = torch.arange(num_bins, dtype=dtype, device=bins_N.device) - bins_N.unsqueeze(-1)
+    weight_NK = (-0.5 * (distance_NK / sigma) ** 2).exp()
+    if truncate is not None:
+        weight_NK = weight_NK.masked_fill(distance_NK.abs() > truncate, 0.0)
+    return weight_NK / weight_NK.sum(-1, keepdim=True)
+
+
+# --- one value per row, from a shared distribution ---------------------------------------------------
+
+
+def soft_ce_rows(dist: CoordDistribution, target_NK: Tensor) -> Tensor:
+    """-sum_k q log p, [N]."""
+    return -(target_NK * dist.log_probs_NK).sum(-1)
+
+
+def w1_rows(dist: CoordDistribution, target_NK: Tensor) -> Tensor:
+    """sum_k |CDF_p(k) - CDF_q(k)| / (K - 1), [N] in [0, 1]."""
+    return (dist.probs_NK - target_NK).cumsum(-1).abs().sum(-1) / (dist.num_bins - 1)
+
+
+def token_ce_rows(dist: CoordDistribution, bins_N: Tensor) -> Tensor:
+    """-log softmax(z[C])[g] at T = 1, [N]."""
+    log_probs_NK = dist.log_probs_NK if dist.temperature == 1.0 else F.log_softmax(dist.logits_NK, -1)
+    return -_at(log_probs_NK, bins_N)
+
+
+def el1_rows(dist: CoordDistribution, bins_N: Tensor) -> Tensor:
+    """E_p |k - g| / (K - 1), [N] in [0, 1]."""
+    return dist.expected_distance_N(bins_N) / (dist.num_bins - 1)
+
+
+def ehuber_rows(dist: CoordDistribution, bins_N: Tensor, delta: float) -> Tensor:
+    """E_p huber(d) with d = |k - g| / (K - 1): d^2 / (2 delta) up to delta, d - delta / 2 beyond. [N]."""
+    if not delta > 0:
+        raise ConfigError(f"coord_huber_delta = {delta}: expected a number > 0 (in units of the image side)")
+    distance_NK = dist.distance_NK(bins_N) / (dist.num_bins - 1)
+    huber_NK = torch.where(distance_NK <= delta, distance_NK.square() / (2 * delta), distance_NK - delta / 2)
+    return (dist.probs_NK * huber_NK).sum(-1)
+
+
+def entropy_rows(dist: CoordDistribution) -> Tensor:
+    """-sum_k p log p, [N] in [0, log K]."""
+    return -(dist.probs_NK * dist.log_probs_NK).sum(-1)
+
+
+def gate_rows(log_odds_N: Tensor) -> Tensor:
+    """-log p_coord from the log-odds of `coord_log_odds`, [N]."""
+    return -F.logsigmoid(log_odds_N)
+
+
+def text_gate_rows(log_odds_N: Tensor) -> Tensor:
+    """-log(1 - p_coord) from the log-odds of `coord_log_odds`, [N]; finite for p_coord -> 1."""
+    return -F.logsigmoid(-log_odds_N)
+
+
+def monitor_rows(
+    dist: CoordDistribution, bins_N: Tensor, log_odds_N: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What `coord_monitors` averages, one value per row; `coord_vocab_mass` only where odds are given.
+
+    `expected_bin_mae` holds |E_p k - g|, from which the 90th percentile is taken too.
+    """
+    scaled_NK = dist.scaled_logits_NK
+    top5_N5 = scaled_NK.topk(min(5, dist.num_bins), dim=-1).indices
+    rows = {
+        "acc_top5": (top5_N5 == bins_N.unsqueeze(-1)).any(-1).to(scaled_NK.dtype),
+        "p_gt_mean": _at(dist.probs_NK, bins_N),
+        "margin_mean": scaled_NK.amax(-1) - _at(scaled_NK, bins_N),
+        "expected_bin_mae": (dist.expected_bin_N - bins_N).abs(),
+        "w1_to_delta": dist.expected_distance_N(bins_N),
+    }
+    if log_odds_N is not None:
+        rows["coord_vocab_mass"] = log_odds_N.sigmoid()
+    return {name: values_N.detach() for name, values_N in rows.items()}
+
+
+# --- the atoms ---------------------------------------------------------------------------------------
+
+
+def coord_soft_ce(
+    logits_NK: Tensor,
+    bins_N: Tensor,
+    *,
+    sigma: float,
+    truncate: float | None = None,
+    temperature: float = 1.0,
+) -> SumCount:
+    """Cross-entropy of the coordinate logits against a Gaussian around the true bin.
+
+    Same as: q = gaussian_targets(bins, K, sigma, truncate); -(q * log_softmax(z / T)).sum(-1)
+    logits_NK: float [N, K]; bins_N: int64 [N] in [0, K). Returns the sum over N, and N.
+    """
+    dist = CoordDistribution(logits_NK, temperature)
+    return sum_count(soft_ce_rows(dist, _targets_for(dist, bins_N, sigma, truncate)))
+
+
+def coord_w1(
+    logits_NK: Tensor,
+    bins_N: Tensor,
+    *,
+    sigma: float,
+    truncate: float | None = None,
+    temperature: float = 1.0,
+) -> SumCount:
+    """Wasserstein-1 distance between p and the Gaussian target on ordered bins, divided by K - 1.
+
+    Same as: (softmax(z / T).cumsum(-1) - q.cumsum(-1)).abs().sum(-1) / (K - 1)
+    logits_NK: float [N, K]; bins_N: int64 [N] in [0, K). Returns the sum over N, and N.
+    """
+    dist = CoordDistribution(logits_NK, temperature)
+    return sum_count(w1_rows(dist, _targets_for(dist, bins_N, sigma, truncate)))
+
+
+def coord_token_ce(logits_NK: Tensor, bins_N: Tensor, *, temperature: float = 1.0) -> SumCount:
+    """Hard cross-entropy over the K bins, always at T = 1 (`temperature` is accepted and ignored).
+
+    Same as: F.cross_entropy(logits, bins, reduction="sum")
+    logits_NK: float [N, K]; bins_N: int64 [N] in [0, K). Returns the sum over N, and N.
+    """
+    return sum_count(token_ce_rows(CoordDistribution(logits_NK), bins_N))
+
+
+def coord_el1(logits_NK: Tensor, bins_N: Tensor, *, temperature: float = 1.0) -> SumCount:
+    """Expected absolute error in units of the image side.
+
+    Same as: (softmax(z / T) * (arange(K) - bin).abs()).sum(-1) / (K - 1)
+    logits_NK: float [N, K]; bins_N: int64 [N] in [0, K). Returns the sum over N, and N.
+    """
+    return sum_count(el1_rows(CoordDistribution(logits_NK, temperature), bins_N))
+
+
+def coord_ehuber(logits_NK: Tensor, bins_N: Tensor, *, delta: float, temperature: float = 1.0) -> SumCount:
+    """Expected Huber error with d = |k - bin| / (K - 1).
+
+    Same as: (softmax(z / T) * where(d <= delta, d**2 / (2 * delta), d - delta / 2)).sum(-1)
+    logits_NK: float [N, K]; bins_N: int64 [N] in [0, K); delta > 0. Returns the sum over N, and N.
+    """
+    return sum_count(ehuber_rows(CoordDistribution(logits_NK, temperature), bins_N, delta))
+
+
+def coord_entropy(logits_NK: Tensor, bins_N: Tensor | None = None, *, temperature: float = 1.0) -> SumCount:
+    """Entropy of p in nats; minimising it sharpens the distribution. `bins_N` is not looked at.
+
+    Same as: -(softmax(z / T) * log_softmax(z / T)).sum(-1)
+    logits_NK: float [N, K]. Returns the sum over N, and N.
+    """
+    return sum_count(entropy_rows(CoordDistribution(logits_NK, temperature)))
+
+
+def coord_gate(logits_NV: Tensor, coord_ids: CoordIds, *, temperature: float = 1.0) -> SumCount:
+    """Penalty for probability outside the coordinate tokens at coordinate slots.
+
+    Same as: logsumexp(z / T) - logsumexp(z[C] / T) = -log p_coord
+    logits_NV: float [N, V]. Returns the sum over N, and N.
+    """
+    return sum_count(gate_rows(coord_log_odds(logits_NV, CoordColumns.of(coord_ids), temperature)))
+
+
+def text_gate(logits_NV: Tensor, coord_ids: CoordIds, *, temperature: float = 1.0) -> SumCount:
+    """Penalty for probability on the coordinate tokens at text rows.
+
+    Same as: logsumexp(z / T) - logsumexp(z[not C] / T) = -log(1 - p_coord)
+    logits_NV: float [N, V]. Returns the sum over N, and N.
+    """
+    return sum_count(text_gate_rows(coord_log_odds(logits_NV, CoordColumns.of(coord_ids), temperature)))
+
+
+@torch.no_grad()
+def coord_monitors(
+    logits_NV: Tensor, bins_N: Tensor, coord_ids: CoordIds, *, temperature: float = 1.0
+) -> dict[str, Tensor]:
+    """How good the coordinate distributions are; no part of any loss.
+
+    acc_top5: true bin among the 5 likeliest; p_gt_mean: p[g]; margin_mean: max z[C]/T - z[g]/T;
+    expected_bin_mae: |E_p k - g| in bins, expected_bin_abs_err_p90 its 90th percentile (linear
+    interpolation); w1_to_delta: E_p|k - g| in bins; coord_vocab_mass: probability on the coordinate
+    tokens. Means over the N rows, as 0-dim tensors; no key at all when N = 0.
+    """
+    if logits_NV.shape[0] == 0:
+        return {}
+    columns = CoordColumns.of(coord_ids)
+    dist = CoordDistribution(columns.take(logits_NV), temperature)
+    rows = monitor_rows(dist, bins_N, coord_log_odds(logits_NV, columns, temperature))
+    means = {name: values_N.mean() for name, values_N in rows.items()}
+    return means | {"expected_bin_abs_err_p90": p90(rows["expected_bin_mae"])}
+
+
+def p90(values_N: Tensor) -> Tensor:
+    """90th percentile with linear interpolation between order statistics. N > 0."""
+    return values_N.quantile(0.9)
+
+
+def _targets_for(dist: CoordDistribution, bins_N: Tensor, sigma: float, truncate: float | None) -> Tensor:
+    return gaussian_targets(bins_N, dist.num_bins, sigma, truncate, dtype=dist.logits_NK.dtype)
+
+
+def _at(values_NK: Tensor, bins_N: Tensor) -> Tensor:
+    """values[n, bins[n]], [N]."""
+    return values_NK.gather(-1, bins_N.unsqueeze(-1)).squeeze(-1)

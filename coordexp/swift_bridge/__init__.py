@@ -1,0 +1,1 @@
+"""The only folder that imports ms-swift: arguments, template, datasets, trainer base, engine, version check."""

@@ -1,0 +1,91 @@
+"""What the plugin reads from the command line of `swift sft`, and the rejection of flags nobody knows.
+
+ms-swift imports plugins while it parses its arguments and offers them no way to add flags, so ours are read from
+`sys.argv`. They need `--ignore_args_error true`, under which ms-swift only warns about a misspelt flag; this module
+restores the error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swift.arguments import SftArguments
+from swift.utils.utils import _patch_get_type_hints
+from transformers import HfArgumentParser
+
+from coordexp.errors import ConfigError
+
+OUR_FLAGS = ("custom_trainer_variant", "coordexp", "coordexp_config")
+
+
+@dataclass(frozen=True)
+class PluginFlags:
+    """Our own flags, and the ms-swift values the plugin needs before ms-swift has built its arguments."""
+
+    variant: str | None
+    sections: dict[str, Any] | None
+    config_file: str | None
+    model: str | None
+    datasets: tuple[str, ...]
+    val_datasets: tuple[str, ...]
+    seed: int
+
+
+def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
+    """Split `argv` into our flags and ms-swift's.
+
+    Raises:
+        ConfigError: a flag neither side knows (with the nearest valid one), or `--coordexp` that is not a JSON object.
+    """
+    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in OUR_FLAGS:
+        ours.add_argument(f"--{flag}")
+    own, rest = ours.parse_known_args(list(argv))
+    with _patch_get_type_hints():
+        swift_parser = HfArgumentParser([SftArguments])
+    swift_parser.allow_abbrev = False
+    reject_unknown_flags(rest, [o for action in swift_parser._actions for o in action.option_strings])
+    swift_values, _ = swift_parser.parse_known_args(rest)
+    return PluginFlags(
+        variant=own.custom_trainer_variant,
+        sections=_json_object(own.coordexp),
+        config_file=own.coordexp_config,
+        model=swift_values.model,
+        datasets=tuple(swift_values.dataset),
+        val_datasets=tuple(swift_values.val_dataset),
+        seed=swift_values.data_seed if swift_values.data_seed is not None else swift_values.seed,
+    )
+
+
+def reject_unknown_flags(argv: Sequence[str], known: Sequence[str]) -> None:
+    """ConfigError that names every flag of `argv` missing from `known`, each with the nearest valid one."""
+    valid = [*known, *(f"--{flag}" for flag in OUR_FLAGS)]
+    unknown = [token.split("=", 1)[0] for token in argv if token.startswith("--")]
+    unknown = [flag for flag in unknown if flag not in known]
+    if not unknown:
+        return
+    lines = []
+    for flag in unknown:
+        near = difflib.get_close_matches(flag, valid, n=1)
+        lines.append(f"{flag}: " + (f"did you mean {near[0]}?" if near else "no similar flag exists"))
+    raise ConfigError(
+        "flags that neither ms-swift nor coordexp knows: " + "; ".join(lines) + " Nothing was started. "
+        "(`swift sft --help` lists ms-swift's flags, runbooks/config.md ours.)"
+    )
+
+
+def _json_object(text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--coordexp is not valid JSON ({error}); expected an object such as '{{\"custom\": {{}}}}'.") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"--coordexp holds a JSON {type(value).__name__}; expected an object of sections.")
+    return value

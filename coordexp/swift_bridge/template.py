@@ -1,0 +1,49 @@
+"""A Qwen3-VL template that takes its media-token ids from the model's config.
+
+The stock template carries the ids of the released checkpoints as class attributes, so a model with another
+tokenizer (a tiny test model, an expanded vocabulary) would look for the wrong image placeholder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swift.template.register import register_template
+from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
+
+from coordexp.errors import ConfigError
+
+
+class CoordQwen3VLTemplate(Qwen3VLTemplate):
+    """Qwen3-VL's template with `image_token_id` and `video_token_id` of the loaded model."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # The class-level list is extended in place by ms-swift: keep one per instance.
+        self.placeholder_tokens = list(type(self).placeholder_tokens)
+        super().__init__(*args, **kwargs)
+
+    def init_processor(self, processor: Any) -> None:
+        super().init_processor(processor)
+        if processor is None:
+            return
+        for name, token in (("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>")):
+            from_config = getattr(self.config, name, None)
+            from_tokenizer = self.tokenizer.convert_tokens_to_ids(token)
+            if from_config is None:
+                raise ConfigError(f"model {self.model_info.model_dir}: config.json has no {name}; is this a Qwen3-VL model?")
+            if from_config != from_tokenizer:
+                raise ConfigError(
+                    f"model {self.model_info.model_dir}: config.json says {name} = {from_config}, but its tokenizer maps "
+                    f"{token} to {from_tokenizer}; save model and tokenizer together."
+                )
+            setattr(self, name, from_config)
+
+
+def register_coord_template() -> None:
+    """Make `CoordQwen3VLTemplate` the template of model type `qwen3_vl` in this process (idempotent)."""
+    register_template(
+        QwenTemplateMeta(
+            "qwen3_vl", template_cls=CoordQwen3VLTemplate, default_system=None, thinking_prefix="<think>\n"
+        ),
+        exist_ok=True,
+    )

@@ -1,0 +1,57 @@
+"""ms-swift's SFT trainer with the three seams our trainers use.
+
+1. `plan_step(batches)`: called once per optimizer step with all its micro-batches, before the first forward.
+2. `compute_loss` of a subclass sees model inputs only; supervision travels in `SUPERVISION_KEYS`.
+3. `window_metrics(mode)`: what a subclass adds to every log record, called on all ranks; `on_record` receives the
+   finished record on the main process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from swift.trainers import Seq2SeqTrainer
+from torch import Tensor, nn
+
+# Keys of a collated batch that describe supervision or bookkeeping and are no argument of the model's forward.
+SUPERVISION_KEYS = ("labels", "loss_scale", "channel", "text_position_ids", "compute_loss_func", "num_samples")
+
+
+class SwiftTrainerBridge(Seq2SeqTrainer):
+    """Adapts ms-swift's Seq2SeqTrainer; knows nothing of coordinates."""
+
+    def plan_step(self, batches: list[dict[str, Any]]) -> None:
+        """All micro-batches of the coming optimizer step on this rank. Collectives are allowed: all ranks call it."""
+
+    def window_metrics(self, mode: str) -> dict[str, float]:
+        """Metrics gathered since the last call for `mode` ("train" or "eval"). Called on every rank."""
+        return {}
+
+    def on_record(self, mode: str, record: dict[str, float]) -> None:
+        """A complete log record, on the main process only."""
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self.plan_step(batches)
+        return batches, num_items
+
+    def get_use_logits_to_keep(self, default_value: bool = True) -> bool:
+        # Rows are chosen exactly, per token, by coordexp.models.supervised_rows.
+        return False
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        mode = "train" if self.model.training else "eval"
+        # In place: evaluate() hands this very dict on to best-checkpoint selection.
+        logs.update(self.window_metrics(mode))
+        super().log(logs, *args, **kwargs)
+        if self.is_world_process_zero():
+            self.on_record(mode, logs)
+
+    @property
+    def unwrapped_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)

@@ -1,0 +1,1 @@
+"""One linear story per training stage."""

@@ -1,0 +1,67 @@
+"""What all our trainers share: metrics in, one payload out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.data.collator import with_supervised_rows
+from coordexp.losses.columns import CoordColumns
+from coordexp.metrics.accumulate import MetricStore
+from coordexp.metrics.payload import build_payload
+from coordexp.metrics.sinks import MetricsSink
+from coordexp.swift_bridge.trainer import SwiftTrainerBridge
+from coordexp.trainers.runtime import active
+
+
+class CoordTrainer(SwiftTrainerBridge):
+    """Owns the metric store, its payload sinks and the coordinate columns of the vocabulary."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.settings = active()
+        template = kwargs["template"] if "template" in kwargs else args[2]
+        self.vocab = CoordVocab.from_tokenizer(template.tokenizer)
+        self.columns = CoordColumns(self.vocab.ids)
+        super().__init__(*args, **kwargs)
+        self.metrics = MetricStore()
+        self._sink: MetricsSink | None = None
+
+    def _get_data_collator(self, args: Any, template: Any) -> Any:
+        return with_supervised_rows(super()._get_data_collator(args, template), self.columns)
+
+    def add_metrics(self, metrics: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
+        """Put (sum, count) pairs into the window of the current mode. No host sync."""
+        self.metrics.add_all(metrics, mode="train" if self.model.training else "eval")
+
+    def window_metrics(self, mode: str) -> dict[str, float]:
+        return self.metrics.flush(mode)
+
+    def on_record(self, mode: str, record: dict[str, float]) -> None:
+        numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float))}
+        payload = build_payload(mode, self.state.global_step, numbers)
+        if self._sink is None:
+            self._sink = MetricsSink(Path(self.args.output_dir), meta=self.settings.meta)
+        self._sink.write(payload)
+
+    def sum_over_ranks(self, counts: Tensor) -> Tensor:
+        """`counts` added up over all ranks when `average_tokens_across_devices` asks for it, else as they are."""
+        if self.args.average_tokens_across_devices and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+        return counts
+
+    @property
+    def gradient_scale(self) -> float:
+        """Undoes the averaging of gradients over ranks, for losses divided by counts of all ranks."""
+        return float(self.accelerator.num_processes) if self.args.average_tokens_across_devices else 1.0
+
+
+def accuracy(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Top-1 hits and rows. logits_RV: [R, V]; targets_R: int64 [R]."""
+    hits = (logits_RV.argmax(dim=-1) == targets_R).sum()
+    return hits.float(), torch.full_like(hits, targets_R.numel()).float()

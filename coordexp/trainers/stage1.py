@@ -1,0 +1,71 @@
+"""Stage 1: cross-entropy on text, a distribution loss on coordinate slots, one teacher-forced forward.
+
+    loss of a micro-batch = text CE sum / T + coordinate loss sum / C
+
+where T and C count text and coordinate rows of the whole optimizer step: all micro-batches of all ranks. The result
+does not depend on how a step is cut into micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coordexp.data.collator import ROWS_KEY, take_rows
+from coordexp.losses.inputs import LossInputs
+from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
+from coordexp.metrics.keys_stage1 import PACK_NUM_SAMPLES
+from coordexp.metrics.keys_tokens import TOKEN_ACC
+from coordexp.models.supervised_rows import head_on_rows
+from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
+from coordexp.trainers.base import CoordTrainer, accuracy
+
+
+class Stage1CoordTrainer(CoordTrainer):
+    """Trainer variant `stage1_coord`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        custom = self.settings.sections.custom
+        settings = custom.coord_soft_ce_w1.model_dump()
+        mass_monitor = settings.pop("monitor_mass")
+        self.weights = Stage1Weights.from_mapping(settings)
+        self.needs = self.weights.needs(mass_monitor=mass_monitor)
+        self._step_counts: Tensor | None = None
+
+    def plan_step(self, batches: list[dict[str, Any]]) -> None:
+        num_text = sum(batch[ROWS_KEY]["num_text"] for batch in batches)
+        num_coord = sum(batch[ROWS_KEY]["bins_N"].numel() for batch in batches)
+        counts = torch.tensor([num_text, num_coord], device=self.args.device)
+        self._step_counts = self.sum_over_ranks(counts)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        rows, num_samples = take_rows(inputs)
+        for key in SUPERVISION_KEYS:
+            inputs.pop(key, None)
+        with head_on_rows(self.unwrapped_model, rows.positions_R):
+            outputs = model(**inputs, use_cache=False)
+        logits_RV = outputs.logits
+        terms = stage1_terms(LossInputs.from_logits(logits_RV, rows, self.columns, self.needs), self.weights)
+        self.add_metrics(self._numbers(terms, logits_RV, rows.targets_R, num_samples))
+        if self.model.training and self._step_counts is not None:
+            loss = combine(terms, *self._step_counts.unbind()) * self.gradient_scale
+        else:
+            loss = combine(terms, terms.text.count, terms.coord.count)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _numbers(
+        self, terms: Stage1Terms, logits_RV: Tensor, targets_R: Tensor, num_samples: int
+    ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
+        numbers: dict[str, tuple[Tensor | float, Tensor | float]] = dict(terms.metrics())
+        numbers[TOKEN_ACC] = accuracy(logits_RV.detach(), targets_R)
+        numbers[PACK_NUM_SAMPLES] = (float(num_samples), 1.0)
+        return numbers

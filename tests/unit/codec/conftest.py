@@ -1,0 +1,34 @@
+"""Tokenizer fixtures of the codec tests; the modules they share with the bench are in tests/fixtures/codec."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "fixtures" / "codec"))
+
+from codec_tokenizers import MAKERS
+
+
+@pytest.fixture(scope="session")
+def tokenizers():
+    """Both tokenizers by name."""
+    return {name: make() for name, make in MAKERS.items()}
+
+
+@pytest.fixture(scope="session", params=MAKERS)
+def tok(request, tokenizers):
+    """Each of the two tokenizers in turn."""
+    return tokenizers[request.param]
+
+
+@pytest.fixture(scope="session")
+def demo(tokenizers):
+    return tokenizers["demo"]
+
+
+@pytest.fixture(scope="session")
+def fused(tokenizers):
+    return tokenizers["fused"]

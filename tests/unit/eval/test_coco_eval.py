@@ -1,0 +1,316 @@
+"""COCO numbers: against both engines run directly, a brute-force AP written here, a real pair of files."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from coordexp.errors import ConfigError, RecordError
+from coordexp.eval.coco import ENGINES, METRIC_NAMES, ImageDetections, evaluate_coco, run_coco, to_coco
+
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "coco_val2014_100"
+IOU_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
+
+
+@pytest.fixture(scope="module")
+def real_pair():
+    gt = json.loads((FIXTURE / "instances_val2014_100.json").read_text())
+    return gt, json.loads((FIXTURE / "instances_val2014_fakebbox100_results.json").read_text())
+
+
+def random_pair(num_images: int, seed: int) -> tuple[dict, list]:
+    """A data set with crowds, empty images and all sizes; results near the truth, with tied scores."""
+    rng = np.random.default_rng(seed)
+    images = [{"id": 10 * i + 3, "width": 640, "height": 480} for i in range(num_images)]
+    categories = [{"id": 5, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 9, "name": "never annotated"}]
+    annotations, preds = [], []
+    for image in images[: -max(1, num_images // 10)]:
+        for _ in range(rng.integers(0, 7)):
+            size = rng.choice([12.0, 60.0, 200.0]) * rng.uniform(0.5, 1.5, 2)
+            x, y = rng.uniform(0, 400, 2)
+            box = [float(x), float(y), float(size[0]), float(size[1])]
+            category = int(rng.choice([5, 2]))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "area": box[2] * box[3] * 0.7,
+                    "iscrowd": int(rng.random() < 0.1),
+                }
+            )
+            for _ in range(rng.integers(0, 4)):
+                near = [float(value) for value in np.array(box) + rng.normal(0, 0.06, 4) * max(size)]
+                category_id = category if rng.random() < 0.9 else 9
+                score = round(float(rng.random()), 1)
+                near[2:] = [max(1.0, side) for side in near[2:]]
+                preds.append(
+                    {"image_id": image["id"], "category_id": category_id, "bbox": near, "score": score}
+                )
+    preds += [
+        {"image_id": image["id"], "category_id": 5, "bbox": [1.0, 2.0, 50.0, 60.0], "score": 0.5}
+        for image in images[::7]
+    ]
+    gt = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    return gt, [preds[i] for i in rng.permutation(len(preds))]
+
+
+def pycocotools_directly(gt: dict, preds: list, iou_type: str = "bbox") -> list[float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco_gt = COCO()
+        coco_gt.dataset = copy.deepcopy(gt)
+        coco_gt.createIndex()
+        evaluator = COCOeval(coco_gt, coco_gt.loadRes(copy.deepcopy(preds)), iou_type)
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return [float(value) for value in evaluator.stats]
+
+
+def brute_force_ap(gt: dict, preds: list) -> float:
+    """AP over IoU 0.50:0.05:0.95 by definition: greedy matching by score, precision at 101 recalls."""
+
+    def iou(a, b, is_crowd):
+        width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+        height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+        shared = max(width, 0) * max(height, 0)
+        return shared / (a[2] * a[3] if is_crowd else a[2] * a[3] + b[2] * b[3] - shared)
+
+    def flags(threshold, category, image):
+        """(score, is true positive or None for ignored) of the image's detections, best score first."""
+        truths = [a for a in gt["annotations"] if (a["image_id"], a["category_id"]) == (image, category)]
+        found = [p for p in preds if (p["image_id"], p["category_id"]) == (image, category)]
+        taken, result = set(), []
+        for pred in sorted(found, key=lambda p: -p["score"])[:100]:
+            overlaps = [iou(pred["bbox"], t["bbox"], t["iscrowd"]) for t in truths]
+            regular = [j for j, t in enumerate(truths) if not t["iscrowd"] and j not in taken]
+            hits = [j for j in regular if overlaps[j] >= threshold]
+            if hits:
+                best = max(hits, key=lambda j: (overlaps[j], j))
+                taken.add(best)
+                result.append((pred["score"], True))
+            elif any(t["iscrowd"] and o >= threshold for t, o in zip(truths, overlaps, strict=True)):
+                result.append((pred["score"], None))
+            else:
+                result.append((pred["score"], False))
+        return result
+
+    aps = []
+    for category in (c["id"] for c in gt["categories"]):
+        num_gt = sum(a["category_id"] == category and not a["iscrowd"] for a in gt["annotations"])
+        if not num_gt:
+            continue
+        for threshold in IOU_THRESHOLDS:
+            ranked = [flag for image in gt["images"] for flag in flags(threshold, category, image["id"])]
+            ranked = [hit for _, hit in sorted(ranked, key=lambda flag: -flag[0]) if hit is not None]
+            hits = np.cumsum(ranked) if ranked else np.zeros(0)
+            precision = hits / np.arange(1, len(hits) + 1)
+            recall = hits / num_gt
+            points = [max(precision[recall >= r], default=0.0) for r in np.linspace(0, 1, 101)]
+            aps.append(np.mean(points))
+    return float(np.mean(aps))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_real_pair_gives_the_known_numbers(real_pair, engine):
+    metrics = evaluate_coco(*real_pair, engine=engine)
+    assert [round(metrics[name], 3) for name in ("AP", "AP50", "AP75", "AR100")] == [
+        0.505,
+        0.697,
+        0.573,
+        0.595,
+    ]
+    assert tuple(metrics) == METRIC_NAMES
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_all_twelve_numbers_equal_pycocotools_run_directly(real_pair, engine, iou_type):
+    metrics = evaluate_coco(*real_pair, engine=engine, iou_type=iou_type)
+    np.testing.assert_allclose(
+        list(metrics.values()), pycocotools_directly(*real_pair, iou_type), atol=1e-9, rtol=0
+    )
+
+
+def test_engines_agree_on_500_images_with_ties_crowds_and_empty_images():
+    gt, preds = random_pair(500, seed=11)
+    assert sum(a["iscrowd"] for a in gt["annotations"]) > 50
+    ours, faster = (list(evaluate_coco(gt, preds, engine=engine).values()) for engine in ENGINES)
+    np.testing.assert_allclose(faster, ours, atol=1e-9, rtol=0)
+    assert ours == pycocotools_directly(gt, preds)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_ap_equals_its_definition_worked_by_brute_force(engine):
+    gt, preds = random_pair(12, seed=4)
+    distinct = [{**pred, "score": 1.0 - rank / len(preds)} for rank, pred in enumerate(preds)]
+    assert evaluate_coco(gt, distinct, engine=engine)["AP"] == pytest.approx(
+        brute_force_ap(gt, distinct), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_perfect_detections_have_ap_1_and_a_shift_by_one_pixel_what_brute_force_gives(engine):
+    gt, _ = random_pair(20, seed=5)
+    gt["annotations"] = [{**annotation, "iscrowd": 0} for annotation in gt["annotations"]]
+    perfect = [
+        {key: annotation[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9 - rank / 1000}
+        for rank, annotation in enumerate(gt["annotations"])
+    ]
+    metrics = evaluate_coco(gt, perfect, engine=engine)
+    assert [metrics[name] for name in ("AP", "AP50", "AP75", "AR100")] == pytest.approx([1.0] * 4, abs=1e-9)
+    shifted = [{**p, "bbox": [p["bbox"][0] + 1, p["bbox"][1] + 1, *p["bbox"][2:]]} for p in perfect]
+    shifted_ap = evaluate_coco(gt, shifted, engine=engine)["AP"]
+    assert 0.3 < shifted_ap < 1.0
+    assert shifted_ap == pytest.approx(brute_force_ap(gt, shifted), abs=1e-9)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_detections_give_zeros_and_no_ground_truth_gives_minus_one(engine):
+    gt, preds = random_pair(10, seed=6)
+    nothing_found = evaluate_coco(gt, [], engine=engine)
+    assert set(nothing_found.values()) == {0.0}
+    nothing_to_find = evaluate_coco({**gt, "annotations": []}, preds, engine=engine)
+    assert set(nothing_to_find.values()) == {-1.0}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_inputs_stay_as_they_are_and_the_console_stays_quiet(real_pair, engine, iou_type, capfd):
+    gt, preds = real_pair
+    gt_before, preds_before = copy.deepcopy(gt), copy.deepcopy(preds)
+    evaluate_coco(gt, preds, engine=engine, iou_type=iou_type)
+    assert (gt, preds) == (gt_before, preds_before)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_annotation_with_id_0_can_be_found(engine):
+    gt = {
+        "images": [{"id": 0, "width": 100, "height": 100}],
+        "annotations": [{"id": 0, "image_id": 0, "category_id": 1, "bbox": [10, 10, 40, 40]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    preds = [{"image_id": 0, "category_id": 1, "bbox": (10, 10, 40, 40), "score": 1}]
+    assert evaluate_coco(gt, preds, engine=engine)["AP"] == pytest.approx(1.0)
+
+
+def test_segmentations_without_boxes_may_be_polygons_or_run_lengths():
+    triangle = [10.0, 10.0, 60.0, 10.0, 10.0, 60.0]
+    gt = to_coco([ImageDetections(1, 100, 100, [("sail", triangle)], [])]).gt
+    run_length = coco_mask.merge(coco_mask.frPyObjects([triangle], 100, 100))
+    for segmentation in ([triangle], run_length):
+        preds = [{"image_id": 1, "category_id": 1, "segmentation": segmentation, "score": 0.5}]
+        assert evaluate_coco(gt, preds, iou_type="segm")["AP"] == pytest.approx(1.0)
+
+
+def test_per_category_ap_averages_to_ap_and_leaves_out_what_has_no_ground_truth():
+    gt, preds = random_pair(60, seed=8)
+    by_engine = [run_coco(gt, preds, engine=engine) for engine in ENGINES]
+    for evaluation in by_engine:
+        per_category = evaluation.per_category_ap()
+        assert set(per_category) == {"cat", "dog"}
+        assert np.mean(list(per_category.values())) == pytest.approx(evaluation.metrics["AP"], abs=1e-12)
+        assert evaluation.precision.shape == (10, 101, 3, 4, 3)
+    only_cats = [pred for pred in preds if pred["category_id"] == 5]
+    assert by_engine[0].per_category_ap()["cat"] == run_coco(gt, only_cats).per_category_ap()["cat"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": float("nan")}, r"preds\[1\]\.score is nan: expected a finite number"),
+        ({"score": None}, r"preds\[1\] has no score.*coordexp score"),
+        ({"image_id": 404}, r"preds\[1\]\.image_id is 404, not one of the 2 images"),
+        ({"category_id": 7}, r"preds\[1\]\.category_id is 7, not one of the 1 categories"),
+        ({"bbox": [1, 2, 3]}, r"preds\[1\]\.bbox is \[1, 2, 3\]"),
+        ({"bbox": [1, 2, -3, 4]}, r"preds\[1\]\.bbox is \[1, 2, -3, 4\]"),
+        ({"bbox": [1, 2, float("inf"), 4]}, r"preds\[1\]\.bbox"),
+    ],
+)
+def test_a_bad_result_is_named_by_its_index(change, message):
+    images = [
+        ImageDetections(i, 50, 50, [("cat", (1, 1, 20, 20))], [("cat", (1, 1, 20, 20), 0.5)]) for i in (1, 2)
+    ]
+    export = to_coco(images)
+    preds = [export.preds[0], {**export.preds[1], **change}]
+    with pytest.raises(RecordError, match=message):
+        evaluate_coco(export.gt, preds)
+
+
+def test_a_bad_ground_truth_is_named():
+    gt = to_coco([ImageDetections(1, 50, 50, [("cat", (1, 1, 20, 20))], [])]).gt
+    with pytest.raises(RecordError, match="has no categories"):
+        evaluate_coco({key: gt[key] for key in ("images", "annotations")}, [])
+    with pytest.raises(RecordError, match=r"images\[1\] repeats id 1"):
+        evaluate_coco({**gt, "images": gt["images"] * 2}, [])
+    with pytest.raises(RecordError, match=r"annotations\[0\]\.image_id is 3"):
+        evaluate_coco({**gt, "annotations": [{**gt["annotations"][0], "image_id": 3}]}, [])
+
+
+def test_unknown_engine_and_iou_type_are_refused():
+    gt, preds = random_pair(2, seed=0)
+    with pytest.raises(ConfigError, match="engine is 'detectron'"):
+        evaluate_coco(gt, preds, engine="detectron")
+    with pytest.raises(ConfigError, match="iou_type is 'keypoints'"):
+        evaluate_coco(gt, preds, iou_type="keypoints")
+
+
+def test_to_coco_writes_pixel_exact_boxes_and_sorted_categories():
+    image = ImageDetections(
+        7,
+        640,
+        480,
+        gt=[("zebra", (10, 20, 30, 60)), ("ant", (0, 0, 5, 5))],
+        pred=[("ant", (1, 2, 4, 8), 0.25)],
+    )
+    empty = ImageDetections(8, 100, 90, gt=[], pred=[("zebra", (0, 0, 9, 9), 0.5)], file_name="empty.png")
+    export = to_coco([image, empty])
+    assert export.gt["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "zebra"}]
+    assert [i["id"] for i in export.gt["images"]] == [7, 8]
+    assert export.gt["images"][1]["file_name"] == "empty.png"
+    assert [a["id"] for a in export.gt["annotations"]] == [1, 2]
+    zebra = export.gt["annotations"][0]
+    assert (zebra["bbox"], zebra["area"], zebra["iscrowd"]) == ([10, 20, 20, 40], 800, 0)
+    assert zebra["segmentation"] == [[10, 20, 30, 20, 30, 60, 10, 60]]
+    assert export.preds == [
+        {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 6], "score": 0.25},
+        {"image_id": 8, "category_id": 2, "bbox": [0, 0, 9, 9], "score": 0.5},
+    ]
+
+
+def test_to_coco_gives_polygons_a_segmentation_a_box_and_their_own_area():
+    triangle = (10, 10, 50, 10, 10, 40)
+    export = to_coco([ImageDetections(1, 99, 99, [("sail", triangle)], [("sail", triangle, 1.0)])])
+    annotation, result = export.gt["annotations"][0], export.preds[0]
+    assert (annotation["bbox"], annotation["area"]) == ([10, 10, 40, 30], 600)
+    assert annotation["segmentation"] == result["segmentation"] == [list(triangle)]
+    assert evaluate_coco(export.gt, export.preds, iou_type="segm")["AP"] == pytest.approx(1.0)
+
+
+def test_descs_outside_the_categories_are_mapped_or_dropped_and_counted():
+    box = (0, 0, 9, 9)
+    preds = [("kitten", box, 0.9), ("cat", box, 0.8), ("unicorn", box, 0.7), ("unicorn", box, 0.6)]
+    export = to_coco([ImageDetections(1, 20, 20, [("cat", box)], preds)], desc_map={"kitten": "cat"})
+    assert [pred["score"] for pred in export.preds] == [0.9, 0.8]
+    assert (export.mapped, export.dropped) == ({"kitten": 1}, {"unicorn": 2})
+    with pytest.raises(ConfigError, match="'kitten' to 'feline'"):
+        to_coco([ImageDetections(1, 20, 20, [("cat", box)], preds)], desc_map={"kitten": "feline"})
+
+
+def test_to_coco_refuses_a_repeated_image_and_a_missing_or_infinite_score():
+    image = ImageDetections(5, 20, 20, [("cat", (0, 0, 9, 9))], [("cat", (0, 0, 9, 9), float("inf"))])
+    with pytest.raises(RecordError, match=r"image 5 pred\[0\]\.score is inf"):
+        to_coco([image])
+    with pytest.raises(RecordError, match="repeats id 5"):
+        to_coco([image, image])
