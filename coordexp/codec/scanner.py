@@ -30,11 +30,11 @@ _SPACE = re.compile(WS)
 
 def _partial_container_pattern() -> re.Pattern[bytes]:
     """Matches text that ends while still writing the container's opening."""
-    steps = [rb"\{", WS + rb'"', *(bytes([c]) for c in b'objects"'), WS + rb":", WS + rb"\["]
+    steps = [rb"\{", WS, *(bytes([char]) for char in b'"objects"'), WS, rb":", WS]
     pattern = b""
-    for step in reversed(steps[1:-1]):
+    for step in reversed(steps[1:]):
         pattern = rb"(?:" + step + pattern + rb")?"
-    return re.compile(steps[0] + pattern + WS + rb"\Z")
+    return re.compile(steps[0] + pattern + rb"\Z")
 
 
 _PARTIAL_CONTAINER = _partial_container_pattern()

@@ -310,7 +310,8 @@ def _background(config: ShapesConfig, rng: random.Random) -> NDArray[np.uint8]:
     )
     grain = np.frombuffer(rng.randbytes(int(np.prod(shape))), dtype=np.uint8).reshape(shape) % 9
     canvas = tint + shade_HW[..., None] + grain - 4.0
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _jittered(color: tuple[int, int, int], rng: random.Random) -> tuple[int, ...]:

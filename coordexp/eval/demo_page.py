@@ -9,7 +9,7 @@ import base64
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NotRequired, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -149,7 +149,7 @@ def _check_headline(headline: Sequence[HeadlineRow]) -> None:
 
 def _cells(measure: _Measure, headline: Sequence[HeadlineRow]) -> list[tuple[str, bool]]:
     """(text, is the best of its row) per run; nothing is best when there is nothing to compare."""
-    values = [row.get(measure.key) for row in headline]
+    values = [_value(row, measure) for row in headline]
     present = [value for value in values if value is not None]
     best = None
     if measure.better and len(present) > 1:
@@ -165,10 +165,14 @@ def _heroes(headline: Sequence[HeadlineRow]) -> list[tuple[str, str, str]]:
         return []
     first, last = headline[0], headline[-1]
     return [
-        (m.title, format_measure(first.get(m.key), m.decimals), format_measure(last.get(m.key), m.decimals))
+        (m.title, format_measure(_value(first, m), m.decimals), format_measure(_value(last, m), m.decimals))
         for m in MEASURES
-        if m.key in _HERO_KEYS and last.get(m.key) is not None
+        if m.key in _HERO_KEYS and _value(last, m) is not None
     ]
+
+
+def _value(row: HeadlineRow, measure: _Measure) -> float | None:
+    return cast("dict[str, float | None]", row).get(measure.key)
 
 
 def _data_uri(path: Path) -> str:

@@ -105,15 +105,12 @@ def match_at_threshold(iou_PG: FloatArray, threshold: float) -> list[tuple[int, 
     iou_PG: float64 [P, G].  Returns (pred, gt) index pairs, ascending by pred.
     """
     feasible_PG = iou_PG >= threshold
-    rows, columns = np.flatnonzero(feasible_PG.any(axis=1)), np.flatnonzero(feasible_PG.any(axis=0))
-    if not len(rows):
+    if not feasible_PG.any():
         return []
-    block = np.ix_(rows, columns)
-    one_more_pair = min(len(rows), len(columns)) + 1.0  # outweighs any total IoU
-    gain = np.where(feasible_PG[block], one_more_pair + iou_PG[block], 0.0)
-    picked_rows, picked_columns = linear_sum_assignment(gain, maximize=True)
-    pairs = zip(rows[picked_rows].tolist(), columns[picked_columns].tolist(), strict=True)
-    return [pair for pair in pairs if feasible_PG[pair]]
+    one_more_pair = min(iou_PG.shape) + 1.0  # outweighs any total IoU
+    rows, columns = linear_sum_assignment((one_more_pair + iou_PG) * feasible_PG, maximize=True)
+    is_pair = feasible_PG[rows, columns]
+    return list(zip(rows[is_pair].tolist(), columns[is_pair].tolist(), strict=True))
 
 
 class DetectionMetrics:
@@ -163,8 +160,9 @@ class DetectionMetrics:
         gt_boxes = _boxes(gt_boxes_xyxy, gt_descs, "gt")
         iou_PG = pairwise_iou(pred_boxes, gt_boxes)
         if self.scope == "annotated":
-            annotated = [index for index, desc in enumerate(pred_descs) if desc in set(gt_descs)]
-            iou_PG, pred_descs = iou_PG[annotated], [pred_descs[index] for index in annotated]
+            annotated = set(gt_descs)
+            kept = [index for index, desc in enumerate(pred_descs) if desc in annotated]
+            iou_PG, pred_descs = iou_PG[kept], [pred_descs[index] for index in kept]
         preds_by_class, gts_by_class = self._by_class(pred_descs), self._by_class(gt_descs)
         image_counts = np.zeros((len(self.thresholds), 3), dtype=np.int64)
         for desc in {**gts_by_class, **preds_by_class}:

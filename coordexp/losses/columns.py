@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from coordexp.errors import ConfigError
+from coordexp.errors import ConfigError, ContractError
 from coordexp.losses.sums import math_dtype
 
 
@@ -56,6 +56,14 @@ class CoordColumns:
             return logits_NV.narrow(-1, self.start, self.num_bins)
         return logits_NV.index_select(-1, self.index(logits_NV.device))
 
+    def rows(self, weight_VX: Tensor) -> Tensor:
+        """View of the coordinate tokens' rows of a weight or bias; only for consecutive ids."""
+        if self.start is None:
+            raise ContractError(
+                "coordinate token ids are not consecutive: their rows are no view of the weight"
+            )
+        return weight_VX.narrow(0, self.start, self.num_bins)
+
     def split(self, logits_NV: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The coordinate columns [N, K] and the other columns in up to two pieces (none if V = K).
 
@@ -73,6 +81,27 @@ class CoordColumns:
         )
         rest = [logits_NV.index_select(-1, others)] if others.numel() else []
         return self.take(logits_NV), rest
+
+    def fill_(self, logits_NV: Tensor, value: float) -> Tensor:
+        """Set the coordinate columns to `value`, in place."""
+        if self.start is not None:
+            logits_NV.narrow(-1, self.start, self.num_bins).fill_(value)
+            return logits_NV
+        return logits_NV.index_fill_(-1, self.index(logits_NV.device), value)
+
+    def add_(self, logits_NV: Tensor, values_NK: Tensor) -> Tensor:
+        """Add `values_NK` to the coordinate columns, in place."""
+        if self.start is not None:
+            logits_NV.narrow(-1, self.start, self.num_bins).add_(values_NK)
+            return logits_NV
+        return logits_NV.index_add_(-1, self.index(logits_NV.device), values_NK)
+
+    def assign_(self, logits_NV: Tensor, values_NK: Tensor) -> Tensor:
+        """Set the coordinate columns to `values_NK`, in place."""
+        if self.start is not None:
+            logits_NV.narrow(-1, self.start, self.num_bins).copy_(values_NK)
+            return logits_NV
+        return logits_NV.index_copy_(-1, self.index(logits_NV.device), values_NK)
 
     def bins(self, token_ids: Tensor) -> Tensor:
         """Bin of each token id, -1 where it is not a coordinate token. Same shape, int64."""

@@ -15,59 +15,22 @@ weights (they may be partitioned again by then), and works once, to first order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from coordexp.errors import ConfigError
-from coordexp.losses.chunk_logits import ChunkLogits
 from coordexp.losses.columns import CoordColumns
+from coordexp.losses.fused import FusedHead, Observer
 from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
+from coordexp.losses.projection import HeadProjection
 
 HeadMode = Literal["auto", "plain", "fused"]
 Terms = TypeVar("Terms")
-Objective = Callable[[LossInputs], tuple[Tensor, Terms]]
-"""Maps the inputs of some rows to their share of the loss (0-dim) and detached terms that can be merged."""
-
 CHUNK_BYTES = {"cpu": 80 * 2**20, "cuda": 512 * 2**20}
+"""Size of the logits buffer of the fused head, by device type."""
 PLAIN_BYTES = 256 * 2**20
-WEIGHT_GRAD_ROWS = 16_384
-
-
-@dataclass(frozen=True)
-class HeadProjection:
-    """Logits of R rows as a sum of products: hidden @ weight^T and what adapters add to it."""
-
-    hidden_RH: Tensor
-    weight_VH: Tensor
-    """May be tied to the input embedding."""
-    bias_V: Tensor | None = None
-    lora_Rr: Tensor | None = None
-    """LoRA on the head: scaling * A(dropout(hidden)), with its own graph."""
-    lora_weight_Vr: Tensor | None = None
-    """LoRA on the head: the weight of B."""
-    coord_offset_KH: Tensor | None = None
-    """Added to the weight rows of the K coordinate tokens."""
-
-    def logits(self, columns: CoordColumns) -> Tensor:
-        """[R, V], by autograd operations."""
-        logits_RV = F.linear(self.hidden_RH, self.weight_VH, self.bias_V)
-        if self.lora_Rr is not None and self.lora_weight_Vr is not None:
-            logits_RV = logits_RV + F.linear(self.lora_Rr, self.lora_weight_Vr)
-        if self.coord_offset_KH is not None:
-            offset_RK = F.linear(self.hidden_RH, self.coord_offset_KH).to(logits_RV.dtype)
-            logits_RV = logits_RV.index_add(1, columns.index(logits_RV.device), offset_RK)
-        return logits_RV
-
-    def compute_dtype(self) -> torch.dtype:
-        """The dtype matrix products run in: autocast's where it is on, else that of the hidden states."""
-        device_type = self.hidden_RH.device.type
-        if torch.is_autocast_enabled(device_type):
-            return torch.get_autocast_dtype(device_type)
-        return self.hidden_RH.dtype
+"""`auto` builds logits of up to this size in one piece."""
 
 
 def apply_head(
@@ -75,27 +38,48 @@ def apply_head(
     rows: SupervisedRows,
     columns: CoordColumns,
     needs: LossNeeds,
-    objective: Objective[Terms],
+    objective: Callable[[LossInputs], tuple[Tensor, Terms]],
     *,
     mode: HeadMode = "auto",
     chunk_rows: int | None = None,
+    observe: Observer | None = None,
 ) -> tuple[Tensor, list[Terms]]:
-    """Loss of the rows and the terms of each chunk (one for the plain head; none for no rows).
+    """Loss of the rows, 0-dim, and the terms of each chunk (at least one; merge them).
 
     Arguments:
         projection: hidden states of exactly `rows`, in their order, and the head.
         needs: what `objective` looks at.
-        objective: see `Objective`; it must be a sum over rows (over boxes) divided by fixed counts.
-        mode: `custom.head`; `auto` takes the fused head when the plain one needs more than PLAIN_BYTES.
-        chunk_rows: rows per chunk of the fused head; default by CHUNK_BYTES.
+        objective: maps the inputs of some rows to their share of the loss and detached terms. It must be
+            a sum over rows (or boxes) divided by counts that are known beforehand.
+        mode: `custom.head`; `auto` takes the fused head when logits would exceed PLAIN_BYTES.
+        chunk_rows: rows per chunk of the fused head; by default what fits in CHUNK_BYTES.
+        observe: called with the logits [r, V] of each chunk and its rows, for metrics on whole rows; it may
+            neither change nor keep the logits.
     """
-    if mode not in ("auto", "plain", "fused"):
-        raise ConfigError(f"custom.head = {mode!r}: expected one of auto, plain, fused")
-    if mode == "auto":
-        logits_bytes = 4 * rows.num_rows * projection.weight_VH.shape[0]
-        mode = "fused" if logits_bytes > PLAIN_BYTES else "plain"
-    if mode == "fused":
-        return fused_objective(projection, rows, columns, needs, objective, chunk_rows=chunk_rows)
-    inputs = LossInputs.from_logits(projection.logits(columns), rows, columns, needs)
-    loss, terms = objective(inputs)
+    if mode not in get_args(HeadMode):
+        raise ConfigError(f"custom.head = {mode!r}: expected one of {', '.join(get_args(HeadMode))}")
+    if _choose(mode, projection, rows, columns) == "fused":
+        size = chunk_rows or default_chunk_rows(projection)
+        head = FusedHead(projection, rows, columns, needs, objective, chunk_rows=size, observe=observe)
+        return head.loss(), head.terms
+    logits_RV = projection.logits(columns)
+    if observe is not None:
+        observe(logits_RV.detach(), rows)
+    loss, terms = objective(LossInputs.from_logits(logits_RV, rows, columns, needs))
     return loss, [terms]
+
+
+def default_chunk_rows(projection: HeadProjection) -> int:
+    """Rows whose float32 logits fit in CHUNK_BYTES: a multiple of 32, at least 32."""
+    budget = CHUNK_BYTES.get(projection.hidden_RH.device.type, CHUNK_BYTES["cuda"])
+    return max(budget // (4 * projection.vocab_size) // 32 * 32, 32)
+
+
+def _choose(
+    mode: HeadMode, projection: HeadProjection, rows: SupervisedRows, columns: CoordColumns
+) -> HeadMode:
+    if rows.num_rows == 0 or projection.vocab_size == columns.num_bins:
+        return "plain"  # nothing to save
+    if mode == "auto":
+        return "fused" if 4 * rows.num_rows * projection.vocab_size > PLAIN_BYTES else "plain"
+    return mode

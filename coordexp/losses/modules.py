@@ -156,7 +156,7 @@ class ObjectiveSpec:
                 raise ConfigError(
                     f"{path}[{self.objective.index(coord_reg)}].config.text_gate_weight = "
                     f"{coord_reg.config.text_gate_weight}: the text gate acts on rows that token_ce "
-                    f"supervises, which is off in channel {channel}; enable token_ce there or set the weight to 0"
+                    f"supervises, and it is off in channel {channel}; enable it there or set the weight to 0"
                 )
 
 

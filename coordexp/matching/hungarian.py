@@ -126,7 +126,7 @@ def _earlier_twins_first(
         key = gt_keys[gt]
         earliest_gts.append((pred, gt_group[key][taken[key]]))
         taken[key] += 1
-    earliest_gts.sort(key=lambda pair: pair[1])
+    earliest_gts.sort(key=lambda pair: (gt_keys[pair[1]], pair[1]))
     taken.clear()
     earliest = []
     for pred, gt in earliest_gts:

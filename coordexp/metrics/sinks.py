@@ -35,31 +35,34 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-class MetricsFiles:
+class MetricsSink:
     """Writes the payloads of one run. Only the main process makes one.
 
     Args:
         run_dir: made if missing.
-        config_hash: of the resolved configuration.
-        extra: further entries of the `run_meta` record, JSON values.
+        meta: entries of the `run_meta` record, JSON values; `config_hash` must be among them.
+
+    Raises:
+        ContractError: `meta` without `config_hash`.
     """
 
-    def __init__(
-        self, run_dir: str | Path, *, config_hash: str, extra: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, run_dir: str | Path, *, meta: Mapping[str, Any]) -> None:
+        if not isinstance(meta.get("config_hash"), str):
+            raise ContractError(
+                "run_meta: config_hash is missing; expected the hash of the resolved configuration."
+            )
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.run_dir / METRICS_FILE
         self.stats_path = self.run_dir / STATS_FILE
         _end_torn_line(self.metrics_path)
-        meta = {
+        record = {
             "record": RUN_META,
             "schema_version": SCHEMA_VERSION,
-            "config_hash": config_hash,
             "versions": installed_versions(),
-            **(extra or {}),
+            **meta,
         }
-        append_line(self.metrics_path, meta)
+        append_line(self.metrics_path, record)
 
     def write(self, payload: Payload) -> None:
         """Append a payload to metrics.jsonl and make it the content of stats.json."""

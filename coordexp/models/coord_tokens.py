@@ -48,7 +48,7 @@ def add_coord_tokens(
 ) -> Expansion:
     """Copy the checkpoint `model_dir` to `output_dir` with every coordinate token and a grown embedding.
 
-    A new row is the mean row of the existing tokens plus Gaussian noise from `seed`. Weights keep their dtype.
+    A new row is the mean row of the old tokens plus Gaussian noise from `seed`; weights keep their dtype.
 
     Raises:
         ConfigError: `model_dir` is no checkpoint, `output_dir` holds something else, or the tokenizer cannot

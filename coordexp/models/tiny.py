@@ -97,7 +97,7 @@ def build_tiny_model(
     size = size or _preset(preset)
     corpus = None if corpus is None else list(corpus)
     stamp = {
-        "generator": "coordexp.models.tiny/1",
+        "generator": "coordexp.models.tiny/2",
         "size": asdict(size),
         "seed": seed,
         "coord_tokens": coord_tokens,

@@ -1,7 +1,8 @@
 """A Qwen3-VL template that takes its media-token ids from the model's config.
 
 The stock template carries the ids of the released checkpoints as class attributes, so a model with another
-tokenizer (a tiny test model, an expanded vocabulary) would look for the wrong image placeholder.
+tokenizer (a tiny test model, an expanded vocabulary) would look for the wrong image placeholder. Answers end with
+`<|im_end|>`, the last token that is trained.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ def register_coord_template() -> None:
     """Make `CoordQwen3VLTemplate` the template of model type `qwen3_vl` in this process (idempotent)."""
     register_template(
         QwenTemplateMeta(
-            "qwen3_vl", template_cls=CoordQwen3VLTemplate, default_system=None, thinking_prefix="<think>\n"
+            "qwen3_vl",
+            template_cls=CoordQwen3VLTemplate,
+            default_system=None,
+            thinking_prefix="<think>\n",
+            # A training target ends with the token that ends a generation; the stock suffix also teaches a newline.
+            suffix=["<|im_end|>"],
         ),
         exist_ok=True,
     )

@@ -1,4 +1,4 @@
-"""Tokenizer fixtures of the codec tests; the modules they share with the bench are in tests/fixtures/codec."""
+"""Tokenizer fixtures of the codec tests. What they share with the bench is in tests/fixtures/codec."""
 
 from __future__ import annotations
 

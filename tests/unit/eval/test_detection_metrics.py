@@ -66,7 +66,7 @@ def test_most_pairs_then_most_overlap_as_brute_force_finds(iou_PG, threshold):
 
 
 def test_two_pairs_above_the_threshold_beat_one_perfect_pair():
-    assert match_at_threshold(np.array([[1.0, 0.6], [0.6, 0.0]]), 0.5) == [(0, 1), (1, 0)]
+    assert match_at_threshold(np.array([[1.0, 0.4], [0.4, 0.0]]), 0.3) == [(0, 1), (1, 0)]
 
 
 def test_counts_and_scores_by_hand():
@@ -118,6 +118,7 @@ def test_macro_over_images_is_the_mean_of_the_scores_of_each_image():
     at_50 = metrics.compute().at(0.5)
     assert at_50.macro_images == pytest.approx(((1 / 3 + 1 + 1) / 3, 2 / 3, (1 / 2 + 1 + 0) / 3))
     assert at_50.micro == pytest.approx((1 / 3, 1 / 2, 2 / 5))
+    assert at_50.macro_classes == (1 / 2, 1 / 2, 1 / 2)  # of the cats alone: no dog is annotated
     assert metrics.compute().num_images == 3
 
 

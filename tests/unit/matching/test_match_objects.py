@@ -57,7 +57,7 @@ def total_cost(pairs, iou, fp_cost, fn_cost):
     return matched + fp_cost * (num_preds - len(pairs)) + fn_cost * (num_gts - len(pairs))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     preds=up_to_six,
     gts=up_to_six,
@@ -96,7 +96,7 @@ def test_every_object_appears_exactly_once(preds, gts):
     assert all(iou >= 0.3 for iou in match.maskious)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data(), gts=up_to_six)
 def test_permuting_predictions_permutes_the_result_even_under_ties(data, gts):
     preds = data.draw(st.lists(coarse_shapes, max_size=6, unique_by=lambda shape: (shape.kind, shape.bins)))

@@ -1,0 +1,218 @@
+"""`coordexp demo`: make a tiny model and scenes, train it through `swift sft`, and show before and after.
+
+    coordexp demo                                   runs/demo/index.html
+    coordexp demo --recipes mix soft_w1_gate ce     the same budget and seed for three objectives, one table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from coordexp.errors import EXIT_FAILURE, EXIT_OK, ConfigError
+
+RUN = Path("runs/demo")
+MODEL, DATA = RUN / "model", RUN / "data"
+RECIPES = {
+    "mix": Path("configs/demo/stage1.yaml"),
+    "soft_w1_gate": Path("configs/demo/stage1_soft_w1_gate.yaml"),
+    "ce": Path("configs/demo/stage1_ce.yaml"),
+}
+NUM_TRAIN, NUM_VAL = 8000, 200
+MAX_NEW_TOKENS = 112  # two objects need about 60
+BATCH_SIZE = 50
+GALLERY_SIZE = 12
+BIN_ERROR = "coord_diag/expected_bin_mae"
+TABLE = (
+    ("F1@0.5", "f1_at_50", "{:.3f}"),
+    ("F1@0.5:0.95", "f1_50_95", "{:.3f}"),
+    ("mAP", "AP", "{:.3f}"),
+    ("bin error", "bin_error", "{:.1f}"),
+    ("seconds", "seconds", "{:.0f}"),
+)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register `demo`."""
+    parser = subparsers.add_parser("demo", help="train and evaluate a tiny detector on synthetic scenes")
+    parser.add_argument("--assets-only", action="store_true", help="only make the model and the scenes")
+    parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=["mix"], metavar="NAME",
+                        help=f"objectives to train, of {', '.join(RECIPES)} (default: mix)")  # fmt: skip
+    parser.add_argument("--max-steps", type=int, help="train for fewer steps than the configuration says")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo from the repository root; returns the process exit code."""
+    if not RECIPES["mix"].is_file():
+        raise ConfigError(f"{RECIPES['mix']} not found: run the demo from the root of the repository.")
+    make_assets()
+    if args.assets_only:
+        return EXIT_OK
+    from coordexp.cli.console import console, show_table
+
+    started = time.monotonic()
+    rows = {"untrained": evaluate_checkpoint("untrained", MODEL)}
+    for name in args.recipes:
+        output = RUN / RECIPES[name].stem
+        seconds = train(name, output, args.max_steps)
+        rows[name] = {
+            **evaluate_checkpoint(name, last_checkpoint(output)),
+            "seconds": seconds,
+            "bin_error": last_value(output / "metrics.jsonl", f"eval_{BIN_ERROR}"),
+        }
+    page = write_page(rows, args.recipes[0])
+    show_table(
+        f"{NUM_VAL} validation images the model never saw",
+        ("", *(title for title, _, _ in TABLE)),
+        [(name, *(_cell(row.get(key), form) for _, key, form in TABLE)) for name, row in rows.items()],
+    )
+    console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes; open {page}")
+    return EXIT_OK
+
+
+def make_assets() -> None:
+    """The tiny model and the scenes, unless they are already there."""
+    from coordexp.cli.console import progress
+    from coordexp.data.shapes import PRESETS, generate_shapes
+    from coordexp.models.tiny import build_tiny_model
+
+    with progress("scenes", "drawing") as advance:
+        generate_shapes(
+            DATA, PRESETS["demo"], num_train=NUM_TRAIN, num_val=NUM_VAL, seed=0,
+            on_scene=lambda: advance(1, NUM_TRAIN + NUM_VAL),
+        )  # fmt: skip
+    build_tiny_model(MODEL, preset="demo", seed=0)
+
+
+def train(name: str, output: Path, max_steps: int | None) -> float:
+    """Train one recipe in a process of its own, with a progress bar; returns its wall-clock seconds."""
+    from coordexp.cli.console import console, progress
+
+    shutil.rmtree(output, ignore_errors=True)
+    log = RUN / f"train_{name}.log"
+    overrides = [] if max_steps is None else ["--max_steps", str(max_steps), "--save_steps", str(max_steps)]
+    command = [sys.executable, "-m", "coordexp.cli.main", "train", str(RECIPES[name]), *overrides]
+    console.print(f"coordexp train {' '.join(command[4:])}   (log: {log})")
+    threads = str(os.cpu_count() or 1)
+    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    started = time.monotonic()
+    with log.open("w", encoding="utf-8") as stream, progress("steps", f"training {name}") as advance:
+        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        shown = 0
+        while process.poll() is None:
+            step, total = _steps_done(output)
+            advance(step - shown, total)
+            shown = max(shown, step)
+            time.sleep(1.0)
+    if process.returncode != 0:
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
+        console.print(tail, markup=False)
+        raise SystemExit(process.returncode or EXIT_FAILURE)
+    return time.monotonic() - started
+
+
+def evaluate_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
+    """Greedy rollouts on the validation images -> predictions, scores, metrics, in runs/demo/eval_NAME."""
+    from coordexp.cli.console import progress
+    from coordexp.cli.inference import infer_file
+    from coordexp.eval.confidence import score_directory
+    from coordexp.eval.evaluate import evaluate_directory
+
+    output = RUN / f"eval_{name}"
+    with progress("images", f"rollouts, {name}") as advance:
+        infer_file(
+            checkpoint, DATA / "val.jsonl", output, batch_size=BATCH_SIZE, max_new_tokens=MAX_NEW_TOKENS,
+            on_images=advance,
+        )  # fmt: skip
+    score_directory(output)
+    return evaluate_directory(output)
+
+
+def last_checkpoint(output: Path) -> Path:
+    """The checkpoint folder with the highest step."""
+    found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    if not found:
+        raise ConfigError(f"{output} holds no checkpoint-N folder; see the training log beside it.")
+    return found[-1]
+
+
+def last_value(metrics_file: Path, key: str) -> float | None:
+    """The last value of a metric in metrics.jsonl, None if it never appeared."""
+    values = [payload["metrics"][key] for payload in read_payloads(metrics_file) if key in payload["metrics"]]
+    return values[-1] if values else None
+
+
+def read_payloads(metrics_file: Path) -> list[dict[str, Any]]:
+    """The metric payloads of a run (the first record, run_meta, left out)."""
+    records = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    return [record for record in records if "metrics" in record]
+
+
+def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
+    """runs/demo/index.html with the curves and the gallery of `recipe`."""
+    from coordexp.cli.demo_gallery import gallery
+    from coordexp.eval.demo_page import write_demo_page
+    from coordexp.eval.pictures import plot_curves
+
+    payloads = read_payloads(RUN / RECIPES[recipe].stem / "metrics.jsonl")
+    headline = [
+        {
+            "name": name, "f1_50": row["f1_at_50"], "f1_mean": row["f1_50_95"], "precision": row["precision_at_50"],
+            "recall": row["recall_at_50"], "map": row["AP"], "bin_error": row.get("bin_error"),
+            "seconds": row.get("seconds"),
+        }
+        for name, row in sorted(rows.items(), key=lambda item: item[0] == recipe)
+    ]  # fmt: skip
+    return write_demo_page(
+        RUN,
+        headline=headline,
+        curves=plot_curves(payloads, RUN / "curves"),
+        gallery=gallery(RUN / f"eval_{recipe}", DATA, RUN / "pictures", GALLERY_SIZE),
+        notes={
+            "title": "CoordExp demo",
+            "summary": f"A {_parameters(MODEL):.1f}M-parameter Qwen3-VL, trained from random weights on {NUM_TRAIN} "
+            f"synthetic scenes to write its detections as text. {NUM_VAL} validation images it never saw.",
+            "commands": [
+                f"coordexp model tiny --output {MODEL}",
+                f"coordexp data shapes --output {DATA} --train {NUM_TRAIN} --val {NUM_VAL}",
+                f"swift sft {RECIPES[recipe]}",
+                f"coordexp infer --model {last_checkpoint(RUN / RECIPES[recipe].stem)} --data {DATA}/val.jsonl "
+                f"--output {RUN}/eval_{recipe}",
+                f"coordexp score --run {RUN}/eval_{recipe}",
+                f"coordexp eval --run {RUN}/eval_{recipe}",
+            ],
+        },
+    )
+
+
+def _steps_done(output: Path) -> tuple[int, int | None]:
+    """(optimizer steps, steps in all) of a running training, read from what ms-swift logs."""
+    log = output / "logging.jsonl"
+    if not log.is_file():
+        return 0, None
+    lines = log.read_text(encoding="utf-8").splitlines()
+    for line in reversed(lines):
+        progress = json.loads(line).get("global_step/max_steps") if line.endswith("}") else None
+        if progress:
+            step, total = progress.split("/")
+            return int(step), int(total)
+    return 0, None
+
+
+def _parameters(model: Path) -> float:
+    from safetensors import safe_open
+
+    with safe_open(model / "model.safetensors", framework="pt") as weights:
+        return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()) / 1e6  # noqa: SIM118
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)

@@ -1,0 +1,78 @@
+"""Run the real commands in processes of their own, on a CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PLUGIN = ROOT / "coordexp" / "plugin.py"
+
+
+def sft_flags(model: Path, data: Path, output: Path, **overrides: object) -> list[str]:
+    """Flags of a short CPU run of `swift sft`; a None override removes the flag."""
+    flags: dict[str, object] = {
+        "model": model,
+        "model_type": "qwen3_vl",
+        "tuner_type": "full",
+        "torch_dtype": "float32",
+        "attn_impl": "sdpa",
+        "freeze_vit": False,
+        "freeze_aligner": False,
+        "external_plugins": PLUGIN,
+        "ignore_args_error": True,
+        "custom_trainer_variant": "stage1_coord",
+        "dataset": data / "train.jsonl",
+        "val_dataset": data / "val.jsonl",
+        "max_length": 512,
+        "strict": True,
+        "load_from_cache_file": False,
+        "output_dir": output,
+        "add_version": False,
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 3,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "gradient_checkpointing": False,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "fp16": False,
+        "bf16": False,
+        "check_model": False,
+        **overrides,
+    }
+    argv = []
+    for key, value in flags.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
+        argv += [f"--{key}", *(str(v).lower() if isinstance(v, bool) else str(v) for v in values)]
+    return argv
+
+
+def run_swift(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`swift ARGUMENTS` in a process of its own; output captured as text."""
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "COORDEXP_STRICT_METRICS": "1",
+        **environment,
+    }
+    command = [sys.executable, "-m", "swift.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, timeout=300)
+
+
+def run_coordexp(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`coordexp ARGUMENTS` in a process of its own."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "coordexp.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False, timeout=300)

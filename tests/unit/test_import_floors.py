@@ -1,0 +1,80 @@
+"""The floors of the package: a folder imports only from strictly lower floors, never sideways."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "coordexp"
+FLOORS = [
+    {"config", "errors"},
+    {"codec", "geometry", "metrics", "swift_bridge"},
+    {"matching", "losses", "rollout", "telemetry", "models"},
+    {"targets", "eval"},
+    {"data"},
+    {"trainers"},
+    {"plugin", "cli"},
+]
+FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+TORCH_FREE = (
+    "coordexp.config",
+    "coordexp.errors",
+    "coordexp.codec.parse",
+    "coordexp.codec.records",
+    "coordexp.geometry",
+    "coordexp.matching",
+    "coordexp.metrics.payload",
+    "coordexp.metrics.catalog",
+)
+
+
+def imported_modules(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the full name"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def room_of(path: Path) -> str:
+    """The folder (or top-level module) of coordexp that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def test_every_room_has_a_floor():
+    assert {room_of(path) for path in SOURCES} <= set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path):
+    room = room_of(path)
+    for name in imported_modules(path):
+        parts = name.split(".")
+        if parts[0] != "coordexp" or len(parts) < 2 or parts[1] not in FLOOR_OF or parts[1] == room:
+            continue
+        assert FLOOR_OF[parts[1]] < FLOOR_OF[room], f"{path}: {room} (floor {FLOOR_OF[room]}) imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_swift_is_imported_in_one_folder(path: Path):
+    roots = {name.split(".")[0] for name in imported_modules(path)}
+    assert "swift" not in roots or room_of(path) == "swift_bridge"
+    assert "vllm" not in roots or path.name.startswith("vllm_")
+
+
+def test_torch_free_rooms_import_without_torch():
+    blocked = "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; "
+    code = blocked + "; ".join(f"import {name}" for name in TORCH_FREE)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,264 @@
+"""Time and memory of the head and its objective, forward and backward: usual way, plain rows, fused.
+
+    python tools/bench/bench_head.py                       # H 1024, V 152,681, T 2048 and a table over T
+    python tools/bench/bench_head.py --lengths 2048        # without the table
+    python tools/bench/bench_head.py --device cuda --dtype bfloat16 --hidden 2048 --lengths 12288
+
+One pack of T tokens of which 40 % are supervised, 30 % of those coordinate tokens; stage-1 objective with the
+mix ce + soft_ce + w1 + gate.
+
+    usual   logits of all T rows, transformers' causal-LM loss on text, coordinate terms on the full logits
+    plain   logits of the supervised rows only, our atoms, autograd
+    fused   our atoms, chunk by chunk, gradients taken in the forward
+
+Every measurement runs in a fresh process. Memory is the growth of the peak (resident set, or allocated device
+memory) over hidden states and head weight; the weight's own gradient is not counted. On the CPU choose the
+threads with OMP_NUM_THREADS. Exit status 1 if fused misses its bounds at T = 2048 (CPU only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coordexp.losses.columns import CoordColumns
+from coordexp.losses.coord import gaussian_targets
+from coordexp.losses.head import apply_head
+from coordexp.losses.inputs import IGNORE_INDEX, LossInputs, SupervisedRows
+from coordexp.losses.projection import HeadProjection
+from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
+
+MODES = ("usual", "plain", "fused")
+NUM_BINS = 1000
+SUPERVISED, COORD = 0.4, 0.3
+WEIGHTS = Stage1Weights(ce_weight=1.0, gate_weight=1.0)
+BOUNDS = {"usual": (0.4, 1 / 20), "plain": (1.05, 1 / 6)}
+"""At T = 2048: fused over this mode, largest time ratio and largest memory ratio."""
+
+
+@dataclass(frozen=True)
+class Case:
+    mode: str
+    length: int
+    hidden: int
+    vocab: int
+    device: str
+    dtype: str
+    repeats: int
+
+
+@dataclass(frozen=True)
+class Result:
+    seconds: float
+    growth_mb: float
+    loss: float
+    weight_grad_norm: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    hidden_TH: Tensor
+    weight_VH: Tensor
+    labels_T: Tensor
+    columns: CoordColumns
+
+
+def make_batch(case: Case) -> Batch:
+    """Random hidden states and head, and labels whose coordinate ids end the vocabulary."""
+    device, dtype = torch.device(case.device), getattr(torch, case.dtype)
+    g = torch.Generator().manual_seed(0)
+    columns = CoordColumns(range(case.vocab - NUM_BINS, case.vocab))
+    labels_T = torch.full((case.length,), IGNORE_INDEX)
+    supervised = torch.randperm(case.length - 1, generator=g)[: int(SUPERVISED * case.length)] + 1
+    coord = supervised[: int(COORD * supervised.numel())]
+    labels_T[supervised] = torch.randint(case.vocab - NUM_BINS, supervised.shape, generator=g)
+    labels_T[coord] = torch.randint(case.vocab - NUM_BINS, case.vocab, coord.shape, generator=g)
+    hidden_TH = torch.randn(case.length, case.hidden, generator=g)
+    weight_VH = torch.randn(case.vocab, case.hidden, generator=g).mul_(case.hidden**-0.5)
+    hidden_TH, weight_VH = (x.to(device, dtype).requires_grad_() for x in (hidden_TH, weight_VH))
+    return Batch(hidden_TH, weight_VH, labels_T.to(device), columns)
+
+
+def usual_loss(batch: Batch) -> Tensor:
+    """What a trainer does that takes `model(...).logits` and adds coordinate losses to it."""
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    logits_TV = F.linear(batch.hidden_TH, batch.weight_VH)
+    shifted_T = F.pad(batch.labels_T[1:], (0, 1), value=IGNORE_INDEX)
+    bins_T = batch.columns.bins(shifted_T)
+    is_coord_T = bins_T >= 0
+    text_labels_T = shifted_T.masked_fill(is_coord_T, IGNORE_INDEX)
+    text = ForCausalLMLoss(
+        logits_TV.unsqueeze(0), None, logits_TV.shape[-1], shift_labels=text_labels_T.unsqueeze(0)
+    )
+
+    full_NV, bins_N = logits_TV[is_coord_T].float(), bins_T[is_coord_T]
+    coord_NK = full_NV[:, list(batch.columns.ids)]
+    log_probs_NK = coord_NK.log_softmax(-1)
+    target_NK = gaussian_targets(bins_N, NUM_BINS, WEIGHTS.target_sigma)
+    soft_ce = -(target_NK * log_probs_NK).sum(-1)
+    w1 = (log_probs_NK.exp().cumsum(-1) - target_NK.cumsum(-1)).abs().sum(-1) / (NUM_BINS - 1)
+    ce = F.cross_entropy(coord_NK, bins_N, reduction="none")
+    gate = full_NV.logsumexp(-1) - coord_NK.logsumexp(-1)
+    return text + (soft_ce + w1 + ce + gate).mean()
+
+
+def rows_loss(batch: Batch, mode: str) -> Tensor:
+    """Our objective on supervised rows, through the plain or the fused head."""
+    rows = SupervisedRows.from_labels(batch.labels_T.unsqueeze(0), batch.columns)
+    projection = HeadProjection(batch.hidden_TH[rows.positions_R], batch.weight_VH)
+
+    def objective(inputs: LossInputs) -> tuple[Tensor, Stage1Terms]:
+        terms = stage1_terms(inputs, WEIGHTS)
+        return combine(terms, rows.num_text, rows.num_coord), terms.detach()
+
+    loss, _ = apply_head(projection, rows, batch.columns, WEIGHTS.needs(), objective, mode=mode)
+    return loss
+
+
+def measure(case: Case) -> Result:
+    """Best time of the repeats, peak growth of the first."""
+    warm = make_batch(Case(**{**asdict(case), "length": 64, "vocab": 4096}))
+    run_once(warm, case.mode)
+    batch = make_batch(case)
+    peak = PeakMemory(batch.hidden_TH.device)
+    seconds = [run_once(batch, case.mode)]
+    grad_bytes = batch.weight_VH.numel() * batch.weight_VH.element_size()
+    growth = peak.growth() - grad_bytes
+    grad_norm = batch.weight_VH.grad.float().norm().item()
+    for _ in range(case.repeats - 1):
+        seconds.append(run_once(batch, case.mode))
+    with torch.no_grad():
+        loss = usual_loss(batch) if case.mode == "usual" else rows_loss(batch, case.mode)
+    return Result(min(seconds), growth / 2**20, loss.item(), grad_norm)
+
+
+def run_once(batch: Batch, mode: str) -> float:
+    """Seconds of one forward and backward."""
+    batch.hidden_TH.grad = batch.weight_VH.grad = None
+    _synchronize(batch.hidden_TH.device)
+    start = time.perf_counter()
+    loss = usual_loss(batch) if mode == "usual" else rows_loss(batch, mode)
+    loss.backward()
+    _synchronize(batch.hidden_TH.device)
+    return time.perf_counter() - start
+
+
+class PeakMemory:
+    """Peak memory in bytes over what was in use when this was made."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self._before = torch.cuda.memory_allocated(device)
+        else:
+            self._before = _status_bytes("VmRSS")
+
+    def growth(self) -> float:
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) - self._before
+        return _status_bytes("VmHWM") - self._before
+
+
+def _status_bytes(field: str) -> int:
+    """A field of /proc/self/status, which is in kB."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(f"{field}:")) * 1024
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_fresh_process(case: Case) -> Result | str:
+    """Measure in a child; a sentence instead where the memory at hand would not do."""
+    need = estimate_bytes(case)
+    available = torch.cuda.mem_get_info()[0] if case.device == "cuda" else _available_bytes()
+    if need > 0.9 * available:
+        return f"skipped: needs about {need / 2**30:.0f} GiB, {available / 2**30:.0f} GiB free"
+    command = [sys.executable, __file__, "--child", json.dumps(asdict(case))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"measuring {case} failed:\n{done.stderr}")
+    return Result(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def estimate_bytes(case: Case) -> float:
+    """Rough peak: head and its gradient, and about four float32 copies of the logits that exist at once."""
+    rows = {"usual": case.length, "plain": SUPERVISED * case.length, "fused": 0}[case.mode]
+    return 4 * (4 * rows * case.vocab + 3 * case.vocab * case.hidden)
+
+
+def _available_bytes() -> int:
+    with open("/proc/meminfo") as meminfo:
+        return next(int(line.split()[1]) for line in meminfo if line.startswith("MemAvailable:")) * 1024
+
+
+def report(results: dict[tuple[str, int], Result | str]) -> bool:
+    """Print the table and the bounds; True if they hold (or T = 2048 was not measured)."""
+    print(f"{'T':>7} {'mode':<6} {'seconds':>8} {'peak growth MB':>15} {'loss':>10} {'|dW|':>10}")
+    for (mode, length), result in sorted(results.items(), key=lambda item: (item[0][1], item[0][0])):
+        if isinstance(result, str):
+            print(f"{length:>7} {mode:<6} {result}")
+        else:
+            print(
+                f"{length:>7} {mode:<6} {result.seconds:>8.3f} {result.growth_mb:>15.0f} "
+                f"{result.loss:>10.5f} {result.weight_grad_norm:>10.6f}"
+            )
+    holds: Callable[[float, float], str] = lambda ratio, bound: "ok" if ratio <= bound else "MISSED"
+    verdicts = []
+    for other, (time_bound, memory_bound) in BOUNDS.items():
+        ours, theirs = results.get(("fused", 2048)), results.get((other, 2048))
+        if isinstance(ours, Result) and isinstance(theirs, Result):
+            time_ratio, memory_ratio = ours.seconds / theirs.seconds, ours.growth_mb / theirs.growth_mb
+            verdicts += [time_ratio <= time_bound, memory_ratio <= memory_bound]
+            print(
+                f"fused / {other} at T = 2048: time {time_ratio:.3f} (bound {time_bound}, "
+                f"{holds(time_ratio, time_bound)}), memory {memory_ratio:.4f} (bound {memory_bound:.4f}, "
+                f"{holds(memory_ratio, memory_bound)})"
+            )
+    return all(verdicts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 1024, 4096, 8192], metavar="T")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--vocab", type=int, default=152_681)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(asdict(measure(Case(**json.loads(args.child))))))
+        return 0
+
+    where = (
+        torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(f"{where}; {args.dtype}, H {args.hidden}, V {args.vocab}; torch {torch.__version__}", flush=True)
+    results = {}
+    for length in args.lengths:
+        for mode in args.modes:
+            case = Case(mode, length, args.hidden, args.vocab, args.device, args.dtype, args.repeats)
+            results[mode, length] = in_fresh_process(case)
+    return 0 if report(results) or args.device == "cuda" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
