@@ -34,7 +34,8 @@ def progress(unit: str, description: str = "") -> Iterator[Callable[[int, int], 
 
 def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a small table; the first column is left-aligned, numbers right-aligned."""
-    table = Table(title=title, title_justify="left")
+    console.print(f"\n[bold]{title}")
+    table = Table()
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:

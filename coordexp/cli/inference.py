@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def infer_file(
     for record in records:
         question = conversation(record, prompt=prompt or DEFAULT_PROMPT)
         requests.append(RolloutRequest(tuple(question["messages"]), tuple(question["images"])))
+    os.environ.setdefault("LOG_LEVEL", "WARNING")  # ms-swift reads it when it is first imported
     from coordexp.swift_bridge.engine import load_engine
 
     engine = load_engine(model, max_batch_size=batch_size)

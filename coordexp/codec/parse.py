@@ -40,8 +40,8 @@ from coordexp.codec.schema import CONTAINER_OPEN, IM_END, BoxObject, DropReason,
 from coordexp.codec.token_types import TokenType, desc_token_positions, token_types
 
 __all__ = [
+    "DroppedRecord",
     "ParsedObject",
-    "ParsedRecord",
     "ParsedRollout",
     "TokenType",
     "desc_token_positions",
@@ -70,16 +70,15 @@ class ParsedObject(BoxObject):
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedRecord:
-    """A complete record of the response: its object, or the reason it was dropped for.
+class DroppedRecord:
+    """A complete record that is no object, and why.
 
     span: into `text`. token_span: half-open range of the tokens of `response_token_ids` that overlap it.
     """
 
+    reason: DropReason
     span: Span
     token_span: tuple[int, int]
-    object: ParsedObject | None
-    reason: DropReason | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +86,7 @@ class ParsedRollout:
     """What one response holds.
 
     objects: kept objects in the order written.
-    records: all complete records in the order written, kept and dropped.
+    records: all complete records in the order written: the objects and, between them, the dropped ones.
     response_token_ids: the ids before the first `<|im_end|>`; text: what they decode to.
     prefix_token_ids, prefix_text: what a training target may continue; see the module's first lines.
     num_verbatim_prefix_tokens: how many leading ids of the prefix are the response's own. Positions in the
@@ -100,7 +99,7 @@ class ParsedRollout:
     """
 
     objects: list[ParsedObject]
-    records: list[ParsedRecord]
+    records: list[ParsedObject | DroppedRecord]
     response_token_ids: list[int]
     text: str
     prefix_token_ids: list[int]
@@ -146,16 +145,15 @@ def parse_rollout(
     if container is None:
         return _without_container(tokens, pieces)
     reader = RecordReader(tokens, pieces, field_order, allow_poly)
-    walk = _walk_array(tokens.data, container.body, reader)
+    walk = _walk_array(tokens, container.body, reader)
     if container.has_leading_text:
         prefix, num_verbatim = _fallback_prefix(pieces), 0
     else:
         prefix = tokens.cut(walk.last_record_stop, pieces)
         num_verbatim = _num_verbatim(tokens, walk.last_record_stop)
-    records = _locate(walk.readings, tokens)
     return ParsedRollout(
-        objects=[record.object for record in records if record.object is not None],
-        records=records,
+        objects=[record for record in walk.records if isinstance(record, ParsedObject)],
+        records=walk.records,
         response_token_ids=tokens.ids,
         text=tokens.text,
         prefix_token_ids=prefix.ids,
@@ -164,7 +162,7 @@ def parse_rollout(
         invalid_rollout=False,
         leading_text=container.has_leading_text,
         truncated=walk.array_stop is None or find_container_close(tokens.data, walk.array_stop) is None,
-        dropped_by_reason=_count_drops(walk),
+        dropped_by_reason=walk.dropped_by_reason,
     )
 
 
@@ -206,100 +204,93 @@ def _num_verbatim(tokens: DecodedTokens, stop: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """An array walked to its end. Offsets are bytes.
+    """What an array holds. Offsets are bytes.
 
     last_record_stop: the end of the last complete record, or of the opening `[`.
     array_stop: just after the array's `]`; None when the text ends first.
     """
 
-    readings: list[RecordReading]
-    num_non_objects: int
+    records: list[ParsedObject | DroppedRecord]
+    dropped_by_reason: dict[DropReason, int]
     last_record_stop: int
     array_stop: int | None
-
-
-def _walk_array(data: bytes, body: int, reader: RecordReader) -> _Walk:
-    """Read every complete element of the array whose inside begins at `body`."""
-    readings: list[RecordReading] = []
-    num_non_objects = 0
-    separator_is_clean = True  # between the last element and here: nothing at the start, else one comma
-    num_commas = 0
-    pos = skip_space(data, body)
-    while pos < len(data):
-        lead = data[pos]
-        if lead == _SQUARE_CLOSE:
-            return _finish_walk(readings, num_non_objects, body, pos + 1)
-        if lead == _COMMA:
-            num_commas += 1
-            pos += 1
-        elif lead == _BRACE_CLOSE:
-            separator_is_clean = False
-            pos += 1
-        elif lead == _BRACE_OPEN:
-            reading = reader.read(pos)
-            if reading is None:
-                break
-            num_elements = len(readings) + num_non_objects
-            if not separator_is_clean or num_commas != min(num_elements, 1):
-                reading = RecordReading(reading.start, reading.stop, DropReason.MALFORMED)
-            readings.append(reading)
-            separator_is_clean, num_commas, pos = True, 0, reading.stop
-        else:
-            value_stop = find_value_end(data, pos)
-            if value_stop is None:
-                break
-            num_non_objects += 1
-            separator_is_clean, num_commas, pos = True, 0, value_stop
-        pos = skip_space(data, pos)
-    return _finish_walk(readings, num_non_objects, body, None)
 
 
 _COMMA, _SQUARE_CLOSE, _BRACE_OPEN, _BRACE_CLOSE = b",]{}"
 
 
-def _finish_walk(
-    readings: list[RecordReading], num_non_objects: int, body: int, array_stop: int | None
-) -> _Walk:
-    return _Walk(readings, num_non_objects, readings[-1].stop if readings else body, array_stop)
+def _walk_array(tokens: DecodedTokens, body: int, reader: RecordReader) -> _Walk:
+    """Read every complete element of the array whose inside begins at the byte `body`."""
+    data = tokens.data
+    locator = _Locator(tokens)
+    records: list[ParsedObject | DroppedRecord] = []
+    num_non_objects = 0
+    last_record_stop, array_stop = body, None
+    separator = b""  # the commas and stray braces since the last element
+    pos = skip_space(data, body)
+    while pos < len(data):
+        lead = data[pos]
+        if lead == _SQUARE_CLOSE:
+            array_stop = pos + 1
+            break
+        if lead == _COMMA or lead == _BRACE_CLOSE:
+            separator += data[pos : pos + 1]
+            stop = pos + 1
+        elif lead == _BRACE_OPEN:
+            reading = reader.read(pos)
+            if reading is None:
+                break
+            if separator != (b"," if records or num_non_objects else b""):
+                reading = RecordReading(reading.start, reading.stop, DropReason.MALFORMED)
+            records.append(locator.locate(reading))
+            stop = last_record_stop = reading.stop
+            separator = b""
+        else:
+            value_stop = find_value_end(data, pos)
+            if value_stop is None:
+                break
+            num_non_objects += 1
+            stop = value_stop
+            separator = b""
+        pos = skip_space(data, stop)
+    return _Walk(records, _count_drops(records, num_non_objects), last_record_stop, array_stop)
 
 
-def _count_drops(walk: _Walk) -> dict[DropReason, int]:
-    counts = Counter(reading.reason for reading in walk.readings if reading.reason is not None)
-    counts[DropReason.KEY_INVALID] += walk.num_non_objects
+def _count_drops(records: list[ParsedObject | DroppedRecord], num_non_objects: int) -> dict[DropReason, int]:
+    counts = Counter(record.reason for record in records if isinstance(record, DroppedRecord))
+    counts[DropReason.KEY_INVALID] += num_non_objects
     return {reason: counts[reason] for reason in DropReason if counts[reason]}
 
 
-class _CharOffsets:
-    """Turns ascending byte offsets (each at an ASCII delimiter) into character offsets, in one pass."""
+class _Locator:
+    """Turns record readings, in ascending order, into records with character spans and token ranges."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._is_ascii = data.isascii()
+    def __init__(self, tokens: DecodedTokens) -> None:
+        self._tokens = tokens
+        self._is_ascii = tokens.data.isascii()
         self._byte = 0
         self._char = 0
 
-    def at(self, offset: int) -> int:
+    def locate(self, reading: RecordReading) -> ParsedObject | DroppedRecord:
+        token_span = self._tokens.tokens_over(reading.start, reading.stop)
+        start = self._char_at(reading.start)
+        if reading.reason is not None:
+            return DroppedRecord(reading.reason, (start, self._char_at(reading.stop)), token_span)
+        desc_span = self._char_at(reading.desc_start), self._char_at(reading.desc_stop)
+        return ParsedObject(
+            reading.desc,
+            reading.kind,
+            reading.bins,
+            token_positions=reading.token_positions,
+            span=(start, self._char_at(reading.stop)),
+            desc_span=desc_span,
+            token_span=token_span,
+        )
+
+    def _char_at(self, offset: int) -> int:
+        """Character offset of a byte offset at an ASCII delimiter, not before the last one asked for."""
         if self._is_ascii:
             return offset
-        self._char += len(self._data[self._byte : offset].decode("utf-8", errors="replace"))
+        self._char += len(self._tokens.data[self._byte : offset].decode("utf-8", errors="replace"))
         self._byte = offset
         return self._char
-
-
-def _locate(readings: list[RecordReading], tokens: DecodedTokens) -> list[ParsedRecord]:
-    """Records with character spans and token ranges."""
-    char = _CharOffsets(tokens.data)
-    records: list[ParsedRecord] = []
-    for reading in readings:
-        token_span = tokens.tokens_over(reading.start, reading.stop)
-        start = char.at(reading.start)
-        if reading.reason is not None:
-            records.append(ParsedRecord((start, char.at(reading.stop)), token_span, None, reading.reason))
-            continue
-        desc_span = char.at(reading.desc_start), char.at(reading.desc_stop)
-        span = start, char.at(reading.stop)
-        found = ParsedObject(
-            reading.desc, reading.kind, reading.bins, reading.token_positions, span, desc_span, token_span
-        )
-        records.append(ParsedRecord(span, token_span, found, None))
-    return records

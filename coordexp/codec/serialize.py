@@ -21,7 +21,7 @@ from coordexp.codec.schema import (
 )
 from coordexp.errors import ConfigError, RecordError, RolloutError
 
-_STRING_OR_COORD = re.compile(r'"(?:[^"\\]++|\\.)*+"|<\|coord_(0|[1-9][0-9]{0,2})\|>', re.DOTALL)
+_STRING_OR_COORD = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|<\|coord_(0|[1-9][0-9]{0,2})\|>', re.DOTALL)
 
 
 def serialize(objects: Iterable[BoxObject], field_order: str = "desc_first") -> str:

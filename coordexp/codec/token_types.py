@@ -55,7 +55,7 @@ def desc_token_positions(token_ids: Iterable[int], tok: Tokenizer) -> list[int]:
     """Ascending positions of the tokens that overlap the inside of a desc string value (quotes excluded).
 
     Complete, dropped and cut records count alike: what decides is a string that follows the key `"desc"`.
-    Tokens after the first `<|im_end|>` are not looked at.
+    Tokens after the first `<|im_end|>` token are not looked at.
     """
     ids = list(map(int, token_ids))
     pieces = pieces_of(tok)

@@ -52,7 +52,9 @@ class SwiftArgument:
         if "any" in self.types or ("dict" in self.types and isinstance(value, dict)):
             return value
         if "list" in self.types and not isinstance(value, dict):
-            return [self._scalar(item) for item in value] if isinstance(value, list) else [self._scalar(value)]
+            return (
+                [self._scalar(item) for item in value] if isinstance(value, list) else [self._scalar(value)]
+            )
         if isinstance(value, list | dict):
             raise ValueError(f"expected {self.expected}")
         return self._typed_scalar(value)
@@ -81,19 +83,25 @@ class SwiftArgument:
         if isinstance(value, bool):
             if "bool" in self.types:
                 return value
-            hint = "; YAML reads no, off, yes and on as true or false, put the word in quotes" if self.choices else ""
+            hint = (
+                "; YAML reads no, off, yes and on as true or false, put the word in quotes"
+                if self.choices
+                else ""
+            )
             quoted = " (YAML reads a bare no or off as false: write 'no')" if "str" in self.types else ""
             raise ValueError(f"expected {self.expected}{hint or quoted}")
         if "bool" in self.types and str(value).lower() in ("true", "false"):
             return str(value).lower() == "true"
-        for name, convert in (("int", int), ("float", float)):
-            if name in self.types and (number := _number(value, convert)) is not None:
+        for name in ("int", "float"):
+            if name in self.types and (number := _number(value, whole=name == "int")) is not None:
                 return number
         if "str" not in self.types:
             raise ValueError(f"expected {self.expected}")
         if self.choices and value not in self.choices:
             near = closest(str(value), self.choices)
-            raise ValueError(f"expected {self.expected}" + (f" (did you mean {as_yaml(near)}?)" if near else ""))
+            raise ValueError(
+                f"expected {self.expected}" + (f" (did you mean {as_yaml(near)}?)" if near else "")
+            )
         return str(value)
 
 
@@ -123,10 +131,12 @@ def nearest(name: str) -> str | None:
     return RENAMED.get(name) or closest(name, all_arguments())
 
 
-def _number(value: object, convert: type[int] | type[float]) -> int | float | None:
-    if isinstance(value, float) and convert is int and not value.is_integer():
-        return None
+def _number(value: object, *, whole: bool) -> int | float | None:
+    """`value`, a number or its text, as int where it is whole, else float; None if it is no such number."""
     try:
-        return convert(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        number = float(str(value))
+    except ValueError:
         return None
+    if number.is_integer() and "e" not in str(value).lower() and "." not in str(value):
+        return int(str(value))
+    return (int(number) if number.is_integer() else None) if whole else number

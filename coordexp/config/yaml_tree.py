@@ -1,7 +1,7 @@
 """YAML files as plain data that remembers the file and line of every value; one-hop `extends`.
 
-A file may start with `extends: OTHER.yaml` (relative to itself). Mappings are merged key by key, anything else
-replaces what the base says. The base may not extend a third file.
+A file may start with `extends: OTHER.yaml` (relative to itself). Mappings are merged key by key, anything
+else replaces what the base says. The base may not extend a third file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ def read_yaml(path: str | Path) -> Tree:
     """Read a YAML mapping, resolving `extends`.
 
     Raises:
-        ConfigError: no such file, broken YAML, a repeated key, a key that is no string, or a second `extends`.
+        ConfigError: no such file, broken YAML, a repeated key, a key that is no string, or a second
+        `extends`.
     """
     child = _read_one(Path(path))
     base_name = child.data.pop("extends", None)
@@ -81,7 +82,8 @@ def read_yaml(path: str | Path) -> Tree:
     base = _read_one(base_path)
     if "extends" in base.data:
         raise ConfigError(
-            f"extends in {base.places['extends',]}: {base_path} is itself extended by {path}; only one hop is "
+            f"extends in {base.places['extends',]}: {base_path} is itself extended by {path}; only one hop "
+            f"is "
             "allowed. Merge the two bases."
         )
     return base.merged_under(child)
@@ -94,7 +96,7 @@ def parse_scalar(text: str) -> Any:
         ConfigError: text that is no YAML value.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506  # a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is not a YAML value: {error}") from None
 
@@ -154,7 +156,8 @@ def _refuse_repeated_keys(node: yaml.Node | None, file: Path) -> None:
         line = key.start_mark.line + 1
         if key.value in lines and key.value != "<<":
             raise ConfigError(
-                f"{file}:{line}: key {key.value!r} is already set on line {lines[key.value]}; keep one of them."
+                f"{file}:{line}: key {key.value!r} is already set on line {lines[key.value]}; keep one of "
+                f"them."
             )
         lines[str(key.value)] = line
         _refuse_repeated_keys(value, file)

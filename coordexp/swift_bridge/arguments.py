@@ -25,15 +25,24 @@ OUR_FLAGS = ("custom_trainer_variant", "coordexp", "coordexp_config")
 
 @dataclass(frozen=True)
 class PluginFlags:
-    """Our own flags, and the ms-swift values the plugin needs before ms-swift has built its arguments."""
+    """Our own flags, and ms-swift's as it will parse them: the plugin runs before ms-swift has built its arguments."""
 
     variant: str | None
     sections: dict[str, Any] | None
     config_file: str | None
-    model: str | None
-    datasets: tuple[str, ...]
-    val_datasets: tuple[str, ...]
-    seed: int
+    swift: dict[str, Any]
+
+    @property
+    def model(self) -> str | None:
+        return self.swift["model"]
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return (*self.swift["dataset"], *self.swift["val_dataset"])
+
+    @property
+    def data_seed(self) -> int:
+        return self.swift["seed"] if self.swift["data_seed"] is None else self.swift["data_seed"]
 
 
 def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
@@ -55,10 +64,7 @@ def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
         variant=own.custom_trainer_variant,
         sections=_json_object(own.coordexp),
         config_file=own.coordexp_config,
-        model=swift_values.model,
-        datasets=tuple(swift_values.dataset),
-        val_datasets=tuple(swift_values.val_dataset),
-        seed=swift_values.data_seed if swift_values.data_seed is not None else swift_values.seed,
+        swift=vars(swift_values),
     )
 
 

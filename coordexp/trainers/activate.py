@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from coordexp import __version__
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.config import Sections, parse_sections, read_sections_file, sections_hash
+from coordexp.config import Sections, check_variant, parse_sections, read_sections_file
 from coordexp.data.dataset import read_training_rows
 from coordexp.errors import ConfigError
 from coordexp.swift_bridge.arguments import PluginFlags, read_plugin_flags
@@ -32,22 +31,19 @@ def activate_from_argv(argv: Sequence[str]) -> None:
     Other ms-swift commands (infer, export, ...) that replay the plugin of a checkpoint get the template only.
     Without a trainer variant ms-swift trains as usual.
     """
-    versions = check_versions()
+    check_versions()
     register_coord_template()
     if Path(sys.argv[0]).name != "sft.py":
         return
     flags = read_plugin_flags(argv)
     sections = _sections(flags)
-    variant = flags.variant or sections.custom.trainer_variant
+    variant = _variant(flags, sections)
     if variant is None:
         return
-    if variant not in VARIANTS:
-        raise ConfigError(f"--custom_trainer_variant {variant!r}: expected one of {', '.join(sorted(VARIANTS))}.")
     _check_tokenizer(flags.model)
     _register_datasets(flags, sections)
     use_trainer(VARIANTS[variant])
-    meta = {"coordexp": __version__, **versions, "config_hash": sections_hash(sections), "variant": variant}
-    activate(RunSettings(variant=variant, sections=sections, meta=meta))
+    activate(RunSettings(variant=variant, sections=sections, swift=flags.swift))
 
 
 def _sections(flags: PluginFlags) -> Sections:
@@ -56,6 +52,22 @@ def _sections(flags: PluginFlags) -> Sections:
     if flags.config_file is not None:
         return read_sections_file(flags.config_file)
     return parse_sections(flags.sections or {}, source="--coordexp")
+
+
+def _variant(flags: PluginFlags, sections: Sections) -> str | None:
+    """The trainer variant of the run, None for plain ms-swift."""
+    if flags.variant is None:
+        return sections.custom.trainer_variant
+    try:
+        variant = check_variant(flags.variant)
+    except ValueError as error:
+        raise ConfigError(f"--custom_trainer_variant {flags.variant!r}: {error}.") from None
+    if variant not in VARIANTS:
+        raise ConfigError(
+            f"--custom_trainer_variant {variant}: a valid variant, but its trainer is not built yet in this version "
+            f"of coordexp; expected one of {', '.join(sorted(VARIANTS))}."
+        )
+    return variant
 
 
 def _check_tokenizer(model: str | None) -> None:
@@ -75,6 +87,6 @@ def _register_datasets(flags: PluginFlags, sections: Sections) -> None:
         prompt=custom.prompt,
         field_order=custom.object_field_order,
         ordering=custom.object_ordering,
-        seed=flags.seed,
+        seed=flags.data_seed,
     )
-    register_jsonl((*flags.datasets, *flags.val_datasets), read)
+    register_jsonl(flags.datasets, read)

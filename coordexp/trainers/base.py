@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.config import derive, resolved_config, write_resolved
 from coordexp.data.collator import with_supervised_rows
 from coordexp.losses.columns import CoordColumns
 from coordexp.metrics.accumulate import MetricStore
 from coordexp.metrics.payload import build_payload
-from coordexp.metrics.sinks import MetricsSink
+from coordexp.metrics.sinks import MetricsSink, installed_versions
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
 from coordexp.trainers.runtime import active
 
@@ -30,7 +32,10 @@ class CoordTrainer(SwiftTrainerBridge):
         self.columns = CoordColumns(self.vocab.ids)
         super().__init__(*args, **kwargs)
         self.metrics = MetricStore()
+        self._resolved = self._resolve()
         self._sink: MetricsSink | None = None
+        if self.is_world_process_zero():
+            write_resolved(self.args.output_dir, self._resolved)
 
     def _get_data_collator(self, args: Any, template: Any) -> Any:
         return with_supervised_rows(super()._get_data_collator(args, template), self.columns)
@@ -46,8 +51,26 @@ class CoordTrainer(SwiftTrainerBridge):
         numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float))}
         payload = build_payload(mode, self.state.global_step, numbers)
         if self._sink is None:
-            self._sink = MetricsSink(Path(self.args.output_dir), meta=self.settings.meta)
+            meta = {"config_hash": self._resolved["config_hash"], "variant": self.settings.variant}
+            self._sink = MetricsSink(self.args.output_dir, meta=meta)
         self._sink.write(payload)
+
+    def _resolve(self) -> dict[str, Any]:
+        """The content of resolved_config.json."""
+        args, settings = self.args, self.settings
+        derived = derive(
+            world_size=self.accelerator.num_processes,
+            per_device_batch_size=args.per_device_train_batch_size,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            num_train_samples=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
+            max_steps=args.max_steps,
+            num_epochs=args.num_train_epochs,
+            coord_token_ids=self.vocab.ids,
+        )
+        context = {"command": shlex.join(sys.argv), "versions": installed_versions()}
+        return resolved_config(
+            settings.variant, settings.sections, settings.swift, derived=derived, context=context
+        )
 
     def sum_over_ranks(self, counts: Tensor) -> Tensor:
         """`counts` added up over all ranks when `average_tokens_across_devices` asks for it, else as they are."""

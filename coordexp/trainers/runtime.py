@@ -5,9 +5,11 @@ ms-swift constructs trainers from an import path and hands them nothing of ours,
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from coordexp.config import Sections
 from coordexp.errors import ConfigError
 
 
@@ -15,13 +17,12 @@ from coordexp.errors import ConfigError
 class RunSettings:
     """Everything of ours that a trainer needs.
 
-    variant: trainer variant name.  sections: the typed configuration sections (`coordexp.config.Sections`).
-    meta: written as the first record of metrics.jsonl (config hash, versions, command).
+    variant: trainer variant name.  sections: our typed settings.  swift: ms-swift's arguments as given, flat.
     """
 
     variant: str
-    sections: Any
-    meta: dict[str, Any] = field(default_factory=dict)
+    sections: Sections
+    swift: Mapping[str, Any]
 
 
 _active: RunSettings | None = None

@@ -2,8 +2,8 @@
 
 Run it after an upgrade of ms-swift or transformers:  python tools/setup/dump_swift_arguments.py
 
-The file lets a configuration be checked without importing torch. Per argument: the section it is shown in, the
-types it takes, and its choices where it has some.
+The file lets a configuration be checked without importing torch. Per argument: the section it is shown in,
+the types it takes, its choices where it has some, and its default.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def describe(hint: Any) -> tuple[set[str], list[str]]:
         return describe(typing.get_args(hint)[0])
     if origin in (typing.Union, types.UnionType):
         described = [describe(part) for part in typing.get_args(hint)]
-        return set().union(*(found for found, _ in described)), sum((choices for _, choices in described), [])
+        choices = [choice for _, part_choices in described for choice in part_choices]
+        return set().union(*(found for found, _ in described)), choices
     if origin is typing.Literal:
         values = typing.get_args(hint)
         return {NAMES[type(value)] for value in values}, [value for value in values if isinstance(value, str)]

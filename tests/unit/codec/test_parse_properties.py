@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from codec_tokenizers import ENCODERS, FUSED_MERGES, encode, encode_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordexp.codec.parse import parse_rollout
+from coordexp.codec.parse import DroppedRecord, parse_rollout
 from coordexp.codec.pieces import pieces_of
-from coordexp.codec.schema import BoxObject
+from coordexp.codec.schema import BoxObject, DropReason
 from coordexp.codec.serialize import append_fragment, serialize, to_strict_json
 from coordexp.errors import ConfigError
 
@@ -156,8 +157,10 @@ def test_random_bytes_in_the_array_never_raise(tok, garbage):
 
 def check_invariants(parsed, ids, tok):
     """What holds for every rollout."""
-    num_response = len(parsed.response_token_ids)
-    assert parsed.response_token_ids[: num_response - 1] == ids[: max(0, num_response - 1)]
+    num_bytes = len(pieces_of(tok).join(parsed.response_token_ids))
+    ends = accumulate(len(pieces_of(tok)[i]) for i in ids)
+    num_whole = min(sum(end <= num_bytes for end in ends), len(parsed.response_token_ids))
+    assert parsed.response_token_ids[:num_whole] == ids[:num_whole]
     assert parsed.text == full_decode(tok, parsed.response_token_ids)
     assert "<|im_end|>" not in parsed.text
 
@@ -173,14 +176,14 @@ def check_invariants(parsed, ids, tok):
         assert split_token_text.startswith(remainder)
         assert remainder == b"" or len(remainder) < len(split_token_text)
 
-    num_valid = len(parsed.objects)
     assert sum(parsed.dropped_by_reason.values()) == parsed.dropped_invalid + parsed.dropped_ambiguous
-    assert [record.object for record in parsed.records if record.object] == parsed.objects
-    assert len(parsed.records) - num_valid <= parsed.dropped_invalid + parsed.dropped_ambiguous
+    dropped = [record for record in parsed.records if isinstance(record, DroppedRecord)]
+    assert [record for record in parsed.records if record not in dropped] == parsed.objects
+    num_non_objects = sum(parsed.dropped_by_reason.values()) - len(dropped)
+    assert 0 <= num_non_objects <= parsed.dropped_by_reason.get(DropReason.KEY_INVALID, 0)
     for record in parsed.records:
         text = parsed.text[slice(*record.span)]
         assert text[0] + text[-1] == "{}"
-        assert (record.object is None) is (record.reason is not None)
     for obj in parsed.objects:
         start, stop = obj.desc_span
         assert parsed.text[start - 1] == parsed.text[stop] == '"'

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 from codec_tokenizers import ENCODERS, spell
 
-from coordexp.codec.parse import parse_rollout
+from coordexp.codec.parse import DroppedRecord, parse_rollout
 from coordexp.codec.schema import BoxObject
 
 HEAD = '{"objects": ['
@@ -240,7 +240,8 @@ ROWS = {
     "bad polygon, boxes only": one('{"desc": "sail", "poly": [<1>]}', "poly_unsupported", allow_poly=False),
     # a polygon among boxes
     "polygon among boxes": Row(
-        f"{HEAD}{CAT}, {TRI}, {DOG}]}}", [CAT_OBJECT, TRI_OBJECT, DOG_OBJECT], {}, f"{HEAD}{CAT}, {TRI}, {DOG}"
+        f"{HEAD}{CAT}, {TRI}, {DOG}]}}", [CAT_OBJECT, TRI_OBJECT, DOG_OBJECT], {},
+        f"{HEAD}{CAT}, {TRI}, {DOG}",
     ),
     # one coordinate spelled by ordinary tokens
     "one spelled coordinate": one('{"desc": "cat", "bbox_2d": [<1>, <2>, ‹3›, <4>]}', "ambiguous"),
@@ -454,7 +455,7 @@ def test_positions_and_spans_of_a_small_rollout(demo):
     assert obj.desc_span == (23, 24)
     assert obj.token_positions == (41, 44, 47, 50)
     assert obj.token_span == (13, 53)
-    assert [(record.reason, record.token_span) for record in parsed.records] == [
-        (None, (13, 53)),
-        ("missing_desc", (55, 57)),
+    assert parsed.records == [
+        obj,
+        DroppedRecord("missing_desc", (obj.span[1] + 2, obj.span[1] + 4), (55, 57)),
     ]

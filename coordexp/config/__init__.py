@@ -1,0 +1,39 @@
+"""The run configuration: YAML and command line -> typed, checked settings. No torch.
+
+`load_run_config` reads a whole run file; `parse_sections` reads only our sections, as the plugin gets them.
+"""
+
+from coordexp.config.custom import DEFAULT_PROMPT, DEFAULT_VARIANT, VARIANTS
+from coordexp.config.load import load_run_config
+from coordexp.config.pipeline import Pipeline, pipeline_checksum, pipeline_identity
+from coordexp.config.resolved import config_hash, derive, resolved_config, write_resolved
+from coordexp.config.run_config import RunConfig
+from coordexp.config.sections import (
+    Sections,
+    check_variant,
+    checksum_of,
+    parse_sections,
+    read_sections_file,
+    sections_hash,
+)
+
+__all__ = [
+    "DEFAULT_PROMPT",
+    "DEFAULT_VARIANT",
+    "VARIANTS",
+    "Pipeline",
+    "RunConfig",
+    "Sections",
+    "check_variant",
+    "checksum_of",
+    "config_hash",
+    "derive",
+    "load_run_config",
+    "parse_sections",
+    "pipeline_checksum",
+    "pipeline_identity",
+    "read_sections_file",
+    "resolved_config",
+    "sections_hash",
+    "write_resolved",
+]

@@ -1,0 +1,83 @@
+"""Where a token of a sample comes from, and what that and its type mean for its cross-entropy.
+
+    | role           | struct           | desc | coord |
+    |----------------|------------------|------|-------|
+    | GROUND_TRUTH   | STRUCT           | DESC | slot  |
+    | FN_TAIL        | STRUCT           | DESC | slot  |
+    | MATCHED_PREFIX | MATCHED_STRUCT   | -    | slot  |
+    | CLOSURE        | CLOSE            |      |       |
+    | EOS            | EOS (type eos)   |      |       |
+    | all others     | -                | -    | -     |
+
+The entries are `coordexp.losses.inputs.TextRole`s, which the weights of `token_ce` are defined on. A slot is
+supervised by the coordinate losses and never by the cross-entropy.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coordexp.codec.token_types import TokenType
+from coordexp.losses.inputs import TextRole
+
+Int8Array = NDArray[np.int8]
+
+
+class Role(IntEnum):
+    """Part of the sequence that a token belongs to; mutually exclusive."""
+
+    PROMPT = 0
+    """System and user turns, image placeholders, the opening of the assistant turn."""
+    GROUND_TRUTH = 1
+    """A target written from the annotations alone, up to the last record."""
+    PREFIX = 2
+    """Rollout prefix outside of all records: the container's opening, separators, stray text."""
+    MATCHED_PREFIX = 3
+    """A predicted record that was matched to a ground truth, with the separators its tokens reach over."""
+    FP_PREFIX = 4
+    """A predicted record without a partner: context only."""
+    DROPPED_PREFIX = 5
+    """A record that the parser refused: context only."""
+    FN_TAIL = 6
+    """Appended records of the ground truths that were missed, with their separators."""
+    CLOSURE = 7
+    """Every token that holds a part of the final `]}`."""
+    EOS = 8
+    """The final `<|im_end|>`."""
+
+
+SLOT_ROLES = (Role.GROUND_TRUTH, Role.MATCHED_PREFIX, Role.FN_TAIL)
+"""Roles whose coordinate tokens may be supervised."""
+
+NOT_A_ROW = -1
+"""In arrays of TextRole: the token has no cross-entropy."""
+
+_TEXT_ROLES = {
+    (Role.GROUND_TRUTH, TokenType.STRUCT): TextRole.STRUCT,
+    (Role.GROUND_TRUTH, TokenType.DESC): TextRole.DESC,
+    (Role.FN_TAIL, TokenType.STRUCT): TextRole.STRUCT,
+    (Role.FN_TAIL, TokenType.DESC): TextRole.DESC,
+    (Role.MATCHED_PREFIX, TokenType.STRUCT): TextRole.MATCHED_STRUCT,
+    (Role.CLOSURE, TokenType.STRUCT): TextRole.CLOSE,
+    (Role.CLOSURE, TokenType.DESC): TextRole.CLOSE,
+    (Role.EOS, TokenType.EOS): TextRole.EOS,
+}
+
+
+def _lookup_table() -> Int8Array:
+    table = np.full((len(Role), len(TokenType)), NOT_A_ROW, dtype=np.int8)
+    for (role, token_type), text_role in _TEXT_ROLES.items():
+        table[role, token_type] = text_role
+    return table
+
+
+_TEXT_ROLE_TABLE = _lookup_table()
+
+
+def text_roles(roles_T: Int8Array, types_T: Int8Array) -> Int8Array:
+    """TextRole of each token, NOT_A_ROW where it has no cross-entropy.  int8 [T]."""
+    found: Int8Array = _TEXT_ROLE_TABLE[roles_T, types_T]
+    return found

@@ -1,0 +1,114 @@
+"""Every mistake ends in one clear error before anything is written: what, where, what was expected, what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from support.processes import run_swift, sft_flags
+
+from coordexp.errors import ConfigError, CoordExpError, RecordError
+from coordexp.models.tiny import build_tiny_model
+from coordexp.trainers.activate import activate_from_argv
+
+
+@pytest.fixture
+def data(scenes: Path, tmp_path: Path) -> Path:
+    """A copy of the scenes that a test may damage."""
+    return Path(shutil.copytree(scenes, tmp_path / "data"))
+
+
+@pytest.fixture(autouse=True)
+def as_swift_sft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/swift/cli/sft.py"])
+
+
+def edit_line(file: Path, line: int, change) -> None:
+    """Replace a 1-based line by `change(record)`: a record to serialise, or text as it is."""
+    lines = file.read_text().splitlines()
+    changed = change(json.loads(lines[line - 1]))
+    lines[line - 1] = changed if isinstance(changed, str) else json.dumps(changed)
+    file.write_text("\n".join(lines) + "\n")
+
+
+def refused(error: type[CoordExpError], *fragments: str, argv: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        activate_from_argv(argv)
+    for fragment in fragments:
+        assert fragment in str(caught.value)
+
+
+def with_object(**changes):
+    def change(record: dict) -> dict:
+        obj = {**record["objects"][0], **changes}
+        return {**record, "objects": [{k: v for k, v in obj.items() if v is not None}, *record["objects"][1:]]}
+
+    return change
+
+
+BAD_RECORDS = {
+    "coordinate 1000": (with_object(bbox_2d=[1, 2, 3, 1000]), ("object 0", "1000", "0..999")),
+    "two geometries": (with_object(poly=[1, 2, 3, 4, 5, 6]), ("object 0", "bbox_2d", "poly")),
+    "empty desc": (with_object(desc=""), ("object 0", "desc")),
+    "truncated JSON line": (lambda record: json.dumps(record)[:40], ("JSON",)),
+    "missing image": (lambda record: {**record, "images": ["images/train/gone.png"]}, ("images/train/gone.png",)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECORDS)
+def test_bad_record_names_file_and_line(nano_model: Path, data: Path, tmp_path: Path, name: str):
+    change, fragments = BAD_RECORDS[name]
+    edit_line(data / "train.jsonl", 3, change)
+    argv = sft_flags(nano_model, data, tmp_path / "out")
+    refused(RecordError, f"{data / 'train.jsonl'}:3", *fragments, argv=argv)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_variant_lists_the_known_ones(nano_model: Path, data: Path, tmp_path: Path):
+    argv = sft_flags(nano_model, data, tmp_path / "out", custom_trainer_variant="stage1_cord")
+    refused(ConfigError, "stage1_cord", "stage1_coord", argv=argv)
+
+
+def test_misspelt_flags_are_named_with_the_nearest_valid_one(nano_model: Path, data: Path, tmp_path: Path):
+    argv = sft_flags(nano_model, data, tmp_path / "out", learning_rat="1e-3", custom_trainer_varient="x")
+    refused(
+        ConfigError,
+        "--learning_rat: did you mean --learning_rate?",
+        "--custom_trainer_varient: did you mean --custom_trainer_variant?",
+        argv=argv,
+    )
+
+
+def test_misspelt_setting_is_named_with_its_dotted_path(nano_model: Path, data: Path, tmp_path: Path):
+    settings = json.dumps({"custom": {"coord_soft_ce_w1": {"w1_wieght": 1}}})
+    argv = sft_flags(nano_model, data, tmp_path / "out", coordexp=settings)
+    refused(ConfigError, "custom.coord_soft_ce_w1.w1_wieght", "w1_weight", argv=argv)
+
+
+def test_settings_that_are_no_json(nano_model: Path, data: Path, tmp_path: Path):
+    argv = sft_flags(nano_model, data, tmp_path / "out", coordexp="{custom:")
+    refused(ConfigError, "--coordexp", "JSON", argv=argv)
+
+
+def test_tokenizer_without_coordinate_tokens_says_how_to_add_them(data: Path, tmp_path: Path):
+    build_tiny_model(tmp_path / "plain", preset="nano", coord_tokens=False)
+    argv = sft_flags(tmp_path / "plain", data, tmp_path / "out")
+    refused(ConfigError, "<|coord_0|>", "coordexp model add-coord-tokens", argv=argv)
+
+
+def test_dataset_that_does_not_exist(nano_model: Path, data: Path, tmp_path: Path):
+    argv = sft_flags(nano_model, data, tmp_path / "out", dataset=data / "nowhere.jsonl")
+    refused(ConfigError, "nowhere.jsonl", argv=argv)
+
+
+@pytest.mark.slow
+def test_swift_sft_exits_with_2_and_writes_nothing(nano_model: Path, data: Path, tmp_path: Path):
+    edit_line(data / "train.jsonl", 2, with_object(bbox_2d=[1, 2, 3, 1000]))
+    done = run_swift("sft", *sft_flags(nano_model, data, tmp_path / "out"))
+    assert done.returncode == 2
+    assert f"coordexp: {data / 'train.jsonl'}:2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,170 @@
+"""Real `swift sft` runs of the stage-1 trainer: what they log, what they leave behind, one rank and two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.processes import run_coordexp, run_swift, sft_flags
+
+from coordexp.metrics.catalog import lookup
+from coordexp.metrics.payload import validate_payload
+
+pytestmark = pytest.mark.slow
+
+BASE_CE = ("loss", "noncoord_tokens")
+COORD_DIAG = (
+    "enabled", "loss", "soft_ce", "w1", "ce", "gate", "coord_vocab_mass", "coord_tokens", "acc_top5", "p_gt_mean",
+    "margin_mean", "expected_bin_mae", "expected_bin_abs_err_p90", "w1_to_delta",
+)  # fmt: skip
+ALIASES = ("loss", "soft_ce", "w1", "ce", "gate")
+STAGE1_KEYS = (
+    {f"base_ce/{name}" for name in BASE_CE}
+    | {f"coord_diag/{name}" for name in COORD_DIAG}
+    | {f"coord_softce_w1/{name}" for name in ALIASES}
+    | {"token_acc", "pack/num_samples"}
+)
+MIX = {"coord_soft_ce_w1": {"soft_ce_weight": 0.5, "w1_weight": 2.0, "ce_weight": 0.25, "gate_weight": 1.5}}
+
+
+def payloads(run: Path) -> tuple[dict, list[dict]]:
+    first, *rest = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return first, rest
+
+
+@pytest.fixture(scope="module")
+def run(nano_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "stage1"
+    flags = sft_flags(
+        nano_model, scenes, output, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=2,
+        eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3, report_to="tensorboard",
+        coordexp=json.dumps({"custom": MIX}),
+    )  # fmt: skip
+    done = run_swift("sft", *flags)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return output
+
+
+def test_every_stage1_number_leaves_in_train_and_eval(run: Path):
+    meta, records = payloads(run)
+    resolved = json.loads((run / "resolved_config.json").read_text())
+    assert (meta["record"], meta["variant"]) == ("run_meta", "stage1_coord")
+    assert meta["config_hash"] == resolved["config_hash"]
+    assert resolved["derived"]["effective_batch_size"] == 8
+    train = [r for r in records if r["mode"] == "train" and "loss" in r["metrics"]]
+    evaluation = [r for r in records if "eval_loss" in r["metrics"]]
+    assert [r["global_step"] for r in train] == [1, 2, 3]
+    assert [r["global_step"] for r in evaluation] == [3]
+    assert STAGE1_KEYS <= train[0]["metrics"].keys()
+    assert {f"eval_{key}" for key in STAGE1_KEYS} <= evaluation[0]["metrics"].keys()
+
+
+def test_records_are_valid_payloads_of_known_keys(run: Path):
+    _, records = payloads(run)
+    for record in records:
+        assert validate_payload(record)["schema_version"] == 1
+        assert [key for key in record["metrics"] if lookup(key) is None] == []
+    assert json.loads((run / "stats.json").read_text()) == records[-1]
+
+
+def test_logged_terms_add_up_to_the_logged_loss(run: Path):
+    _, records = payloads(run)
+    for record in records:
+        prefix = {"train": "", "eval": "eval_"}[record["mode"]]
+        metrics = {key.removeprefix(prefix): value for key, value in record["metrics"].items()}
+        if "coord_diag/loss" not in metrics:
+            continue
+        weighted = sum(
+            MIX["coord_soft_ce_w1"][f"{name}_weight"] * metrics[f"coord_diag/{name}"]
+            for name in ("soft_ce", "w1", "ce", "gate")
+        )
+        assert metrics["coord_diag/loss"] == pytest.approx(weighted, rel=1e-5)
+        if prefix == "":
+            assert metrics["loss"] == pytest.approx(metrics["base_ce/loss"] + weighted, rel=1e-5)
+        assert metrics["coord_softce_w1/w1"] == metrics["coord_diag/w1"]
+
+
+def test_loss_goes_down_and_a_checkpoint_that_loads_is_left(run: Path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    _, records = payloads(run)
+    losses = [r["metrics"]["loss"] for r in records if "loss" in r["metrics"]]
+    assert losses[-1] < losses[0]
+    model = AutoModelForImageTextToText.from_pretrained(run / "checkpoint-3")
+    processor = AutoProcessor.from_pretrained(run / "checkpoint-3")
+    assert processor.tokenizer.convert_tokens_to_ids("<|coord_999|>") < model.config.text_config.vocab_size
+
+
+def test_tensorboard_holds_the_numbers(run: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, records = payloads(run)
+    [events] = list(run.rglob("events.out.tfevents.*"))
+    scalars = EventAccumulator(str(events.parent)).Reload()
+    logged = {event.step: event.value for event in scalars.Scalars("train/coord_diag/expected_bin_mae")}
+    for record in records:
+        if record["mode"] == "train" and "loss" in record["metrics"]:
+            value = record["metrics"]["coord_diag/expected_bin_mae"]
+            assert logged[record["global_step"]] == pytest.approx(value, rel=1e-5)
+
+
+def test_two_ranks_share_one_loss(nano_model: Path, scenes: Path, tmp_path: Path, run: Path):
+    flags = sft_flags(
+        nano_model, scenes, tmp_path / "out", max_steps=3, per_device_train_batch_size=2,
+        gradient_accumulation_steps=2, coordexp=json.dumps({"custom": MIX}), train_dataloader_shuffle=False,
+    )  # fmt: skip
+    done = run_swift("sft", *flags, NPROC_PER_NODE="2", MASTER_PORT="29641")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    _, records = payloads(tmp_path / "out")
+    losses = [r["metrics"]["loss"] for r in records if "loss" in r["metrics"]]
+    # All 8 scenes are in every step of both runs, so the first losses agree whatever the cut.
+    first = next(r["metrics"]["loss"] for r in payloads(run)[1] if "loss" in r["metrics"])
+    assert losses[0] == pytest.approx(first, rel=1e-5)
+    assert len(losses) == 3
+
+
+def test_coordexp_train_runs_the_ablation_it_prints(nano_model: Path, scenes: Path, tmp_path: Path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"""
+model: {{model: {nano_model}, model_type: qwen3_vl, torch_dtype: float32, attn_impl: sdpa}}
+data: {{max_length: 512, strict: true, load_from_cache_file: false}}
+tuner: {{tuner_type: full, freeze_vit: false, freeze_aligner: false}}
+training:
+  output_dir: {tmp_path / "out"}
+  add_version: false
+  max_steps: 5
+  effective_batch_size: 8
+  per_device_train_batch_size: 4
+  learning_rate: 0.001
+  gradient_checkpointing: false
+  eval_strategy: 'no'
+  save_strategy: 'no'
+  logging_steps: 1
+  report_to: none
+  use_cpu: true
+  fp16: false
+  bf16: false
+  check_model: false
+custom:
+  trainer_variant: stage1_coord
+  train_jsonl: {scenes / "train.jsonl"}
+"""
+    )
+    overrides = ("--set", "custom.coord_soft_ce_w1.enabled=false", "--max_steps", "1")
+    dry = run_coordexp("train", config, "--dry-run", *overrides)
+    assert dry.returncode == 0, dry.stderr
+    assert dry.stdout.startswith("running: swift sft ")
+    done = run_coordexp("train", config, *overrides)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert dry.stdout.splitlines()[0] in done.stdout
+    _, records = payloads(tmp_path / "out")
+    metrics = next(r["metrics"] for r in records if "loss" in r["metrics"])
+    assert metrics["coord_diag/enabled"] == 0.0
+    num_text = metrics["base_ce/noncoord_tokens"]
+    num_coord = metrics["coord_diag/coord_tokens"]
+    # Ordinary cross-entropy: of coordinate rows it is the cross-entropy on bins plus the gate (at temperature 1).
+    coord_ce = metrics["coord_diag/ce"] + metrics["coord_diag/gate"]
+    expected = (num_text * metrics["base_ce/loss"] + num_coord * coord_ce) / (num_text + num_coord)
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-5)

@@ -1,0 +1,449 @@
+"""The stage-2 objective: every atom against a float64 computation, and the rules that hold between them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torchvision.ops import complete_box_iou_loss
+
+from coordexp.errors import ConfigError, ContractError
+from coordexp.losses.columns import CoordColumns
+from coordexp.losses.inputs import LossInputs, SupervisedRows, TextRole
+from coordexp.losses.modules import ObjectiveSpec
+from coordexp.losses.objective import Stage2Objective, Stage2Terms, check_atoms_sum
+from coordexp.losses.provenance import Forward
+
+K, V, START = 1000, 1030, 20
+COLUMNS = CoordColumns(range(START, START + K))
+TOKEN_CE = {
+    "desc_ce_weight": 0.7,
+    "self_context_struct_ce_weight": 0.3,
+    "rollout_fn_desc_weight": 0.4,
+    "rollout_matched_prefix_struct_weight": 0.6,
+    "rollout_drop_invalid_struct_ce_multiplier": 2.5,
+}
+BBOX_GEO = {"smoothl1_weight": 1.5, "ciou_weight": 0.8}
+COORD_REG = {
+    "coord_ce_weight": 0.1,
+    "coord_el1_weight": 0.2,
+    "coord_ehuber_weight": 0.3,
+    "coord_huber_delta": 0.05,
+    "coord_entropy_weight": 0.4,
+    "coord_gate_weight": 0.5,
+    "text_gate_weight": 0.6,
+    "soft_ce_weight": 0.7,
+    "self_context_soft_ce_weight": 0.05,
+    "w1_weight": 0.9,
+    "temperature": 1.5,
+    "target_sigma": 3.0,
+    "target_truncate": 12,
+}
+SCALES = {"token_ce": 1.1, "bbox_geo": 1.2, "coord_reg": 1.3}
+COORD_ATOMS = [
+    "bbox_smoothl1",
+    "bbox_ciou",
+    "coord_token_ce",
+    "coord_soft_ce",
+    "coord_w1",
+    "coord_el1",
+    "coord_ehuber",
+    "coord_entropy",
+    "coord_gate",
+    "text_gate",
+]
+PROVENANCES = {
+    Forward.ANCHOR: {"A1_text/struct_ce", "A1_text/desc_ce"},
+    Forward.SELF_CONTEXT: {"A2_text/struct_ce", *(f"A2_coord/{atom}" for atom in COORD_ATOMS)},
+    Forward.TEACHER_FORCED: {
+        "A1_text/struct_ce",
+        "A1_text/desc_ce",
+        *(f"A2_coord/{atom}" for atom in COORD_ATOMS),
+    },
+    Forward.ROLLOUT: {
+        "B_rollout_text/struct_ce",
+        "B_rollout_text/desc_ce",
+        *(f"B_coord/{atom}" for atom in COORD_ATOMS),
+    },
+}
+
+
+def make_spec(token_ce=None, bbox_geo=None, coord_reg=None, channels=("A", "B"), diagnostics=True, skip=()):
+    configs = {
+        "token_ce": TOKEN_CE | (token_ce or {}),
+        "bbox_geo": BBOX_GEO | (bbox_geo or {}),
+        "coord_reg": COORD_REG | (coord_reg or {}),
+    }
+    entries = [
+        {"name": name, "enabled": True, "weight": SCALES[name], "channels": list(channels), "config": config}
+        for name, config in configs.items()
+        if name not in skip
+    ]
+    diag = {"name": "coord_diag", "enabled": diagnostics, "weight": 1.0, "channels": ["A", "B"], "config": {}}
+    return ObjectiveSpec.from_mappings(entries, [diag])
+
+
+def make_batch(seed=0, num_tokens=40, num_boxes=3, rollout=True):
+    """Logits of a flattened batch, and its rows: text of all roles, then boxes, at scattered positions."""
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(num_tokens, V, generator=g) * 3
+    order = torch.randperm(num_tokens, generator=g)
+    boxes_at, text_at = order[: 4 * num_boxes], order[4 * num_boxes : 4 * num_boxes + 13]
+    low = torch.randint(0, 400, (num_boxes, 2), generator=g)
+    bins_B4 = torch.cat([low, low + torch.randint(1, 500, (num_boxes, 2), generator=g)], 1)
+    roles = [TextRole.STRUCT] * 4 + [TextRole.DESC] * 3 + [TextRole.CLOSE, TextRole.EOS] * 2
+    roles += [TextRole.MATCHED_STRUCT if rollout else TextRole.STRUCT] * 2
+    rows = SupervisedRows.from_boxes(
+        text_positions_R=text_at,
+        text_targets_R=torch.randint(0, START, (13,), generator=g),
+        roles_R=torch.tensor(roles),
+        dropped_invalid_R=torch.rand(13, generator=g) < 0.5,
+        box_positions_B4=boxes_at.view(-1, 4),
+        bins_B4=bins_B4,
+        columns=COLUMNS,
+    )
+    return logits, rows
+
+
+def evaluate(objective, logits, rows, forward, counts=None):
+    inputs = LossInputs.from_logits(logits[rows.positions_R], rows, COLUMNS, objective.needs(forward))
+    return objective(inputs, forward, counts or objective.counts(rows, forward))
+
+
+def role_weight(forward, role, dropped):
+    """The table of weights, once more, by hand."""
+    if forward is Forward.ROLLOUT:
+        struct = 2.5 if dropped else 1.0
+        weights = {TextRole.STRUCT: struct, TextRole.DESC: 0.4, TextRole.MATCHED_STRUCT: 0.6}
+    elif forward is Forward.SELF_CONTEXT:
+        weights = {TextRole.STRUCT: 1.0, TextRole.DESC: 0.0, TextRole.MATCHED_STRUCT: 0.0}
+    else:
+        weights = {TextRole.STRUCT: 1.0, TextRole.DESC: 0.7, TextRole.MATCHED_STRUCT: 0.0}
+    return (weights | {TextRole.CLOSE: 1.0, TextRole.EOS: 1.0})[role]
+
+
+def reference_atoms(logits, rows, forward):
+    """Every atom of the forward in float64, row by row, from the formulas."""
+    z = logits.double()[rows.positions_R]
+    T, coord = COORD_REG["temperature"], slice(START, START + K)
+    text = {"struct_ce": [], "desc_ce": []}
+    total_weight, gates = 0.0, []
+    for n in range(rows.num_text):
+        role, dropped = TextRole(int(rows.roles_R[n])), bool(rows.dropped_invalid_R[n])
+        weight = role_weight(forward, role, dropped)
+        ce = z[n].logsumexp(0) - z[n, rows.targets_R[n]]
+        text["desc_ce" if role is TextRole.DESC else "struct_ce"].append(weight * ce)
+        total_weight += weight
+        if (
+            weight > 0
+            and role is not TextRole.EOS
+            and not (role is TextRole.DESC and forward is not Forward.ROLLOUT)
+        ):
+            p_coord = (z[n] / T).softmax(0)[coord].sum()
+            gates.append(-torch.log(1 - p_coord))
+    text_scale = SCALES["token_ce"] * (0.3 if forward is Forward.SELF_CONTEXT else 1.0)
+    atoms = {
+        f"{forward.text}/{name}": text_scale * sum(values) / total_weight
+        for name, values in text.items()
+        if not (name == "desc_ce" and forward is Forward.SELF_CONTEXT)
+    }
+    if forward.coord is None:
+        return atoms
+
+    k = torch.arange(K, dtype=torch.float64)
+    slots = {name: [] for name in COORD_ATOMS if name.startswith("coord_")}
+    centres = []
+    for row, g in zip(z[rows.num_text :], rows.bins_N.tolist(), strict=True):
+        c = row[coord]
+        log_p = (c / T).log_softmax(0)
+        p = log_p.exp()
+        q = torch.exp(-((k - g) ** 2) / (2 * 3.0**2)) * ((k - g).abs() <= 12)
+        q = q / q.sum()
+        d = (k - g).abs() / 999
+        slots["coord_token_ce"].append(-c.log_softmax(0)[g])
+        slots["coord_soft_ce"].append(-(q * log_p).sum())
+        slots["coord_w1"].append((p.cumsum(0) - q.cumsum(0)).abs().sum() / 999)
+        slots["coord_el1"].append((p * d).sum())
+        slots["coord_ehuber"].append((p * torch.where(d <= 0.05, d**2 / 0.1, d - 0.025)).sum())
+        slots["coord_entropy"].append(-(p * log_p).sum())
+        slots["coord_gate"].append((row / T).logsumexp(0) - (c / T).logsumexp(0))
+        centres.append((p * k).sum() / 999)
+    pred_B4, gt_B4 = torch.stack(centres).view(-1, 4), rows.bins_N.double().view(-1, 4) / 999
+    lo, hi = torch.minimum(pred_B4[:, :2], pred_B4[:, 2:]), torch.maximum(pred_B4[:, :2], pred_B4[:, 2:])
+    geo, reg = SCALES["bbox_geo"], SCALES["coord_reg"]
+    d = (pred_B4 - gt_B4).abs()  # below 1, so the quadratic part of smooth L1
+    atoms[f"{forward.coord}/bbox_smoothl1"] = geo * 1.5 * (d**2 / 2).mean()
+    atoms[f"{forward.coord}/bbox_ciou"] = (
+        geo * 0.8 * complete_box_iou_loss(torch.cat([lo, hi], 1), gt_B4, "mean")
+    )
+    extra = 0.05 if forward.channel == "A" else 0.0
+    weights = {
+        "coord_token_ce": 0.1,
+        "coord_soft_ce": 0.7 + extra,
+        "coord_w1": 0.9,
+        "coord_el1": 0.2,
+        "coord_ehuber": 0.3,
+        "coord_entropy": 0.4,
+        "coord_gate": 0.5,
+    }
+    for name, values in slots.items():
+        atoms[f"{forward.coord}/{name}"] = reg * weights[name] * torch.stack(values).mean()
+    atoms[f"{forward.coord}/text_gate"] = reg * 0.6 * torch.stack(gates).mean()
+    return atoms
+
+
+@pytest.mark.parametrize("forward", Forward)
+def test_atoms_loss_and_gradient_match_float64(forward):
+    logits, rows = make_batch(rollout=forward is Forward.ROLLOUT)
+    ours_in, ref_in = logits.clone().requires_grad_(), logits.double().requires_grad_()
+
+    loss, terms = evaluate(Stage2Objective(make_spec()), ours_in, rows, forward)
+    expected = reference_atoms(ref_in, rows, forward)
+    loss.backward()
+    sum(expected.values()).backward()
+
+    atoms = {key.removeprefix("loss/"): value.mean().item() for key, value in terms.atoms.items()}
+    assert atoms == pytest.approx({key: value.item() for key, value in expected.items()}, rel=2e-5)
+    assert set(atoms) == PROVENANCES[forward]
+    assert loss.item() == pytest.approx(sum(atoms.values()), rel=1e-5)
+    torch.testing.assert_close(
+        ours_in.grad.double(), ref_in.grad, rtol=1e-4, atol=1e-5 * ref_in.grad.abs().max().item()
+    )
+
+
+@pytest.mark.parametrize("mode", ["exp", "st"])
+def test_box_decode_mode(mode):
+    """`st` decodes the argmax; with the argmax at the true bins both box losses vanish."""
+    logits, rows = make_batch()
+    logits = logits.clone()
+    logits[rows.positions_R[rows.num_text :], START + rows.bins_N] = 14.0  # likeliest, but not certain
+    objective = Stage2Objective(make_spec(skip=("token_ce", "coord_reg")), decode_mode=mode)
+    z = logits.requires_grad_()
+    loss, _ = evaluate(objective, z, rows, Forward.ROLLOUT)
+    loss.backward()
+    assert (loss.item() < 1e-5) == (mode == "st")
+    assert torch.isfinite(z.grad).all()
+
+
+def test_hard_decoding_is_refused():
+    with pytest.raises(ConfigError, match="no gradient"):
+        Stage2Objective(make_spec(), decode_mode="hard")
+
+
+# --- rules between atoms -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("forward", Forward)
+def test_zero_weight_atoms_are_absent(forward):
+    spec = make_spec(
+        token_ce={"desc_ce_weight": 0.0, "rollout_fn_desc_weight": 0.0, "self_context_struct_ce_weight": 0.0},
+        bbox_geo={"ciou_weight": 0.0},
+        coord_reg={f"{name}_weight": 0.0 for name in ["coord_ce", "coord_el1", "coord_gate", "text_gate"]},
+        diagnostics=False,
+    )
+    gone = ["desc_ce", "bbox_ciou", "coord_token_ce", "coord_el1", "coord_gate", "text_gate"]
+    logits, rows = make_batch()
+    objective = Stage2Objective(spec)
+    loss, terms = evaluate(objective, logits, rows, forward)
+
+    expected = {f"loss/{key}" for key in PROVENANCES[forward] if key.split("/")[1] not in gone}
+    assert set(terms.metrics()) == expected - {"loss/A2_text/struct_ce"}
+    assert loss.item() == pytest.approx(sum(atom.mean().item() for atom in terms.atoms.values()), rel=1e-5)
+    assert not objective.needs(forward).coord_full_vocab
+
+
+def test_modules_act_only_in_their_channels():
+    objective = Stage2Objective(make_spec(channels=["B"], diagnostics=False))
+    logits, rows = make_batch()
+    z = logits.clone().requires_grad_()
+    loss, terms = evaluate(objective, z, rows, Forward.TEACHER_FORCED)
+    loss.backward()
+    assert terms.metrics() == {}
+    assert loss.item() == 0
+    assert z.grad.abs().max() == 0
+    assert set(evaluate(objective, logits, rows, Forward.ROLLOUT)[1].atoms) == {
+        f"loss/{key}" for key in PROVENANCES[Forward.ROLLOUT]
+    }
+
+
+@pytest.mark.parametrize("forward", Forward)
+def test_unsupervised_tokens_cannot_change_anything(forward):
+    """Tokens without a row (unmatched predictions among them) may have any logits."""
+    logits, rows = make_batch()
+    objective = Stage2Objective(make_spec())
+    free = torch.ones(len(logits), dtype=torch.bool)
+    free[rows.positions_R] = False
+    other = torch.where(free.unsqueeze(1), torch.full_like(logits, 77.0), logits)
+
+    results = []
+    for values in (logits, other):
+        z = values.clone().requires_grad_()
+        loss, terms = evaluate(objective, z, rows, forward)
+        loss.backward()
+        results.append((loss, z.grad, {key: value.mean() for key, value in terms.metrics().items()}))
+
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+    assert results[0][2] == results[1][2]
+    assert results[0][1][free].abs().max() == 0
+
+
+@pytest.mark.parametrize("forward", Forward)
+def test_a_step_may_be_cut_into_any_packs(forward):
+    """Two packs with the counts of both: loss and logged atoms are those of one batch with all rows."""
+    objective = Stage2Objective(make_spec())
+    logits_a, rows_a = make_batch(seed=1)
+    logits_b, rows_b = make_batch(seed=2, num_tokens=60, num_boxes=7)
+    parts = [objective.counts(rows, forward) for rows in (rows_a, rows_b)]
+    counts = {name: parts[0][name] + parts[1][name] for name in parts[0]}
+    losses, terms = zip(
+        *(
+            evaluate(objective, logits, rows, forward, counts)
+            for logits, rows in ((logits_a, rows_a), (logits_b, rows_b))
+        ),
+        strict=True,
+    )
+    step = {key: value.mean().item() for key, value in Stage2Terms.merge(terms).metrics().items()}
+
+    rows = join(rows_a, rows_b, len(logits_a))
+    whole_loss, whole_terms = evaluate(objective, torch.cat([logits_a, logits_b]), rows, forward)
+    whole = {key: value.mean().item() for key, value in whole_terms.metrics().items()}
+
+    assert sum(losses).item() == pytest.approx(whole_loss.item(), rel=1e-5)
+    totals = {key for key in whole if key.endswith("_total")}  # counters: summed, not averaged
+    assert {key: step[key] for key in step if key not in totals} == pytest.approx(
+        {key: whole[key] for key in whole if key not in totals}, rel=1e-5
+    )
+    assert sum(losses).item() == pytest.approx(
+        sum(value for key, value in step.items() if key.startswith("loss/")), rel=1e-5
+    )
+
+
+def join(a, b, offset):
+    """Rows of two batches laid end to end."""
+    text = lambda name: torch.cat([getattr(rows, name)[: rows.num_text] for rows in (a, b)])  # noqa: E731
+    shifted = replace(b, positions_R=b.positions_R + offset)
+    return SupervisedRows.from_boxes(
+        torch.cat([a.positions_R[: a.num_text], shifted.positions_R[: b.num_text]]),
+        text("targets_R"),
+        torch.cat([a.roles_R, b.roles_R]),
+        torch.cat([a.dropped_invalid_R, b.dropped_invalid_R]),
+        torch.cat([a.positions_R[a.num_text :], shifted.positions_R[b.num_text :]]).view(-1, 4),
+        torch.cat([a.bins_N, b.bins_N]).view(-1, 4),
+        COLUMNS,
+    )
+
+
+@pytest.mark.parametrize("forward", Forward)
+def test_a_pack_without_boxes_contributes_no_coordinate_term(forward):
+    logits, rows = make_batch(num_boxes=0)
+    z = logits.clone().requires_grad_()
+    loss, terms = evaluate(Stage2Objective(make_spec()), z, rows, forward)
+    loss.backward()
+
+    assert torch.isfinite(z.grad).all()
+    present = {key for key, value in terms.metrics().items() if value.count > 0}
+    assert {key.split("/")[-1] for key in present} <= {"struct_ce", "desc_ce", "text_gate"}
+    assert not any(key.startswith("coord_diag") for key in terms.metrics())
+
+
+def test_a_pack_without_any_row():
+    nothing = torch.zeros(0, dtype=torch.int64)
+    rows = SupervisedRows.from_boxes(
+        nothing, nothing, nothing, nothing.bool(), nothing.view(0, 4), nothing.view(0, 4), COLUMNS
+    )
+    z = torch.randn(5, V, requires_grad=True)
+    loss, terms = evaluate(Stage2Objective(make_spec()), z, rows, Forward.ROLLOUT)
+    loss.backward()
+    assert loss.item() == 0
+    assert z.grad.abs().max() == 0
+    assert all(value.count == 0 for value in terms.metrics().values())
+
+
+# --- diagnostics ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("forward", "name"),
+    [
+        (Forward.TEACHER_FORCED, "A1"),
+        (Forward.ANCHOR, "A1"),
+        (Forward.SELF_CONTEXT, "A2"),
+        (Forward.ROLLOUT, "B"),
+    ],
+)
+def test_diagnostics_are_logged_under_the_forward_they_come_from(forward, name):
+    logits, rows = make_batch()
+    _, terms = evaluate(Stage2Objective(make_spec()), logits, rows, forward)
+    diagnostics = {
+        key: value.mean().item() for key, value in terms.metrics().items() if key.startswith("coord_diag")
+    }
+    names = (
+        "coord_tokens_total acc_top5 p_gt_mean margin_mean expected_bin_mae expected_bin_abs_err_p90 "
+        "coord_vocab_mass_mean"
+    )
+    assert set(diagnostics) == {f"coord_diag/{name}/{key}" for key in names.split()}
+    z = logits.double()[rows.positions_R[rows.num_text :]] / COORD_REG["temperature"]
+    p = z[:, START : START + K].softmax(-1)
+    error = (p @ torch.arange(K, dtype=torch.float64) - rows.bins_N).abs()
+    assert diagnostics[f"coord_diag/{name}/expected_bin_mae"] == pytest.approx(error.mean().item(), rel=1e-5)
+    assert diagnostics[f"coord_diag/{name}/coord_tokens_total"] == 12
+    mass = z.softmax(-1)[:, START : START + K].sum(-1).mean().item()
+    assert diagnostics[f"coord_diag/{name}/coord_vocab_mass_mean"] == pytest.approx(mass, rel=1e-5)
+
+
+def test_diagnostics_change_no_loss_and_no_gradient():
+    logits, rows = make_batch()
+    results = []
+    for watch in (True, False):
+        z = logits.clone().requires_grad_()
+        loss, _ = evaluate(Stage2Objective(make_spec(diagnostics=watch)), z, rows, Forward.ROLLOUT)
+        loss.backward()
+        results.append((loss, z.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+# --- contracts -----------------------------------------------------------------------------------------
+
+
+def test_the_hot_path_never_reads_a_value_from_the_device():
+    """Meta tensors have no values: anything that waits for the device would raise on them."""
+
+    def meta(*shape, dtype=torch.int64):
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    objective = Stage2Objective(make_spec(), decode_mode="st")
+    rows = SupervisedRows.from_boxes(
+        meta(6), meta(6), meta(6), meta(6, dtype=torch.bool), meta(2, 4), meta(2, 4), COLUMNS
+    )
+    z = meta(rows.num_rows, V, dtype=torch.float32).requires_grad_()
+    for forward in Forward:
+        inputs = LossInputs.from_logits(z, rows, COLUMNS, objective.needs(forward))
+        loss, terms = objective(inputs, forward, objective.counts(rows, forward))
+        loss.backward()
+        assert {key.removeprefix("loss/") for key in terms.atoms} == PROVENANCES[forward]
+        terms.metrics()
+
+
+def test_inputs_made_for_another_purpose_are_refused():
+    logits, rows = make_batch()
+    objective = Stage2Objective(make_spec())
+    inputs = LossInputs.from_logits(
+        logits[rows.positions_R], rows, COLUMNS, replace(objective.needs(Forward.ROLLOUT), text_odds=False)
+    )
+    with pytest.raises(ContractError, match="text_log_odds_R is missing"):
+        objective(inputs, Forward.ROLLOUT, objective.counts(rows, Forward.ROLLOUT))
+    with pytest.raises(ContractError, match="role"):
+        objective.counts(replace(rows, roles_R=None), Forward.ROLLOUT)
+
+
+def test_debug_check_of_the_sum_of_atoms():
+    check_atoms_sum(0.75, {"loss/B_coord/bbox_ciou": 0.5, "loss/B_rollout_text/struct_ce": 0.25 + 5e-7})
+    check_atoms_sum(0.0, {})
+    with pytest.raises(ContractError, match=r"loss/B_coord/bbox_ciou = 0\.5"):
+        check_atoms_sum(0.75, {"loss/B_coord/bbox_ciou": 0.5})
+    with pytest.raises(ContractError, match="not the sum"):
+        check_atoms_sum(math.nan, {"loss/B_coord/bbox_ciou": 0.5})
