@@ -1,7 +1,7 @@
 """`coordexp demo`: make a tiny model and scenes, train it through `swift sft`, and show before and after.
 
-    coordexp demo                                   runs/demo/index.html
-    coordexp demo --recipes mix soft_w1_gate ce     the same budget and seed for three objectives, one table
+coordexp demo                                   runs/demo/index.html
+coordexp demo --recipes mix soft_w1_gate ce     the same budget and seed for three objectives, one table
 """
 
 from __future__ import annotations

@@ -11,7 +11,9 @@ from coordexp.errors import EXIT_OK
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register `eval`."""
     parser = subparsers.add_parser("eval", help="F1 and COCO AP of scored predictions")
-    parser.add_argument("--run", type=Path, required=True, help="folder that `coordexp score` has been run on")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder that `coordexp score` has been run on"
+    )
     parser.add_argument("--engine", choices=("pycocotools", "faster-coco-eval"), default="pycocotools")
 
 

@@ -13,12 +13,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("infer", help="write a checkpoint's detections for a JSONL file")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, help="JSONL file with images and ground truth")
-    parser.add_argument("--output", type=Path, required=True, help="folder for gt_vs_pred.jsonl and the token trace")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for gt_vs_pred.jsonl and the token trace"
+    )
     parser.add_argument("--limit", type=int, help="only the first N images")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=1024)
     parser.add_argument("--prompt", help="user prompt (default: the one training uses)")
-    parser.add_argument("--object-field-order", choices=("desc_first", "geometry_first"), default="desc_first")
+    parser.add_argument(
+        "--object-field-order", choices=("desc_first", "geometry_first"), default="desc_first"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,7 +16,9 @@ COMMANDS = ("train", "config", "data", "model", "infer", "score", "eval", "metri
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with every subcommand."""
-    parser = argparse.ArgumentParser(prog="coordexp", description="Train and evaluate coordinate-token detectors.")
+    parser = argparse.ArgumentParser(
+        prog="coordexp", description="Train and evaluate coordinate-token detectors."
+    )
     parser.add_argument("--version", action="version", version=f"coordexp {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:

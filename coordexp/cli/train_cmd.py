@@ -17,11 +17,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "train",
         help="train from a YAML file through `swift sft`",
         description="Takes YAML with our sections (model, training, custom, ...) and ms-swift's flat YAML. Further "
-        "flags override the file: ms-swift's own (--max_steps 3) and ours (--set custom.coord_soft_ce_w1.enabled=false).",
+        "flags override the file: ms-swift's own (--max_steps 3) and ours "
+        "(--set custom.coord_soft_ce_w1.enabled=false).",
     )
     parser.add_argument("config", help="YAML file")
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
-    parser.add_argument("overrides", nargs=argparse.REMAINDER, metavar="--key value", help="overrides of the file")
+    parser.add_argument(
+        "overrides", nargs=argparse.REMAINDER, metavar="--key value", help="overrides of the file"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

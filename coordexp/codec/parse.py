@@ -226,15 +226,15 @@ def _walk_array(tokens: DecodedTokens, body: int, reader: RecordReader) -> _Walk
     records: list[ParsedObject | DroppedRecord] = []
     num_non_objects = 0
     last_record_stop, array_stop = body, None
-    separator = b""  # the commas and stray braces since the last element
+    separator = b""  # the first two commas and stray braces since the last element
     pos = skip_space(data, body)
     while pos < len(data):
         lead = data[pos]
         if lead == _SQUARE_CLOSE:
             array_stop = pos + 1
             break
-        if lead == _COMMA or lead == _BRACE_CLOSE:
-            separator += data[pos : pos + 1]
+        if lead in (_COMMA, _BRACE_CLOSE):
+            separator = (separator + data[pos : pos + 1])[:2]
             stop = pos + 1
         elif lead == _BRACE_OPEN:
             reading = reader.read(pos)

@@ -8,6 +8,7 @@ tokenizer's own decode gives.
 from __future__ import annotations
 
 import weakref
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -116,12 +117,12 @@ class DecodedTokens:
 
     ids: list[int]
     data: bytes
-    ends: list[int]
+    ends: array[int]
 
     @classmethod
     def from_ids(cls, ids: list[int], pieces: TokenPieces) -> DecodedTokens:
         parts = list(map(pieces.__getitem__, ids))
-        return cls(ids, b"".join(parts), list(accumulate(map(len, parts))))
+        return cls(ids, b"".join(parts), array("I", accumulate(map(len, parts))))
 
     @property
     def text(self) -> str:
@@ -142,12 +143,12 @@ class DecodedTokens:
     def cut(self, offset: int, pieces: TokenPieces) -> DecodedTokens:
         """The tokens of the bytes before `offset`. Only a token that the cut splits is encoded anew."""
         if offset <= 0:
-            return DecodedTokens([], b"", [])
+            return DecodedTokens([], b"", array("I"))
         last = bisect_left(self.ends, offset)
         if self.ends[last] == offset:
             return DecodedTokens(self.ids[: last + 1], self.data[:offset], self.ends[: last + 1])
         remainder_start = self.start_of(last)
         remainder = pieces.encode_exactly(self.data[remainder_start:offset])
         remainder_ends = accumulate((len(pieces[i]) for i in remainder), initial=remainder_start)
-        ends = self.ends[:last] + list(remainder_ends)[1:]
+        ends = self.ends[:last] + array("I", list(remainder_ends)[1:])
         return DecodedTokens(self.ids[:last] + remainder, self.data[:offset], ends)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from coordexp.codec.coord_vocab import COORD_TOKENS
 from coordexp.codec.pieces import DecodedTokens, TokenPieces
 from coordexp.codec.scanner import COORD_LITERAL, LOOSE_STRING, STRICT_STRING_BODY, WS, find_object_end
 from coordexp.codec.schema import GEOMETRY_KINDS, KIND_BBOX, KIND_POLY, DropReason, arity_is_valid
@@ -26,6 +28,7 @@ _LEXEME = re.compile(
     rb'|(?P<punct>[{}\[\]:,])|(?P<bare>[^ \t\n\r{}\[\]:,"]++)',
     re.DOTALL,
 )
+_COORD_LITERALS = tuple(token.encode() for token in COORD_TOKENS)
 _STRICT_STRING = re.compile(rb'"' + STRICT_STRING_BODY + rb'"')
 _SCALAR = re.compile(rb"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 
@@ -63,21 +66,21 @@ class RecordReader:
     def __init__(
         self, tokens: DecodedTokens, pieces: TokenPieces, field_order: str, allow_poly: bool
     ) -> None:
-        self._tokens = tokens
-        self._pieces = pieces
-        self._bin_by_id = pieces.coord_vocab.bin_by_id
+        self._data = tokens.data
         self._allow_poly = allow_poly
         patterns = (_DESC_FIRST, _GEOMETRY_FIRST)
         self._patterns = patterns if field_order == "desc_first" else patterns[::-1]
-        self._coord_positions = [i for i, token_id in enumerate(tokens.ids) if token_id in self._bin_by_id]
-        self._coord_starts = [tokens.start_of(i) for i in self._coord_positions]
+        bins = list(map(pieces.coord_vocab.bin_by_id.get, tokens.ids))
+        self._coord_bins = [k for k in bins if k is not None]
+        self._coord_positions = [i for i, k in enumerate(bins) if k is not None]
+        self._coord_starts = array("I", [tokens.start_of(i) for i in self._coord_positions])
 
     def read(self, start: int) -> RecordReading | None:
         """The record whose `{` is at `start`; None when the text ends before its `}`."""
         reading = self._read_canonical(start)
         if reading is not None:
             return reading
-        stop = find_object_end(self._tokens.data, start)
+        stop = find_object_end(self._data, start)
         if stop is None:
             return None
         try:
@@ -87,36 +90,27 @@ class RecordReader:
 
     def _read_canonical(self, start: int) -> RecordReading | None:
         """The record if it has the usual form and its coordinates are coordinate tokens, else None."""
-        data, ids = self._tokens.data, self._tokens.ids
+        data = self._data
         match = self._patterns[0].match(data, start) or self._patterns[1].match(data, start)
         if match is None:
             return None
         coords_start, coords_stop = match.span("coords")
-        positions = self._coord_positions_in(coords_start, coords_stop)
-        if b", ".join([self._pieces[ids[i]] for i in positions]) != data[coords_start:coords_stop]:
+        coords = self._coords_in(coords_start, coords_stop)
+        bins = tuple(self._coord_bins[coords])
+        if b", ".join([_COORD_LITERALS[k] for k in bins]) != data[coords_start:coords_stop]:
             return None
         desc = _decode_string(match["desc"])
         if desc is None:
             return None
         kind = KIND_BBOX if match["kind"] == b"bbox_2d" else KIND_POLY
-        bins = tuple([self._bin_by_id[ids[i]] for i in positions])
         reason = DropReason.MISSING_DESC if not desc else self._geometry_fault(kind, bins)
         if reason is not None:
             return RecordReading(start, match.end(), reason)
-        return RecordReading(
-            start,
-            match.end(),
-            None,
-            desc,
-            kind,
-            bins,
-            tuple(positions),
-            match.start("desc"),
-            match.end("desc"),
-        )
+        positions = tuple(self._coord_positions[coords])
+        return RecordReading(start, match.end(), None, desc, kind, bins, positions, *match.span("desc"))
 
     def _read_carefully(self, start: int, stop: int) -> RecordReading:
-        members = _RecordSyntax(self._tokens.data, start, stop).members()
+        members = _RecordSyntax(self._data, start, stop).members()
         desc, kind, geometry = _desc_and_geometry(members)
         if kind == KIND_POLY and not self._allow_poly:
             raise _DropError(DropReason.POLY_UNSUPPORTED)
@@ -127,16 +121,16 @@ class RecordReader:
             raise _DropError(DropReason.NON_COORD_TOKEN)
         if not arity_is_valid(kind, len(text_coords)):
             raise _DropError(DropReason.WRONG_ARITY)
-        positions = self._coord_positions_in(geometry.start, geometry.stop)
-        token_coords = [(self._tokens.start_of(i), self._bin_by_id[self._tokens.ids[i]]) for i in positions]
-        if text_coords != token_coords:
+        coords = self._coords_in(geometry.start, geometry.stop)
+        bins = tuple(self._coord_bins[coords])
+        if text_coords != list(zip(self._coord_starts[coords], bins, strict=True)):
             raise _DropError(DropReason.AMBIGUOUS)
-        bins = tuple(bin_index for _, bin_index in token_coords)
         fault = self._geometry_fault(kind, bins)
         if fault is not None:
             raise _DropError(fault)
+        positions = tuple(self._coord_positions[coords])
         return RecordReading(
-            start, stop, None, desc.text, kind, bins, tuple(positions), desc.start + 1, desc.stop - 1
+            start, stop, None, desc.text, kind, bins, positions, desc.start + 1, desc.stop - 1
         )
 
     def _geometry_fault(self, kind: str, bins: Sequence[int]) -> DropReason | None:
@@ -148,10 +142,10 @@ class RecordReader:
             return DropReason.BBOX_INVALID
         return None
 
-    def _coord_positions_in(self, start: int, stop: int) -> list[int]:
-        """Positions of the coordinate tokens that begin within the bytes `start:stop`."""
+    def _coords_in(self, start: int, stop: int) -> slice:
+        """Which of the response's coordinate tokens begin within the bytes `start:stop`."""
         first = bisect_left(self._coord_starts, start)
-        return self._coord_positions[first : bisect_left(self._coord_starts, stop, first)]
+        return slice(first, bisect_left(self._coord_starts, stop, first))
 
 
 class _DropError(Exception):

@@ -114,8 +114,12 @@ class CoordDiagModule(_Module):
 
 
 ObjectiveModule = Annotated[TokenCeModule | BboxGeoModule | CoordRegModule, Field(discriminator="name")]
-OBJECTIVE_MODULES = {"token_ce": TokenCeModule, "bbox_geo": BboxGeoModule, "coord_reg": CoordRegModule}
-DIAGNOSTIC_MODULES = {"coord_diag": CoordDiagModule}
+OBJECTIVE_MODULES: dict[str, type[_Module]] = {
+    "token_ce": TokenCeModule,
+    "bbox_geo": BboxGeoModule,
+    "coord_reg": CoordRegModule,
+}
+DIAGNOSTIC_MODULES: dict[str, type[_Module]] = {"coord_diag": CoordDiagModule}
 
 
 class Pipeline(Section):

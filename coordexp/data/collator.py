@@ -24,7 +24,9 @@ def with_supervised_rows(collate: Collate, columns: CoordColumns) -> Collate:
     def collate_with_rows(features: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collate(features)
         if "labels" not in batch:
-            raise ConfigError(f"the collated batch has no labels (keys: {', '.join(batch)}); is the template in train mode?")
+            raise ConfigError(
+                f"the collated batch has no labels (keys: {', '.join(batch)}); is the template in train mode?"
+            )
         rows = SupervisedRows.from_labels(batch["labels"], columns)
         batch[ROWS_KEY] = {
             "positions_R": rows.positions_R,

@@ -78,7 +78,9 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+        )
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -98,7 +100,9 @@ def read_jsonl_lines(path: Path, required: Sequence[str]) -> list[dict[str, Any]
             raise RecordError(f"{path}:{number}: not valid JSON ({error}).") from error
         missing = [key for key in required if not isinstance(line, dict) or key not in line]
         if missing:
-            raise RecordError(f"{path}:{number}: lacks {', '.join(missing)}; is this a file of `coordexp infer`?")
+            raise RecordError(
+                f"{path}:{number}: lacks {', '.join(missing)}; is this a file of `coordexp infer`?"
+            )
         lines.append(line)
     if not lines:
         raise RecordError(f"{path}: holds no line.")

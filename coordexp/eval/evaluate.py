@@ -26,11 +26,14 @@ def read_scored(path: Path) -> list[dict[str, Any]]:
                 f"Run `coordexp score --run {path.parent}` and give its {SCORED}."
             )
         if line["image_id"] in seen:
-            raise RecordError(f"{path}:{number}: image_id {line['image_id']} stands in line {seen[line['image_id']]} already.")
+            first = seen[line["image_id"]]
+            raise RecordError(f"{path}:{number}: image_id {line['image_id']} stands in line {first} already.")
         seen[line["image_id"]] = number
         for index, obj in enumerate(line["pred"]):
             if not isinstance(obj.get("score"), (int, float)) or not math.isfinite(obj["score"]):
-                raise RecordError(f"{path}:{number}: pred[{index}] has score {obj.get('score')!r}; expected a finite number.")
+                raise RecordError(
+                    f"{path}:{number}: pred[{index}] has score {obj.get('score')!r}; expected a finite number."
+                )
     return lines
 
 
@@ -74,9 +77,10 @@ def evaluate_directory(directory: Path, *, engine: str = "pycocotools") -> dict[
     return metrics
 
 
-
 def _boxes(objects: list[dict[str, Any]]) -> tuple[list[list[float]], list[str]]:
-    boxes = [obj["points"] if len(obj["points"]) == 4 else polygon_box(obj["points"]).tolist() for obj in objects]
+    boxes = [
+        obj["points"] if len(obj["points"]) == 4 else polygon_box(obj["points"]).tolist() for obj in objects
+    ]
     return boxes, [obj["desc"] for obj in objects]
 
 
@@ -88,7 +92,9 @@ def _detections(lines: list[dict[str, Any]], *, constant_score: bool = False) ->
             height=line["height"],
             file_name=line["image"],
             gt=[(obj["desc"], obj["points"]) for obj in line["gt"]],
-            pred=[(obj["desc"], obj["points"], 1.0 if constant_score else obj["score"]) for obj in line["pred"]],
+            pred=[
+                (obj["desc"], obj["points"], 1.0 if constant_score else obj["score"]) for obj in line["pred"]
+            ],
         )
         for line in lines
     ]

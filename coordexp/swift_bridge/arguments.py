@@ -91,7 +91,9 @@ def _json_object(text: str | None) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--coordexp is not valid JSON ({error}); expected an object such as '{{\"custom\": {{}}}}'.") from None
+        raise ConfigError(
+            f"--coordexp is not valid JSON ({error}); expected an object such as '{{\"custom\": {{}}}}'."
+        ) from None
     if not isinstance(value, dict):
         raise ConfigError(f"--coordexp holds a JSON {type(value).__name__}; expected an object of sections.")
     return value

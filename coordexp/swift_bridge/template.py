@@ -27,15 +27,16 @@ class CoordQwen3VLTemplate(Qwen3VLTemplate):
         super().init_processor(processor)
         if processor is None:
             return
+        where = f"model {self.model_info.model_dir}"
         for name, token in (("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>")):
             from_config = getattr(self.config, name, None)
             from_tokenizer = self.tokenizer.convert_tokens_to_ids(token)
             if from_config is None:
-                raise ConfigError(f"model {self.model_info.model_dir}: config.json has no {name}; is this a Qwen3-VL model?")
+                raise ConfigError(f"{where}: config.json has no {name}; is this a Qwen3-VL model?")
             if from_config != from_tokenizer:
                 raise ConfigError(
-                    f"model {self.model_info.model_dir}: config.json says {name} = {from_config}, but its tokenizer maps "
-                    f"{token} to {from_tokenizer}; save model and tokenizer together."
+                    f"{where}: config.json says {name} = {from_config}, but its tokenizer maps {token} to "
+                    f"{from_tokenizer}; save model and tokenizer together."
                 )
             setattr(self, name, from_config)
 

@@ -16,7 +16,14 @@ from swift.trainers import Seq2SeqTrainer
 from torch import Tensor, nn
 
 # Keys of a collated batch that describe supervision or bookkeeping and are no argument of the model's forward.
-SUPERVISION_KEYS = ("labels", "loss_scale", "channel", "text_position_ids", "compute_loss_func", "num_samples")
+SUPERVISION_KEYS = (
+    "labels",
+    "loss_scale",
+    "channel",
+    "text_position_ids",
+    "compute_loss_func",
+    "num_samples",
+)
 
 
 class SwiftTrainerBridge(Seq2SeqTrainer):

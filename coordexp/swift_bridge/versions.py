@@ -19,7 +19,9 @@ def check_versions() -> dict[str, str]:
         try:
             installed = version(package)
         except PackageNotFoundError:
-            raise ConfigError(f"{package} is not installed; expected >={lowest},<{below}. Run `make setup`.") from None
+            raise ConfigError(
+                f"{package} is not installed; expected >={lowest},<{below}. Run `make setup`."
+            ) from None
         if not Version(lowest) <= Version(installed) < Version(below):
             raise ConfigError(
                 f"{package} {installed} is installed; this release of coordexp is tested with >={lowest},<{below}. "

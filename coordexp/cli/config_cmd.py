@@ -1,0 +1,141 @@
+"""`coordexp config ...`: check run files, show what they resolve to, print the reference."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coordexp.errors import EXIT_BAD_INPUT, EXIT_OK, ConfigError
+
+if TYPE_CHECKING:
+    from coordexp.config import RunConfig
+
+REFERENCE = Path("runbooks/config.md")
+NOT_RUN_FILES = ("accelerate", "deepspeed", "eval")  # folders of YAML that is no run configuration
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register `config` and its subcommands."""
+    parser = subparsers.add_parser("config", help="check and show run configurations")
+    commands = parser.add_subparsers(dest="config_command", metavar="COMMAND", required=True)
+    check = commands.add_parser(
+        "check",
+        help="validate run files",
+        description="Validate YAML run files, or all of a folder, without loading torch. Exit code 2 when "
+        "one is wrong.",
+    )
+    check.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file or folder")
+    show = commands.add_parser(
+        "show",
+        help="print every value of a run and where it was written",
+        description="Resolve a run file, with overrides, and print each value with its source.",
+    )
+    show.add_argument("config", type=Path, help="YAML file")
+    show.add_argument("--json", action="store_true", help="print resolved_config.json instead of a table")
+    show.add_argument(
+        "overrides", nargs=argparse.REMAINDER, metavar="--key value", help="overrides of the file"
+    )
+    reference = commands.add_parser("write-reference", help=f"print {REFERENCE} from the models")
+    reference.add_argument("--output", type=Path, default=REFERENCE, help=f"default {REFERENCE}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen `config` subcommand; returns the process exit code."""
+    if args.config_command == "check":
+        return _check(args.paths)
+    if args.config_command == "show":
+        return _show(args.config, args.overrides, as_json=args.json)
+    from coordexp.config.reference import render_reference
+
+    args.output.write_text(render_reference(), encoding="utf-8")
+    print(f"wrote {args.output}")
+    return EXIT_OK
+
+
+def _check(paths: Sequence[Path]) -> int:
+    from coordexp.config import load_run_config
+
+    files, wrong = list(_run_files(paths)), 0
+    for file in files:
+        try:
+            load_run_config(file)
+        except ConfigError as error:
+            wrong += 1
+            print(f"{file}: {error}", file=sys.stderr)
+        else:
+            print(f"{file}: ok")
+    print(f"{len(files)} files, {wrong} wrong")
+    return EXIT_BAD_INPUT if wrong else EXIT_OK
+
+
+def _run_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files given, and those in the folders given."""
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted([*path.rglob("*.yaml"), *path.rglob("*.yml")])
+        found = [file for file in found if not set(NOT_RUN_FILES) & set(file.relative_to(path).parts)]
+        if not found:
+            raise ConfigError(f"{path}: no YAML files in this folder.")
+        yield from found
+
+
+def _show(file: Path, overrides: Sequence[str], *, as_json: bool) -> int:
+    from coordexp.config import derive, load_run_config, resolved_config
+
+    config = load_run_config(file, overrides)
+    swift = config.swift
+    derived = {"world_size": config.world_size}
+    if config.effective_batch_size is not None:
+        steps = int(swift["gradient_accumulation_steps"])
+        derived = derive(
+            world_size=config.world_size,
+            per_device_batch_size=config.effective_batch_size // config.world_size // steps,
+            gradient_accumulation_steps=steps,
+            max_steps=swift.get("max_steps"),
+        )
+    resolved = resolved_config(
+        config.variant, config.sections, swift, derived=derived, sources=config.sources
+    )
+    if as_json:
+        print(json.dumps(resolved, indent=2, ensure_ascii=False))
+    else:
+        _print_table(config, resolved)
+    return EXIT_OK
+
+
+def _print_table(config: RunConfig, resolved: dict[str, Any]) -> None:
+    rows = [(f"swift.{name}", value, name) for name, value in resolved["swift"].items()]
+    rows += [
+        (path, value, path)
+        for name in type(config.sections).model_fields
+        for path, value in _leaves(resolved[name], name)
+        if path != "custom.trainer_variant"
+    ]
+    rows.insert(0, ("trainer_variant", config.variant, "custom.trainer_variant"))
+    rows += [(f"derived.{name}", value, "") for name, value in resolved["derived"].items()]
+    lines = [
+        (
+            path,
+            json.dumps(value, ensure_ascii=False),
+            config.sources.get(source, "default") if source else "derived",
+        )
+        for path, value, source in rows
+    ]
+    width = max(len(path) for path, _, _ in lines)
+    for path, value, source in lines:
+        print(f"{path:<{width}}  {value:<28}  {source}")
+    print(f"{'config_hash':<{width}}  {resolved['config_hash']}")
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}")
+    elif value is not None or "." in path:
+        yield path, value

@@ -1,0 +1,85 @@
+"""runbooks/metrics.md and `coordexp metrics explain`, printed from the catalogue. No torch."""
+
+from __future__ import annotations
+
+from coordexp.errors import ContractError
+from coordexp.metrics.catalog import SECTIONS, lookup, nearest, removed_hint
+from coordexp.metrics.spec import MetricSpec, Reduce
+
+_INTRO = """\
+# Metrics
+
+Every key that a run can log. Printed from the catalogue by `coordexp metrics write-reference`; do not edit.
+`coordexp metrics explain KEY` prints one entry.
+
+- Names are those of training. In evaluation every key carries the prefix `eval_` (`eval_coord_diag/loss`).
+- A key that is absent did not happen. It is never logged as 0 instead.
+- Numbers cover the whole logging window: all micro-steps since the last log, and all ranks.
+- `sum`: added up. `mean`: sums over counts; the column says what is counted. `ratio`: summed numerators over
+  summed denominators. `max`: the largest value.
+- A run directory holds `metrics.jsonl` (a `run_meta` record, then one payload a line) and `stats.json` (the
+  last payload). Payload: `{"schema_version": 1, "mode": "train" | "eval", "global_step": N, "metrics": {...}}`.
+"""
+
+
+def render_reference() -> str:
+    """The whole page, as Markdown."""
+    parts = [_INTRO]
+    for section in SECTIONS:
+        parts.append(f"\n## {section.title}\n")
+        if section.intro:
+            parts.append(f"\n{section.intro}\n")
+        parts.append("\n| key | unit | kind | reduced by | in the loss | present on | meaning |\n")
+        parts.append("|---|---|---|---|---|---|---|\n")
+        parts += [_row(spec) for spec in section]
+    return "".join(parts)
+
+
+def explain(key: str) -> str:
+    """One entry in words.
+
+    Raises:
+        ContractError: a key that the catalogue does not know, with what replaced it or the nearest one.
+    """
+    spec = lookup(key)
+    if spec is None:
+        replaced, near = removed_hint(key), nearest(key)
+        advice = f"it was replaced by {replaced}" if replaced else f"did you mean {near}?" if near else ""
+        raise ContractError(
+            f"metric key {key!r} is not in the catalogue" + (f"; {advice}" if advice else ".")
+        )
+    rows = {
+        "meaning": spec.meaning,
+        "unit": spec.unit,
+        "kind": spec.kind.value,
+        "reduced by": _reduction(spec),
+        "in the loss": "yes" if spec.in_loss else "no",
+        "present on": spec.when,
+        "logged by": spec.source,
+    }
+    if spec.family != spec.key:
+        rows["family"] = spec.family
+    return "\n".join([spec.key, *(f"  {name:<12} {text}" for name, text in rows.items())])
+
+
+def _row(spec: MetricSpec) -> str:
+    cells = (
+        f"`{spec.key}`",
+        spec.unit,
+        spec.kind.value,
+        _reduction(spec),
+        "yes" if spec.in_loss else "no",
+        spec.when,
+        spec.meaning,
+    )
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _reduction(spec: MetricSpec) -> str:
+    if spec.source != "coordexp":
+        return f"by {spec.source}"
+    return (
+        f"{spec.reduce.value} over {spec.over}"
+        if spec.reduce in (Reduce.MEAN, Reduce.RATIO)
+        else spec.reduce.value
+    )

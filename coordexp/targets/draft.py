@@ -1,0 +1,118 @@
+"""A target in the making: ids, roles and slots, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from coordexp.codec.coord_vocab import Tokenizer
+from coordexp.codec.parse import ParsedRollout
+from coordexp.codec.pieces import pieces_of
+from coordexp.codec.schema import CONTAINER_CLOSE, IM_END, KIND_BBOX, BoxObject
+from coordexp.codec.token_types import TokenType, token_types
+from coordexp.errors import ConfigError, ContractError
+from coordexp.geometry import IntArray
+from coordexp.targets.prefix import prefix_roles
+from coordexp.targets.roles import Role
+from coordexp.targets.sample import EncodedSample, Media
+from coordexp.targets.spelling import Spelling
+
+Bins = Sequence[int]
+
+
+class TargetDraft:
+    """Starts as a prompt; takes a rollout's prefix, then the written rest. Positions count from the prompt."""
+
+    def __init__(self, prompt_ids: Sequence[int], tok: Tokenizer, *, sample_id: str) -> None:
+        self._tok = tok
+        self._pieces = pieces_of(tok)
+        self._sample_id = sample_id
+        self._ids: list[int] = list(map(int, prompt_ids))
+        self._roles: list[int] = [Role.PROMPT] * len(self._ids)
+        self._prompt_length = len(self._ids)
+        self._prefix_length = 0
+        self._text = ""
+        self._slots: dict[str, list[tuple[Sequence[int], Bins]]] = {"box": [], "poly": []}
+        self._num_matched = 0
+        self._dropped_invalid = False
+
+    def continue_rollout(self, parsed: ParsedRollout, true_bins: Mapping[int, Bins]) -> None:
+        """Take over the rollout's prefix.
+
+        true_bins: for the index of each matched prediction, the true bins of its coordinate tokens.
+        """
+        base = len(self._ids)
+        self._ids += parsed.prefix_token_ids
+        self._roles += prefix_roles(parsed, true_bins, self._pieces).tolist()
+        self._text += parsed.prefix_text
+        for index, bins in true_bins.items():
+            pred = parsed.objects[index]
+            self._add_slots([base + at for at in pred.token_positions], pred.kind, bins)
+        self._prefix_length = len(parsed.prefix_token_ids)
+        self._num_matched = len(true_bins)
+        self._dropped_invalid = parsed.dropped_invalid > 0
+
+    def append(self, written: Spelling, objects: Sequence[BoxObject], role: Role) -> None:
+        """Add the records of `objects` and the closing `]}`. Each coordinate token is a slot of its own bin."""
+        base, tokens = len(self._ids), written.tokens
+        closing, _ = tokens.tokens_over(len(tokens.data) - len(CONTAINER_CLOSE), len(tokens.data))
+        self._ids += tokens.ids
+        self._roles += [role] * closing + [Role.CLOSURE] * (len(tokens.ids) - closing)
+        self._text += written.text
+        bin_of = self._pieces.coord_vocab.bin_by_id
+        positions = [base + at for at, token_id in enumerate(tokens.ids) if token_id in bin_of]
+        if [bin_of[self._ids[at]] for at in positions] != [k for obj in objects for k in obj.bins]:
+            raise ContractError(
+                f"sample {self._sample_id}: the coordinates of {written.text[:80]!r}... are not spelled by "
+                "their coordinate tokens; does the tokenizer merge across added tokens?"
+            )
+        start = 0
+        for obj in objects:
+            self._add_slots(positions[start : start + len(obj.bins)], obj.kind, obj.bins)
+            start += len(obj.bins)
+
+    def finish(self, media: Media | None) -> EncodedSample:
+        """The sample, with `<|im_end|>` at its end."""
+        if self._pieces.im_end_id is None:
+            raise ConfigError(f"{type(self._tok).__name__} does not encode {IM_END} as one token; is it Qwen's?")
+        ids, prompt = [*self._ids, self._pieces.im_end_id], self._prompt_length
+        self._check_text(ids[prompt:], self._text + IM_END)
+        types_T = np.full(len(ids), TokenType.IGNORE, dtype=np.int8)
+        types_T[prompt:] = token_types(ids[prompt:], self._tok)
+        box_positions, box_bins = self._flat_slots("box")
+        poly_positions, poly_bins = self._flat_slots("poly")
+        return EncodedSample(
+            sample_id=self._sample_id,
+            token_ids_T=np.array(ids),
+            roles_T=np.array([*self._roles, Role.EOS], dtype=np.int8),
+            types_T=types_T,
+            prompt_length=prompt,
+            prefix_length=self._prefix_length,
+            target_text=self._text + IM_END,
+            box_positions_B4=box_positions.reshape(-1, 4),
+            box_bins_B4=box_bins.reshape(-1, 4),
+            poly_positions_N=poly_positions,
+            poly_bins_N=poly_bins,
+            num_matched=self._num_matched,
+            dropped_invalid=self._dropped_invalid,
+            media=media,
+        )
+
+    def _add_slots(self, positions: Sequence[int], kind: str, bins: Bins) -> None:
+        self._slots["box" if kind == KIND_BBOX else "poly"].append((positions, bins))
+
+    def _flat_slots(self, shape: str) -> tuple[IntArray, IntArray]:
+        slots = self._slots[shape]
+        positions = np.array([at for places, _ in slots for at in places], dtype=np.int64)
+        return positions, np.array([k for _, bins in slots for k in bins], dtype=np.int64)
+
+    def _check_text(self, target_ids: Sequence[int], text: str) -> None:
+        """ContractError unless the target's tokens, decoded together, are the text they stand for."""
+        decoded = self._pieces.join(target_ids).decode("utf-8", errors="replace")
+        if decoded != text:
+            at = next((i for i, (a, b) in enumerate(zip(decoded, text, strict=False)) if a != b), -1)
+            raise ContractError(
+                f"sample {self._sample_id}: the target's tokens decode to ...{decoded[max(at - 20, 0) : at + 20]!r}"
+                f"..., expected ...{text[max(at - 20, 0) : at + 20]!r}...; parse and build with one tokenizer"
+            )
