@@ -20,7 +20,7 @@ def gallery(run: Path, data: Path, output: Path, count: int) -> list[dict[str, A
     """
     output.mkdir(parents=True, exist_ok=True)
     lines = read_jsonl_lines(run / SCORED, ("image", "gt", "pred", "errors"))[:count]
-    traces = read_jsonl_lines(run / TOKEN_TRACE, ("generated_token_text",))[:count]
+    traces = read_jsonl_lines(run / TOKEN_TRACE, ("text",))[:count]
     entries, pictures = [], []
     for line, trace in zip(lines, traces, strict=True):
         picture = _picture(line, data)
@@ -31,18 +31,13 @@ def gallery(run: Path, data: Path, output: Path, count: int) -> list[dict[str, A
             {
                 "title": line["image"],
                 "picture": path,
-                "text": readable(trace["generated_token_text"]),
+                "text": trace["text"],
                 "status": _status(line),
                 "ok": not line["errors"],
             }
         )
     contact_sheet(pictures).save(output / "contact_sheet.png")
     return entries
-
-
-def readable(pieces: list[str]) -> str:
-    """Byte-level token texts joined, with the space marker turned back into a space."""
-    return "".join(pieces).replace("\u0120", " ").replace("\u010a", "\n")
 
 
 def _picture(line: dict[str, Any], data: Path) -> Image.Image:

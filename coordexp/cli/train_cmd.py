@@ -15,6 +15,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register `train`."""
     parser = subparsers.add_parser(
         "train",
+        allow_abbrev=False,
+        usage="coordexp train [--dry-run] FILE [--key value ...] [--set dotted.path=value ...]",
         help="train from a YAML file through `swift sft`",
         description="Takes YAML with our sections (model, training, custom, ...) and ms-swift's flat YAML. Further "
         "flags override the file: ms-swift's own (--max_steps 3) and ours "
@@ -22,9 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("config", help="YAML file")
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
-    parser.add_argument(
-        "overrides", nargs=argparse.REMAINDER, metavar="--key value", help="overrides of the file"
-    )
+    parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,4 +37,4 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return EXIT_OK
     command = [sys.executable, "-m", "swift.cli.main", "sft", *flags]
-    return subprocess.run(command, env={**os.environ, **config.env}, check=False).returncode
+    return subprocess.run(command, env={**config.env, **os.environ}, check=False).returncode

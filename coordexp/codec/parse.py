@@ -168,10 +168,7 @@ def parse_rollout(
 
 def _decode_response(token_ids: Iterable[int], pieces: TokenPieces) -> DecodedTokens:
     """The tokens before the first `<|im_end|>`, be it the token itself or its text spelled by others."""
-    ids = list(map(int, token_ids))
-    if pieces.im_end_id in ids:
-        ids = ids[: ids.index(pieces.im_end_id)]
-    tokens = DecodedTokens.from_ids(ids, pieces)
+    tokens = DecodedTokens.from_ids(pieces.before_im_end(token_ids), pieces)
     spelled_at = tokens.data.find(IM_END.encode())
     return tokens if spelled_at < 0 else tokens.cut(spelled_at, pieces)
 

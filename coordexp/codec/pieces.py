@@ -80,6 +80,16 @@ class TokenPieces(dict[int, bytes]):
         """The bytes of a token list."""
         return b"".join(map(self.__getitem__, ids))
 
+    def before_im_end(self, token_ids: Iterable[int]) -> list[int]:
+        """The ids before the first `<|im_end|>` token, all of them when there is none."""
+        ids = list(map(int, token_ids))
+        if self.im_end_id is None:
+            return ids
+        try:
+            return ids[: ids.index(self.im_end_id)]
+        except ValueError:
+            return ids
+
     def encode_exactly(self, data: bytes) -> list[int]:
         """Token ids whose bytes are exactly `data`: the tokenizer's own encoding, or one token per byte
         where that would change the bytes. RolloutError when the vocabulary has no such tokens."""

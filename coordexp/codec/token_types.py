@@ -57,11 +57,8 @@ def desc_token_positions(token_ids: Iterable[int], tok: Tokenizer) -> list[int]:
     Complete, dropped and cut records count alike: what decides is a string that follows the key `"desc"`.
     Tokens after the first `<|im_end|>` token are not looked at.
     """
-    ids = list(map(int, token_ids))
     pieces = pieces_of(tok)
-    if pieces.im_end_id in ids:
-        ids = ids[: ids.index(pieces.im_end_id)]
-    tokens = DecodedTokens.from_ids(ids, pieces)
+    tokens = DecodedTokens.from_ids(pieces.before_im_end(token_ids), pieces)
     positions: list[int] = []
     for start, stop in _desc_values(tokens.data):
         first, last = tokens.tokens_over(start, stop)

@@ -126,8 +126,9 @@ def _not_built(draft: Draft, swift: Mapping[str, Any], variant: str) -> list[Pro
     problems = find_not_built(draft.ours)
     if draft.variant is not None:
         problems += refuse_variant(draft.variant.path, variant, draft.variant.place)
-    for name, feature in SWIFT_NOT_BUILT.items():
-        if swift.get(name) is not None and feature.asked_for(swift[name]):
+    for feature in SWIFT_NOT_BUILT:
+        name = str(feature.path[0])
+        if feature.asked_for(swift.get(name)):
             written = draft.swift[name]
             problems.append(refuse(written.path, feature, swift[name], written.place))
     return problems

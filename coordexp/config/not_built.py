@@ -5,53 +5,50 @@ When a feature is built, its line leaves FEATURES_NOT_BUILT; nothing else change
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordexp.config.problems import KeyPath, Problem, dotted
+from coordexp.config.problems import KeyPath, Place, Problem, as_yaml, dotted
 from coordexp.config.yaml_tree import Tree
-
-
-def _given(value: Any) -> bool:
-    return value is not None
-
-
-def _on(value: Any) -> bool:
-    return value is True
-
-
-def _off(value: Any) -> bool:
-    return value is False
-
 
 VARIANT_PATH: KeyPath = ("custom", "trainer_variant")
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A key, what it would turn on, and the values that ask for it."""
+    """A key, what it would turn on, and the values that ask for it.
+
+    values: none means any value but null.  unless: values that ask for nothing.
+    """
 
     path: KeyPath
     what: str
-    asked_for: Callable[[Any], bool] = _given
+    values: tuple[Any, ...] = ()
+    unless: tuple[Any, ...] = (None,)
+
+    def asked_for(self, value: Any) -> bool:
+        """Whether a value of the key asks for the feature."""
+        wanted = not self.values or any(value is item or value == item for item in self.values)
+        return wanted and not any(value is item or value == item for item in self.unless)
+
+    @property
+    def shown(self) -> str:
+        """The key with the values that are refused, as in YAML."""
+        return dotted(self.path) + (": " + " or ".join(map(as_yaml, self.values)) if self.values else "")
 
 
 FEATURES_NOT_BUILT: tuple[Feature, ...] = (
-    Feature(
-        VARIANT_PATH,
-        "stage-2 training",
-        lambda value: value in ("stage2_two_channel", "stage2_rollout_aligned"),
-    ),
+    Feature(VARIANT_PATH, "stage-2 training", ("stage2_two_channel", "stage2_rollout_aligned")),
     Feature(("stage2_ab",), "two-channel training"),
     Feature(("rollout_matching",), "training on rollouts"),
-    Feature(("custom", "coord_tokens", "enabled"), "coordinates as plain numbers", _off),
-    Feature(("custom", "coord_tokens", "skip_bbox_norm"), "normalising boxes at load time", _off),
-    Feature(("custom", "coord_offset", "enabled"), "the coord-offset adapter", _on),
-    Feature(("custom", "token_type_metrics", "enabled"), "token-type metrics", _on),
-    Feature(("custom", "head"), "the fused head", lambda value: value == "fused"),
-    Feature(("custom", "on_nonfinite_loss"), "skipping a step", lambda value: value == "skip_step"),
-    Feature(("debug", "enabled"), "the runtime checks of debug mode", _on),
+    Feature(("custom", "coord_tokens", "enabled"), "writing coordinates as plain numbers", (False,)),
+    Feature(("custom", "coord_tokens", "skip_bbox_norm"), "normalising boxes at load time", (False,)),
+    Feature(("custom", "coord_offset", "enabled"), "the coord-offset adapter", (True,)),
+    Feature(("custom", "token_type_metrics", "enabled"), "token-type metrics", (True,)),
+    Feature(("custom", "head"), "the fused head", ("fused",)),
+    Feature(("custom", "on_nonfinite_loss"), "skipping a step", ("skip_step",)),
+    Feature(("debug", "enabled"), "the runtime checks of debug mode", (True,)),
     Feature(("debug", "train_sample_limit"), "limiting the number of records"),
     Feature(("debug", "val_sample_limit"), "limiting the number of records"),
     Feature(("training", "packing_buffer"), "packing"),
@@ -60,32 +57,27 @@ FEATURES_NOT_BUILT: tuple[Feature, ...] = (
     Feature(("training", "eval_packing"), "packing of evaluation samples"),
 )
 
-SWIFT_NOT_BUILT: Mapping[str, Feature] = {
-    "packing": Feature(("packing",), "packing", _on),
-    "packing_length": Feature(("packing_length",), "packing"),
-    "padding_free": Feature(("padding_free",), "padding-free batches", _on),
-    "sequence_parallel_size": Feature(("sequence_parallel_size",), "sequence parallelism", lambda v: v != 1),
-}
+SWIFT_NOT_BUILT: tuple[Feature, ...] = (
+    Feature(("packing",), "packing", (True,)),
+    Feature(("packing_length",), "packing"),
+    Feature(("padding_free",), "padding-free batches", (True,)),
+    Feature(("sequence_parallel_size",), "sequence parallelism", unless=(None, 1)),
+)
 """ms-swift arguments that our trainers do not handle yet."""
 
 
-def refuse(path: str, feature: Feature, value: Any, place: Any) -> Problem:
+def refuse(path: str, feature: Feature, value: Any, place: Place | None) -> Problem:
     """The refusal of a key whose feature is not built."""
-    shown = {} if isinstance(value, Mapping) else {"value": value}
-    return Problem(
-        path,
-        f"a valid key, but {feature.what} is not built yet in this version of coordexp.",
-        place=place,
-        **shown,
-    )
+    text = f"a valid key, but {feature.what} is not built yet in this version of coordexp."
+    if isinstance(value, Mapping):
+        return Problem(path, text, place=place)
+    return Problem(path, text, value=value, place=place)
 
 
-def refuse_variant(path: str, variant: str, place: Any) -> list[Problem]:
+def refuse_variant(path: str, variant: str, place: Place | None) -> list[Problem]:
     """The refusal of a trainer variant that is not built, or nothing."""
-    feature = next((feature for feature in FEATURES_NOT_BUILT if feature.path == VARIANT_PATH), None)
-    if feature is None or not feature.asked_for(variant):
-        return []
-    return [refuse(path, feature, variant, place)]
+    features = [feature for feature in FEATURES_NOT_BUILT if feature.path == VARIANT_PATH]
+    return [refuse(path, feature, variant, place) for feature in features if feature.asked_for(variant)]
 
 
 def find_not_built(tree: Tree) -> list[Problem]:
@@ -95,6 +87,6 @@ def find_not_built(tree: Tree) -> list[Problem]:
         value: Any = tree.data
         for part in feature.path:
             value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None and feature.asked_for(value):
+        if feature.asked_for(value):
             problems.append(refuse(dotted(feature.path), feature, value, tree.place(feature.path)))
     return problems

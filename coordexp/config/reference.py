@@ -14,7 +14,6 @@ from pydantic.fields import FieldInfo
 from coordexp.config.load import LaunchSections
 from coordexp.config.not_built import FEATURES_NOT_BUILT, SWIFT_NOT_BUILT
 from coordexp.config.pipeline import DIAGNOSTIC_MODULES, OBJECTIVE_MODULES, Pipeline
-from coordexp.config.problems import dotted
 from coordexp.config.removed import REMOVED, REMOVED_VARIANTS
 from coordexp.config.validation import models_in
 
@@ -52,8 +51,8 @@ max_steps: 1000
 
 - `extends: OTHER.yaml` (relative to the file) takes everything from another file and lays this one over it.
   One hop only. Mappings merge, lists and values replace.
-- On the command line `--set custom.object_ordering=random` overrides any key, and ms-swift's own flags work as
-  they are (`--max_steps 3`).
+- On the command line `--set custom.object_ordering=random` overrides any key, and ms-swift's own flags work
+  as they are (`--max_steps 3`).
 - `coordexp config check PATH...` validates files without loading torch. `coordexp config show FILE` prints
   every value and where it was written.
 - A key that nobody knows, a value of the wrong type, and a key whose feature is not built yet are errors.
@@ -61,6 +60,9 @@ max_steps: 1000
 - A run directory holds `resolved_config.json`: all of this resolved, a `derived` section, and `config_hash`,
   which stays the same when only the run's name, seed, output paths, reporting or notes change.
 """
+
+
+_NAME = r"\1"  # in a replacement text: the matched part of the removed name
 
 
 def render_reference() -> str:
@@ -100,8 +102,8 @@ def _pipeline() -> str:
     parts = [
         "\n## `stage2_ab.pipeline`, `rollout_matching.pipeline`\n\n"
         "`objective` and `diagnostics` are ordered lists. Every entry states `name`, `enabled`, `weight`, "
-        "`channels` (A, B or both) and exactly the keys of `config` listed here; none has a default. `bbox_geo` "
-        "stands before `coord_reg`.\n"
+        "`channels` (A, B or both) and exactly the keys of `config` listed here; none has a default. "
+        "`bbox_geo` stands before `coord_reg`.\n"
     ]
     for name, module in {**OBJECTIVE_MODULES, **DIAGNOSTIC_MODULES}.items():
         (config,) = models_in(module.model_fields["config"].annotation)
@@ -112,15 +114,15 @@ def _pipeline() -> str:
 
 
 def _removed() -> str:
-    rows = [f"| `{_plain(pattern)}` | {_plain(text)} |\n" for pattern, text in REMOVED]
+    rows = [f"| `{_plain(pattern)}` | {_escape(text.replace(_NAME, '...'))} |\n" for pattern, text in REMOVED]
     rows += [f"| `custom.trainer_variant: {old}` | use {new} |\n" for old, new in REMOVED_VARIANTS.items()]
     return "\n## Removed keys\n\n| key | now |\n|---|---|\n" + "".join(rows)
 
 
 def _not_built() -> str:
-    features = [(dotted(feature.path), feature.what) for feature in FEATURES_NOT_BUILT]
-    features += [(f"ms-swift's {dotted(feature.path)}", feature.what) for feature in SWIFT_NOT_BUILT.values()]
-    rows = "".join(f"| `{path}` | {what} |\n" for path, what in features)
+    features = [(f"`{feature.shown}`", feature.what) for feature in FEATURES_NOT_BUILT]
+    features += [(f"ms-swift's `{feature.shown}`", feature.what) for feature in SWIFT_NOT_BUILT]
+    rows = "".join(f"| {shown} | {what} |\n" for shown, what in features)
     intro = (
         "\n## Not built yet\n\nValid keys that are refused in this version when they ask for the feature.\n"
     )
@@ -136,7 +138,7 @@ def _row(path: str, field: FieldInfo) -> str:
         "required" if field.is_required() else f"`{_value(field.get_default(call_default_factory=True))}`"
     )
     cells = (f"`{path}`", _takes(field), default, field.description or "")
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("<\\|", "&lt;\\|") for cell in cells) + " |\n"
+    return "| " + " | ".join(map(_escape, cells)) + " |\n"
 
 
 def _takes(field: FieldInfo) -> str:
@@ -152,7 +154,7 @@ def _takes(field: FieldInfo) -> str:
 def _type_name(annotation: Any) -> str:
     origin = typing.get_origin(annotation)
     if origin is Literal:
-        return " \\| ".join(str(choice) for choice in typing.get_args(annotation)).replace("\\|", "or")
+        return " or ".join(str(choice) for choice in typing.get_args(annotation))
     if origin in (typing.Union, UnionType):
         return " or ".join(_type_name(part) for part in typing.get_args(annotation))
     if origin is typing.Annotated:
@@ -173,14 +175,11 @@ def _first_line(model: type[BaseModel]) -> str:
 
 def _plain(pattern: str) -> str:
     """A removed-key pattern as people read it."""
-    for old, new in (
-        (r"\.", "."),
-        (r"(\..*)?", ".*"),
-        (r"\w+", "*"),
-        (r"\1", "..."),
-        ("(", "{"),
-        (")", "}"),
-        ("|", ","),
-    ):
+    for old, new in ((r"(\..*)?", ".*"), (r"\.", "."), (r"\w+", "*"), ("(", "{"), (")", "}"), ("|", ",")):
         pattern = pattern.replace(old, new)
     return pattern
+
+
+def _escape(cell: str) -> str:
+    """Text that stays as it is inside a Markdown table."""
+    return cell.replace("<|", "&lt;|").replace("|", "\\|")

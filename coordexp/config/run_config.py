@@ -22,6 +22,7 @@ from typing import Any
 
 from coordexp.config import swift_arguments
 from coordexp.config.custom import Custom, Debug, Experiment
+from coordexp.config.resolved import config_hash
 from coordexp.config.rollout import RolloutMatching
 from coordexp.config.sections import Sections
 from coordexp.config.stage2 import Stage2AB
@@ -66,6 +67,11 @@ class RunConfig:
     @property
     def experiment(self) -> Experiment:
         return self.sections.experiment
+
+    @property
+    def config_hash(self) -> str:
+        """sha256 of what the run computes; see `coordexp.config.resolved.config_hash`."""
+        return config_hash(self.variant, self.sections, self.swift)
 
     def to_swift_flat(self) -> dict[str, Any]:
         """The whole run in ms-swift's flat form, ready for `swift sft`."""

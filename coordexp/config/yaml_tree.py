@@ -90,15 +90,16 @@ def read_yaml(path: str | Path) -> Tree:
 
 
 def parse_scalar(text: str) -> Any:
-    """A command-line value, read as YAML.
+    """A command-line value, read as YAML; `a: b` without braces stays text.
 
     Raises:
         ConfigError: text that is no YAML value.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is not a YAML value: {error}") from None
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
 
 
 class _Loader(yaml.SafeLoader):

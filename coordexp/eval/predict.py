@@ -58,6 +58,7 @@ def _strict_json(parsed: Any) -> str | None:
 def _trace_line(image_id: int, rollout: Rollout, parsed: Any, tokenizer: Any) -> dict[str, Any]:
     return {
         "image_id": image_id,
+        "text": parsed.text,
         "generated_token_text": tokenizer.convert_ids_to_tokens(list(rollout.response_token_ids)),
         "token_logprobs": list(rollout.token_logprobs),
         "object_token_positions": [list(obj.token_positions) for obj in parsed.objects],

@@ -18,6 +18,9 @@ from coordexp.losses.projection import HeadProjection
 Terms = TypeVar("Terms")
 Observer = Callable[[Tensor, SupervisedRows], None]
 
+FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
+"""Not float16: gradients are taken before the loss is scaled, and would vanish."""
+
 
 class FusedHead(Generic[Terms]):
     """One use of the fused head: `loss()` computes everything; `terms` then holds one entry per chunk.
@@ -41,7 +44,7 @@ class FusedHead(Generic[Terms]):
         self.objective, self.observe, self.chunk_rows = objective, observe, chunk_rows
         self.terms: list[Terms] = []
         self.dtype = projection.compute_dtype()
-        if self.dtype not in (torch.float64, torch.float32, torch.bfloat16):
+        if self.dtype not in FUSED_DTYPES:
             raise ConfigError(
                 f"custom.head = fused: products in {self.dtype} would lose the gradient, which is taken "
                 "before the loss is scaled; use bfloat16 or float32, or custom.head = plain"

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns
-from coordexp.losses.fused import FusedHead, Observer
+from coordexp.losses.fused import FUSED_DTYPES, FusedHead, Observer
 from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
 from coordexp.losses.projection import HeadProjection
 
@@ -51,7 +51,8 @@ def apply_head(
         needs: what `objective` looks at.
         objective: maps the inputs of some rows to their share of the loss and detached terms. It must be
             a sum over rows (or boxes) divided by counts that are known beforehand.
-        mode: `custom.head`; `auto` takes the fused head when logits would exceed PLAIN_BYTES.
+        mode: `custom.head`; `auto` takes the fused head when logits would exceed PLAIN_BYTES and their
+            dtype is one of FUSED_DTYPES.
         chunk_rows: rows per chunk of the fused head; by default what fits in CHUNK_BYTES.
         observe: called with the logits [r, V] of each chunk and its rows, for metrics on whole rows; it may
             neither change nor keep the logits.
@@ -81,5 +82,6 @@ def _choose(
     if rows.num_rows == 0 or projection.vocab_size == columns.num_bins:
         return "plain"  # nothing to save
     if mode == "auto":
-        return "fused" if 4 * rows.num_rows * projection.vocab_size > PLAIN_BYTES else "plain"
+        is_large = 4 * rows.num_rows * projection.vocab_size > PLAIN_BYTES
+        return "fused" if is_large and projection.compute_dtype() in FUSED_DTYPES else "plain"
     return mode

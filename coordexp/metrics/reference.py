@@ -18,7 +18,7 @@ Every key that a run can log. Printed from the catalogue by `coordexp metrics wr
 - `sum`: added up. `mean`: sums over counts; the column says what is counted. `ratio`: summed numerators over
   summed denominators. `max`: the largest value.
 - A run directory holds `metrics.jsonl` (a `run_meta` record, then one payload a line) and `stats.json` (the
-  last payload). Payload: `{"schema_version": 1, "mode": "train" | "eval", "global_step": N, "metrics": {...}}`.
+  last payload). A payload: `{"schema_version": 1, "mode": "train", "global_step": 7, "metrics": {...}}`.
 """
 
 

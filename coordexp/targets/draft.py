@@ -75,7 +75,9 @@ class TargetDraft:
     def finish(self, media: Media | None) -> EncodedSample:
         """The sample, with `<|im_end|>` at its end."""
         if self._pieces.im_end_id is None:
-            raise ConfigError(f"{type(self._tok).__name__} does not encode {IM_END} as one token; is it Qwen's?")
+            raise ConfigError(
+                f"{type(self._tok).__name__} does not encode {IM_END} as one token; is it Qwen's?"
+            )
         ids, prompt = [*self._ids, self._pieces.im_end_id], self._prompt_length
         self._check_text(ids[prompt:], self._text + IM_END)
         types_T = np.full(len(ids), TokenType.IGNORE, dtype=np.int8)

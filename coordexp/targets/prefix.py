@@ -1,18 +1,19 @@
 """The rollout part of a target: which of its tokens are supervised, and as what.
 
 The tokens are those the model wrote (only the last one may be spelled anew, see `coordexp.codec.parse`). A
-token takes part with a matched record when it lies in it, apart from separators that it may reach over: a
+token takes part with a matched record when it lies in it, apart from one separator that it may reach over: a
 token that also holds a piece of an unmatched or dropped record, or any other stray text, teaches nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
-from coordexp.codec.parse import ParsedRecord, ParsedRollout
+from coordexp.codec.parse import ParsedObject, ParsedRollout
 from coordexp.codec.pieces import DecodedTokens, TokenPieces
 from coordexp.codec.scanner import find_container
 from coordexp.errors import ContractError
@@ -30,78 +31,75 @@ def prefix_roles(parsed: ParsedRollout, matched_preds: Collection[int], pieces: 
     roles_P = np.full(len(parsed.prefix_token_ids), Role.PREFIX, dtype=np.int8)
     if parsed.prefix_is_fallback or not parsed.records:
         return roles_P
-    response = _RecordBytes(parsed, pieces)
     roles_R = np.full(len(parsed.response_token_ids), Role.PREFIX, dtype=np.int8)
-    context: list[tuple[slice, Role]] = []
-    num_objects = 0
-    for record in parsed.records:
-        tokens = slice(*record.token_span)
-        start, stop = response.locate(record)
-        is_object = record.object is not None
-        if is_object and num_objects in matched_preds:
-            roles_R[tokens] = Role.MATCHED_PREFIX
-            roles_R[response.reaching_over_stray_text(record, start, stop)] = Role.PREFIX
-        else:
-            context.append((tokens, Role.FP_PREFIX if is_object else Role.DROPPED_PREFIX))
-        num_objects += is_object
-    for tokens, role in context:  # last, so that a token shared with a matched record is context
-        roles_R[tokens] = role
+    for matched in (True, False):  # context comes last: a token shared with a matched record is context
+        for record, role in zip(parsed.records, _record_roles(parsed, matched_preds), strict=True):
+            if (role is Role.MATCHED_PREFIX) is matched:
+                roles_R[slice(*record.token_span)] = role
+    untaught = (roles_R == Role.MATCHED_PREFIX) & _holds_stray_text(parsed, pieces)
+    roles_R[untaught] = Role.PREFIX
     num_verbatim = parsed.num_verbatim_prefix_tokens
     roles_P[:num_verbatim] = roles_R[:num_verbatim]
     roles_P[num_verbatim:] = roles_R[num_verbatim : num_verbatim + 1]  # the cut token, spelled anew
     return roles_P
 
 
-class _RecordBytes:
-    """Byte offsets of the records of a response, asked for in the order they are written."""
+def _record_roles(parsed: ParsedRollout, matched_preds: Collection[int]) -> list[Role]:
+    """Role of each of `parsed.records`."""
+    roles: list[Role] = []
+    num_objects = 0
+    for record in parsed.records:
+        if not isinstance(record, ParsedObject):
+            roles.append(Role.DROPPED_PREFIX)
+            continue
+        roles.append(Role.MATCHED_PREFIX if num_objects in matched_preds else Role.FP_PREFIX)
+        num_objects += 1
+    return roles
 
-    def __init__(self, parsed: ParsedRollout, pieces: TokenPieces) -> None:
-        self._tokens = DecodedTokens.from_ids(parsed.response_token_ids, pieces)
-        container = find_container(self._tokens.data)
-        if container is None or self._tokens.text != parsed.text:
-            raise ContractError(
-                f"the response's ids decode to {self._tokens.text[:60]!r}..., its parsed text is "
-                f"{parsed.text[:60]!r}...: parse and build with the same tokenizer"
-            )
-        self._body = container.body
-        self._num_verbatim = parsed.num_verbatim_prefix_tokens
-        self._byte = self._char = 0
 
-    def locate(self, record: ParsedRecord) -> tuple[int, int]:
-        """Bytes of the record: its character span, looked for within its first and its last token."""
-        data, (first, after) = self._tokens.data, record.token_span
-        first_token = range(self._tokens.start_of(first), self._tokens.ends[first])
-        last_token = range(self._tokens.start_of(after - 1), self._tokens.ends[after - 1])
-        start = self._advance_to(record.span[0], (at for at in first_token if data[at] == ord("{")))
-        stop = self._advance_to(record.span[1], (at + 1 for at in last_token if data[at] == ord("}")))
-        return start, stop
+def _holds_stray_text(parsed: ParsedRollout, pieces: TokenPieces) -> NDArray[np.bool_]:
+    """Tokens that hold more than records, the container's opening and one separator, or no text at all.
 
-    def reaching_over_stray_text(self, record: ParsedRecord, start: int, stop: int) -> list[int]:
-        """Which of the record's first and last token hold more than the record and one separator.
+    Only what comes before the end of the prefix counts. (A model with a padded vocabulary can write ids that
+    its tokenizer has no text for.)  Returns bool [response length].
+    """
+    tokens = DecodedTokens.from_ids(parsed.response_token_ids, pieces)
+    container = find_container(tokens.data)
+    if container is None or tokens.text != parsed.text:
+        raise ContractError(
+            f"the response's ids decode to {tokens.text[:60]!r}..., its parsed text is {parsed.text[:60]!r}...: "
+            "parse and build with the same tokenizer"
+        )
+    is_stray_R: NDArray[np.bool_] = np.diff(tokens.ends, prepend=0) == 0
+    gap_start = container.body
+    for start, stop in _record_bytes(parsed, tokens):
+        first, after = tokens.tokens_over(gap_start, start)
+        for index in range(first, after):
+            in_gap = tokens.data[max(tokens.start_of(index), gap_start) : min(tokens.ends[index], start)]
+            is_stray_R[index] |= _SEPARATOR.fullmatch(in_gap) is None
+        gap_start = stop
+    return is_stray_R
 
-        What the token that the prefix is cut in holds after the record is not in the prefix.
-        """
-        data, (first, after) = self._tokens.data, record.token_span
-        before = data[max(self._tokens.start_of(first), self._body) : start]
-        behind = data[stop : self._tokens.ends[after - 1]] if after <= self._num_verbatim else b""
-        found = []
-        if not _SEPARATOR.fullmatch(before):
-            found.append(first)
-        if not _SEPARATOR.fullmatch(behind):
-            found.append(after - 1)
-        return found
 
-    def _advance_to(self, char: int, candidates: Iterable[int]) -> int:
-        """The candidate byte offset that is at character `char`.
+def _record_bytes(parsed: ParsedRollout, tokens: DecodedTokens) -> Iterator[tuple[int, int]]:
+    """Bytes (start, stop) of each record: its character span, looked for in its first and its last token.
 
-        A broken character has no fixed number of bytes, so the bytes since the last offset are decoded.
-        """
+    A broken character has no fixed number of bytes, so the bytes between one end and the next are decoded.
+    """
+    byte = char = 0
+
+    def advance(to_char: int, candidates: Iterable[int]) -> int:
+        nonlocal byte, char
         for offset in candidates:
-            between = self._tokens.data[self._byte : offset].decode("utf-8", errors="replace")
-            if self._char + len(between) == char:
-                self._byte, self._char = offset, char
+            if char + len(tokens.data[byte:offset].decode("utf-8", errors="replace")) == to_char:
+                byte, char = offset, to_char
                 return offset
         raise ContractError(
-            f"no token boundary of the response fits a record at character {char}: parse and build with the "
-            "same tokenizer"
+            f"no record begins or ends at character {to_char} of the response {parsed.text!r}"
         )
+
+    for record in parsed.records:
+        first, last = record.token_span[0], record.token_span[1] - 1
+        starts = (i for i in range(tokens.start_of(first), tokens.ends[first]) if tokens.data[i] == ord("{"))
+        stops = (i + 1 for i in range(tokens.start_of(last), tokens.ends[last]) if tokens.data[i] == ord("}"))
+        yield advance(record.span[0], starts), advance(record.span[1], stops)

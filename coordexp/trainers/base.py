@@ -19,6 +19,7 @@ from coordexp.metrics.accumulate import MetricStore
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.sinks import MetricsSink, installed_versions
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
+from coordexp.trainers.finite import FiniteLossGuard
 from coordexp.trainers.runtime import active
 
 
@@ -32,6 +33,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self.columns = CoordColumns(self.vocab.ids)
         super().__init__(*args, **kwargs)
         self.metrics = MetricStore()
+        self._finite_guard = FiniteLossGuard()
         self._resolved = self._resolve()
         self._sink: MetricsSink | None = None
         if self.is_world_process_zero():
@@ -71,6 +73,12 @@ class CoordTrainer(SwiftTrainerBridge):
         return resolved_config(
             settings.variant, settings.sections, settings.swift, derived=derived, context=context
         )
+
+    def stop_if_not_finite(self, terms: Mapping[str, Tensor]) -> None:
+        """Watch the terms of a micro-batch; at the last one of a step, stop all ranks if any was not finite."""
+        self._finite_guard.watch(terms)
+        if self.accelerator.sync_gradients:
+            self._finite_guard.check(self.state.global_step + 1)
 
     def sum_over_ranks(self, counts: Tensor) -> Tensor:
         """`counts` added up over all ranks when `average_tokens_across_devices` asks for it, else as they are."""

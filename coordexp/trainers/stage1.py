@@ -16,11 +16,16 @@ from torch import Tensor
 from coordexp.data.collator import ROWS_KEY, take_rows
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
-from coordexp.metrics.keys_stage1 import PACK_NUM_SAMPLES
+from coordexp.metrics.catalog import EVAL_PREFIX
+from coordexp.metrics.keys_run import EVAL_LOSS, LOSS
+from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
 from coordexp.metrics.keys_tokens import TOKEN_ACC
 from coordexp.models.supervised_rows import head_on_rows
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.base import CoordTrainer, accuracy
+
+BASE_CE_LOSS_EVAL = EVAL_PREFIX + BASE_CE_LOSS
+COORD_LOSS_EVAL = EVAL_PREFIX + COORD_DIAG_LOSS
 
 
 class Stage1CoordTrainer(CoordTrainer):
@@ -33,7 +38,7 @@ class Stage1CoordTrainer(CoordTrainer):
         mass_monitor = settings.pop("monitor_mass")
         self.weights = Stage1Weights.from_mapping(settings)
         self.needs = self.weights.needs(mass_monitor=mass_monitor)
-        self._step_counts: Tensor | None = None
+        self._step_counts = torch.zeros(2)  # text and coordinate rows of the step, see plan_step
 
     def plan_step(self, batches: list[dict[str, Any]]) -> None:
         num_text = sum(batch[ROWS_KEY]["num_text"] for batch in batches)
@@ -56,11 +61,19 @@ class Stage1CoordTrainer(CoordTrainer):
         logits_RV = outputs.logits
         terms = stage1_terms(LossInputs.from_logits(logits_RV, rows, self.columns, self.needs), self.weights)
         self.add_metrics(self._numbers(terms, logits_RV, rows.targets_R, num_samples))
-        if self.model.training and self._step_counts is not None:
+        if self.model.training:
             loss = combine(terms, *self._step_counts.unbind()) * self.gradient_scale
+            self.stop_if_not_finite({"text": terms.text.sum, "coord": terms.coord.sum})
         else:
             loss = combine(terms, terms.text.count, terms.coord.count)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def window_metrics(self, mode: str) -> dict[str, float]:
+        metrics = super().window_metrics(mode)
+        if mode == "eval" and BASE_CE_LOSS_EVAL in metrics and self.weights.enabled:
+            # The trainer's own eval_loss averages batch means, which depends on the batch size; this one is exact.
+            metrics[EVAL_LOSS] = metrics[BASE_CE_LOSS_EVAL] + metrics.get(COORD_LOSS_EVAL, 0.0)
+        return metrics
 
     def _numbers(
         self, terms: Stage1Terms, logits_RV: Tensor, targets_R: Tensor, num_samples: int
@@ -68,4 +81,6 @@ class Stage1CoordTrainer(CoordTrainer):
         numbers: dict[str, tuple[Tensor | float, Tensor | float]] = dict(terms.metrics())
         numbers[TOKEN_ACC] = accuracy(logits_RV.detach(), targets_R)
         numbers[PACK_NUM_SAMPLES] = (float(num_samples), 1.0)
+        if not self.model.training and terms.coord_ce is not None:
+            numbers[LOSS] = (terms.text.sum + terms.coord_ce.sum, terms.text.count + terms.coord.count)
         return numbers

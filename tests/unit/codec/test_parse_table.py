@@ -280,6 +280,11 @@ ROWS = {
     "array element": one(f"[{CAT}, [1]]", "key_invalid"),
     # prose between records
     "prose element": one("and also", "key_invalid"),
+    # a number before the first record, and the same without a comma
+    "number first": Row(f"{HEAD}5, {CAT}]}}", [CAT_OBJECT], {"key_invalid": 1}, f"{HEAD}5, {CAT}"),
+    "number first, no comma": Row(
+        f"{HEAD}5 {CAT}]}}", [], {"key_invalid": 1, "malformed": 1}, f"{HEAD}5 {CAT}"
+    ),
     # only elements that are no objects: the prefix ends at the bracket
     "no object at all": Row(f"{HEAD}1, 2]}}", [], {"key_invalid": 2}, HEAD),
     # --- JSON syntax inside a record ---
@@ -323,6 +328,8 @@ ROWS = {
     "missing bracket": one('{"desc": "cat", "bbox_2d": [<1>, <2>, <3>, <4>}', "malformed"),
     # a superfluous square bracket ends with its record
     "superfluous bracket": one(f'{{"desc": "cat", "bbox_2d": {BOX}]}}', "malformed"),
+    # crossed brackets in an extra value
+    "crossed brackets": one(f'{{"desc": "cat", "bbox_2d": {BOX}, "attr": {{"a": [1}}]}}', "malformed"),
     # round brackets
     "round brackets": one('{"desc": "cat", "bbox_2d": (<1>, <2>, <3>, <4>)}', "malformed"),
     # only a malformed record: it stays in the prefix

@@ -90,6 +90,16 @@ def test_a_desc_that_holds_im_end_as_text_stays_desc(tok):
     assert TokenType.EOS not in token_types(encode(tok, text), tok)
 
 
+def test_a_token_over_two_descs_is_given_once(fused):
+    bridge = encode(fused, 'k"}, {"desc": "k')
+    assert len(bridge) == 1
+    ids = encode(fused, '{"objects": [{"desc": "a') + bridge + encode(fused, 'b"}]}')
+    positions = desc_token_positions(ids, fused)
+    at = ids.index(bridge[0])
+    assert positions == sorted(set(positions))
+    assert {at - 1, at, at + 1} <= set(positions)
+
+
 def test_a_coordinate_token_inside_a_desc_is_a_coordinate(tok):
     ids = encode(tok, f'{{"objects": [{{"desc": "a<|coord_9|>", "bbox_2d": {BOX}}}]}}')
     types = token_types(ids, tok)

@@ -369,11 +369,14 @@ def test_default_chunk_fits_the_budget():
     assert default_chunk_rows(narrow) == 10_464
 
 
-@pytest.mark.parametrize(("num_rows", "expected"), [(53, "plain"), (500_000, "fused")])
-def test_auto_chooses_by_the_size_of_the_logits(num_rows, expected):
+@pytest.mark.parametrize(
+    ("num_rows", "dtype", "expected"),
+    [(53, torch.float32, "plain"), (500_000, torch.float32, "fused"), (500_000, torch.float16, "plain")],
+)
+def test_auto_chooses_by_size_and_dtype_of_the_logits(num_rows, dtype, expected):
     """Seen from the number of pieces: the plain head evaluates the objective once."""
     rows = SupervisedRows.from_targets(torch.zeros(num_rows, dtype=torch.int64), CONSECUTIVE)
-    projection = HeadProjection(torch.zeros(num_rows, 1), torch.zeros(V, 1))
+    projection = HeadProjection(torch.zeros(num_rows, 1, dtype=dtype), torch.zeros(V, 1, dtype=dtype))
     needs, objective, _ = stage1({})
     with torch.no_grad():
         _, parts = apply_head(projection, rows, CONSECUTIVE, needs, objective)

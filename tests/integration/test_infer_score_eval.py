@@ -1,0 +1,86 @@
+"""`coordexp infer`, `score` and `eval` on a real (untrained) checkpoint, and the greedy rollout they rest on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support.processes import run_coordexp
+
+from coordexp.config import DEFAULT_PROMPT
+
+pytestmark = pytest.mark.slow
+NEW_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def run(nano_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("infer") / "out"
+    done = run_coordexp(
+        "infer", "--model", nano_model, "--data", scenes / "val.jsonl", "--output", output,
+        "--max-new-tokens", NEW_TOKENS, "--batch-size", 3,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(text) for text in file.read_text().splitlines()]
+
+
+def test_tokens_and_log_probabilities_are_those_of_greedy_decoding(run: Path, nano_model: Path, scenes: Path):
+    """Reference: one image at a time, one full forward per token, no cache and no padding."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(nano_model).eval()
+    processor = AutoProcessor.from_pretrained(nano_model)
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEFAULT_PROMPT}]}]
+    prompt = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
+    stop = set(model.generation_config.eos_token_id)
+    records = lines(scenes / "val.jsonl")
+    for record, trace in zip(records, lines(run / "pred_token_trace.jsonl"), strict=True):
+        inputs = processor(text=[prompt], images=[Image.open(scenes / record["images"][0])], return_tensors="pt")
+        ids, answer, logprobs = inputs["input_ids"], [], []
+        while len(answer) < NEW_TOKENS and (not answer or answer[-1] not in stop):
+            with torch.no_grad():
+                row = model(
+                    input_ids=ids,
+                    pixel_values=inputs["pixel_values"],
+                    image_grid_thw=inputs["image_grid_thw"],
+                    mm_token_type_ids=(ids == model.config.image_token_id).int(),
+                ).logits[0, -1]
+            answer.append(int(row.argmax()))
+            logprobs.append(float(row.log_softmax(-1)[answer[-1]]))
+            ids = torch.cat([ids, torch.tensor([[answer[-1]]])], dim=1)
+        assert trace["generated_token_text"] == processor.tokenizer.convert_ids_to_tokens(answer)
+        assert trace["token_logprobs"] == pytest.approx(logprobs, abs=1e-5)
+        assert trace["num_prompt_tokens"] == inputs["input_ids"].shape[1]
+
+
+def test_ground_truth_comes_back_in_pixels(run: Path, scenes: Path):
+    for record, line in zip(lines(scenes / "val.jsonl"), lines(run / "gt_vs_pred.jsonl"), strict=True):
+        assert [obj["desc"] for obj in line["gt"]] == [obj["desc"] for obj in record["objects"]]
+        for obj, source in zip(line["gt"], record["objects"], strict=True):
+            assert obj["points"] == pytest.approx([k * 63 / 999 for k in source["bbox_2d"]])
+
+
+def test_score_and_eval_finish_the_job(run: Path):
+    assert run_coordexp("eval", "--run", run).returncode == 2  # nothing scored yet
+    assert run_coordexp("score", "--run", run).returncode == 0
+    done = run_coordexp("eval", "--run", run)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["num_images"] == 4
+    assert "f1_at_50" in done.stdout
+
+
+def test_a_folder_that_is_no_checkpoint(scenes: Path, tmp_path: Path):
+    done = run_coordexp(
+        "infer", "--model", tmp_path, "--data", scenes / "val.jsonl", "--output", tmp_path / "out"
+    )
+    assert done.returncode == 2
+    assert "is not a model folder" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,87 @@
+"""The data file of ms-swift's arguments: what values they take, and that it fits the installed ms-swift."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordexp.config import swift_arguments
+from coordexp.config.swift_arguments import all_arguments, nearest
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("max_steps", 3, 3),
+        ("max_steps", "3", 3),
+        ("max_steps", 3.0, 3),
+        ("learning_rate", "1e-4", 1e-4),
+        ("learning_rate", 1, 1),
+        ("save_steps", 100, 100),
+        ("bf16", True, True),
+        ("bf16", "false", False),
+        ("model", "path/to", "path/to"),
+        ("model", 4, "4"),
+        ("dataset", "one.jsonl", ["one.jsonl"]),
+        ("dataset", ["a", "b"], ["a", "b"]),
+        ("deepspeed", {"zero_optimization": {"stage": 2}}, {"zero_optimization": {"stage": 2}}),
+        ("resume_from_checkpoint", None, None),
+        ("quant_bits", "float8", "float8"),
+        ("quant_bits", 4, 4),
+        ("torch_dtype", "bfloat16", "bfloat16"),
+    ],
+)
+def test_values_are_converted_as_ms_swift_takes_them(name: str, value: Any, expected: Any) -> None:
+    converted = all_arguments()[name].convert(value)
+    assert converted == expected
+    assert type(converted) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_steps", 3.5, "expected an integer"),
+        ("max_steps", True, "expected an integer"),
+        ("max_steps", None, "expected an integer; ms-swift cannot be told null here"),
+        ("learning_rate", "fast", "expected a number"),
+        ("bf16", "maybe", "expected true or false"),
+        ("bf16", 1, "expected true or false"),
+        ("max_steps", [3], "expected an integer"),
+        ("dataset", [["a"]], "expected a list of plain values"),
+        ("torch_dtype", "bf16", 'expected one of bfloat16, float16, float32 (did you mean "bfloat16"?)'),
+    ],
+)
+def test_other_values_are_refused(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=r"^expected") as caught:
+        all_arguments()[name].convert(value)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("max_step", "max_steps"),
+        ("train_type", "tuner_type"),
+        ("per_device_batch_size", "per_device_eval_batch_size"),
+        ("zzzzz", None),
+    ],
+)
+def test_nearest_name(name: str, expected: str | None) -> None:
+    assert nearest(name) == expected
+
+
+@pytest.mark.slow
+def test_the_file_fits_the_installed_ms_swift() -> None:
+    path = Path(__file__).parents[3] / "tools" / "setup" / "dump_swift_arguments.py"
+    spec = importlib.util.spec_from_file_location("dump_swift_arguments", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    on_disk = json.loads(swift_arguments.DATA_FILE.read_text())
+    installed = json.loads(json.dumps(tool.collect()))
+    assert installed["arguments"] == on_disk["arguments"], "run python tools/setup/dump_swift_arguments.py"
