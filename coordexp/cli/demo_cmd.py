@@ -7,6 +7,7 @@ coordexp demo --recipes mix soft_w1_gate ce     the same budget and seed for thr
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -21,6 +22,7 @@ from coordexp.errors import EXIT_FAILURE, EXIT_OK, ConfigError
 
 RUN = Path("runs/demo")
 MODEL, DATA = RUN / "model", RUN / "data"
+ASSET_STAMPS = (MODEL / "coordexp_tiny_model.json", DATA / "shapes.json")  # what the assets were made from
 RECIPES = {
     "mix": Path("configs/demo/stage1.yaml"),
     "soft_w1_gate": Path("configs/demo/stage1_soft_w1_gate.yaml"),
@@ -53,7 +55,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo from the repository root; returns the process exit code."""
     if not RECIPES["mix"].is_file():
         raise ConfigError(f"{RECIPES['mix']} not found: run the demo from the root of the repository.")
-    make_assets()
+    try:
+        make_assets()
+    except ConfigError as error:
+        raise ConfigError(f"{error} For the demo's own folder: `make clean-demo`.") from None
     if args.assets_only:
         return EXIT_OK
     from coordexp.cli.console import console, show_table
@@ -61,13 +66,7 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     rows = {"untrained": evaluate_checkpoint("untrained", MODEL)}
     for name in args.recipes:
-        output = RUN / RECIPES[name].stem
-        seconds = train(name, output, args.max_steps)
-        rows[name] = {
-            **evaluate_checkpoint(name, last_checkpoint(output)),
-            "seconds": seconds,
-            "bin_error": last_value(output / "metrics.jsonl", f"eval_{BIN_ERROR}"),
-        }
+        rows[name] = train_and_evaluate(name, args.max_steps)
     page = write_page(rows, args.recipes[0])
     show_table(
         f"{NUM_VAL} validation images the model never saw",
@@ -92,17 +91,45 @@ def make_assets() -> None:
     build_tiny_model(MODEL, preset="demo", seed=0)
 
 
-def train(name: str, output: Path, max_steps: int | None) -> float:
+def train_and_evaluate(name: str, max_steps: int | None) -> dict[str, Any]:
+    """The numbers of one recipe; taken from the last run when nothing that they depend on has changed."""
+    from coordexp.cli.console import console
+    from coordexp.config import config_hash, load_run_config
+    from coordexp.eval.artifacts import write_json
+
+    output, result_file = RUN / RECIPES[name].stem, RUN / f"result_{name}.json"
+    overrides = [] if max_steps is None else ["--max_steps", str(max_steps), "--save_steps", str(max_steps)]
+    config = load_run_config(RECIPES[name], overrides=overrides)
+    made_from = {
+        "config_hash": config_hash(config.variant, config.sections, config.swift),
+        "seed": config.swift.get("seed"),
+        "assets": hashlib.sha256(b"".join(path.read_bytes() for path in ASSET_STAMPS)).hexdigest(),
+    }
+    if result_file.is_file():
+        result = json.loads(result_file.read_text(encoding="utf-8"))
+        if result["made_from"] == made_from and list(output.glob("checkpoint-*")):
+            console.print(f"{name}: up to date, trained before (`make clean-demo` starts over)")
+            return result["metrics"]
+    seconds = train(name, output, overrides)
+    metrics = {
+        **evaluate_checkpoint(name, last_checkpoint(output)),
+        "seconds": seconds,
+        "bin_error": last_value(output / "metrics.jsonl", f"eval_{BIN_ERROR}"),
+    }
+    write_json(result_file, {"made_from": made_from, "metrics": metrics})
+    return metrics
+
+
+def train(name: str, output: Path, overrides: list[str]) -> float:
     """Train one recipe in a process of its own, with a progress bar; returns its wall-clock seconds."""
     from coordexp.cli.console import console, progress
 
     shutil.rmtree(output, ignore_errors=True)
     log = RUN / f"train_{name}.log"
-    overrides = [] if max_steps is None else ["--max_steps", str(max_steps), "--save_steps", str(max_steps)]
     command = [sys.executable, "-m", "coordexp.cli.main", "train", str(RECIPES[name]), *overrides]
     console.print(f"coordexp train {' '.join(command[4:])}   (log: {log})")
     threads = str(os.cpu_count() or 1)
-    environment = {"OMP_NUM_THREADS": threads, **os.environ}
+    environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as stream, progress("steps", f"training {name}") as advance:
         process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
@@ -146,14 +173,10 @@ def last_checkpoint(output: Path) -> Path:
 
 def last_value(metrics_file: Path, key: str) -> float | None:
     """The last value of a metric in metrics.jsonl, None if it never appeared."""
+    from coordexp.metrics.sinks import read_payloads
+
     values = [payload["metrics"][key] for payload in read_payloads(metrics_file) if key in payload["metrics"]]
     return values[-1] if values else None
-
-
-def read_payloads(metrics_file: Path) -> list[dict[str, Any]]:
-    """The metric payloads of a run (the first record, run_meta, left out)."""
-    records = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
-    return [record for record in records if "metrics" in record]
 
 
 def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
@@ -161,8 +184,9 @@ def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
     from coordexp.cli.demo_gallery import gallery
     from coordexp.eval.demo_page import write_demo_page
     from coordexp.eval.pictures import plot_curves
+    from coordexp.metrics.sinks import read_payloads
 
-    payloads = read_payloads(RUN / RECIPES[recipe].stem / "metrics.jsonl")
+    payloads = list(read_payloads(RUN / RECIPES[recipe].stem / "metrics.jsonl"))
     headline = [
         {
             "name": name, "f1_50": row["f1_at_50"], "f1_mean": row["f1_50_95"], "precision": row["precision_at_50"],

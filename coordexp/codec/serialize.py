@@ -106,7 +106,7 @@ def _prefix_has_records(prefix_text: str) -> bool:
     if container.body == len(data):
         return False
     if not data.endswith(b"}"):
-        raise _not_append_ready(prefix_text, "it ends in neither `[` nor `}`")
+        raise _not_append_ready(prefix_text, "it ends in neither the container's `[` nor a `}`")
     pos = container.body
     while pos < len(data):
         pos = skip_space(data, pos)

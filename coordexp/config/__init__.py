@@ -6,7 +6,7 @@
 from coordexp.config.custom import DEFAULT_PROMPT, DEFAULT_VARIANT, VARIANTS
 from coordexp.config.load import load_run_config
 from coordexp.config.pipeline import Pipeline, pipeline_checksum, pipeline_identity
-from coordexp.config.resolved import config_hash, derive, resolved_config, write_resolved
+from coordexp.config.resolved import config_hash, derive, mask_secrets, resolved_config, write_resolved
 from coordexp.config.run_config import RunConfig
 from coordexp.config.sections import (
     Sections,
@@ -29,6 +29,7 @@ __all__ = [
     "config_hash",
     "derive",
     "load_run_config",
+    "mask_secrets",
     "parse_sections",
     "pipeline_checksum",
     "pipeline_identity",

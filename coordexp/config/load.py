@@ -20,6 +20,7 @@ from coordexp.config.sections import Sections, check_sections_fit, check_variant
 from coordexp.config.training import DeepSpeed, Training, accumulation_steps
 from coordexp.config.validation import validate
 from coordexp.config.yaml_tree import read_yaml
+from coordexp.errors import ConfigError
 
 # our key -> the ms-swift argument it becomes
 BECOMES: dict[KeyPath, str] = {
@@ -181,9 +182,14 @@ def _effective_batch_size(swift: Mapping[str, Any], world_size: int) -> int | No
 def _world_size(env: Mapping[str, str]) -> int:
     """Ranks of the run as the environment (or the file's ENV) states them; 1 without a word."""
     known = {**env, **os.environ}
-    if "WORLD_SIZE" in known:
-        return int(known["WORLD_SIZE"])
-    return int(known.get("NPROC_PER_NODE", 1)) * int(known.get("NNODES", 1))
+    names = ["WORLD_SIZE"] if "WORLD_SIZE" in known else ["NPROC_PER_NODE", "NNODES"]
+    ranks = 1
+    for name in names:
+        text = known.get(name, "1")
+        if not text.isdecimal() or int(text) == 0:
+            raise ConfigError(f"environment variable {name} = {text!r}: expected a number of at least 1.")
+        ranks *= int(text)
+    return ranks
 
 
 def _sources(draft: Draft) -> dict[str, str]:

@@ -64,25 +64,14 @@ REMOVED_VARIANTS = {
 """Trainer variants of earlier releases -> their names now."""
 
 
-def find_removed(tree: Tree) -> tuple[list[Problem], set[KeyPath]]:
-    """Every removed key in the sections, and the paths that hold them (so that nothing else complains of
-    them).
-    """
-    problems: list[Problem] = []
-    paths: set[KeyPath] = set()
+def find_removed(tree: Tree) -> list[Problem]:
+    """Every removed key in the sections; where a removed mapping holds removed keys, only those."""
+    problems = []
     for path, value in _walk(tree.data, ()):
         hint = replacement(dotted(path))
-        if hint is None:
-            continue
-        if any(path[: len(known)] == known for known in paths):
-            continue
-        deeper = isinstance(value, Mapping) and any(
-            replacement(dotted(inner)) for inner, _ in _walk(value, path) if inner != path
-        )
-        if not deeper:
-            paths.add(path)
+        if hint is not None and not any(replacement(dotted(inner)) for inner, _ in _walk(value, path)):
             problems.append(Problem(dotted(path), f"removed; {hint}.", place=tree.place(path)))
-    return problems, paths
+    return problems
 
 
 def replacement(path: str) -> str | None:

@@ -135,14 +135,12 @@ def resolved_config(
     sources: Mapping[str, str] | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The content of resolved_config.json. Secrets are masked; `context` (command, versions, ...) is kept as
-    given.
-    """
+    """The content of resolved_config.json; `context` (command, versions, ...) is kept. Secrets are masked in both."""
     resolved: dict[str, Any] = {
         "config_hash": config_hash(variant, sections, swift),
         "trainer_variant": variant,
         **sections.model_dump(),
-        "swift": {name: "***" if name in SECRETS and value else value for name, value in swift.items()},
+        "swift": mask_secrets(swift, swift),
         "derived": dict(derived),
     }
     found = pipeline_of(sections, variant)
@@ -151,8 +149,20 @@ def resolved_config(
     if sources:
         resolved["sources"] = dict(sources)
     if context:
-        resolved["context"] = dict(context)
+        resolved["context"] = mask_secrets(dict(context), swift)
     return resolved
+
+
+def mask_secrets(value: Any, swift: Mapping[str, Any]) -> Any:
+    """`value` (text, or lists and mappings of it) with the tokens among the ms-swift arguments replaced by ***."""
+    secrets = [str(swift[name]) for name in SECRETS if swift.get(name)]
+    if isinstance(value, str):
+        for secret in secrets:
+            value = value.replace(secret, "***")
+        return value
+    if isinstance(value, Mapping):
+        return {key: mask_secrets(item, swift) for key, item in value.items()}
+    return [mask_secrets(item, swift) for item in value] if isinstance(value, list) else value
 
 
 def write_resolved(run_dir: str | Path, resolved: Mapping[str, Any]) -> Path:

@@ -17,38 +17,32 @@ from coordexp.config.yaml_tree import Tree
 
 
 def validate(model: type[BaseModel], tree: Tree) -> tuple[BaseModel | None, list[Problem]]:
-    """The typed model of a tree, or None and every problem: removed keys first, then what the schema
-    refuses.
-    """
-    problems, removed = find_removed(tree)
+    """The typed model of a tree, or None and its problems: removed keys alone, else all that the schema says."""
+    removed = find_removed(tree)
+    if removed:
+        return None, removed
     try:
-        return (None if problems else model.model_validate(tree.data)), problems
+        return model.model_validate(tree.data), []
     except ValidationError as error:
-        found = error.errors(include_url=False)
-    if problems:  # not reached: a removed key is never part of the schema
-        return None, problems
-    return None, [problem for detail in found if (problem := _problem(model, tree, detail, removed))]
+        problems = [_problem(model, tree, detail) for detail in error.errors(include_url=False)]
+    return None, list({problem.path: problem for problem in reversed(problems)}.values())[::-1]
 
 
-def _problem(
-    model: type[BaseModel], tree: Tree, detail: ErrorDetails, removed: set[KeyPath]
-) -> Problem | None:
+def _problem(model: type[BaseModel], tree: Tree, detail: ErrorDetails) -> Problem:
     path = real_path(tree.data, detail["loc"])
-    if any(known[: len(path)] == path or path[: len(known)] == known for known in removed):
-        return None
     place = tree.place(path)
     if detail["type"] == "extra_forbidden":
         return Problem(dotted(path), _unknown(model, path), place=place)
     if detail["type"] == "missing":
         return Problem(dotted(path), "is missing; it has no default.", place=place)
-    text = _expected(detail)
-    hint = removed_variant(detail["input"]) if path == ("custom", "trainer_variant") else None
-    value = (
-        NO_VALUE
-        if isinstance(detail["input"], Mapping | list) and detail["type"] == "value_error"
-        else detail["input"]
-    )
-    return Problem(dotted(path), f"{hint or text}.", value=value, place=place)
+    value = detail["input"]
+    if detail["type"] == "union_tag_invalid":
+        path, value = (*path, "name"), value["name"]
+        place = tree.place(path)
+    hint = removed_variant(value) if path == ("custom", "trainer_variant") else None
+    about_the_whole = detail["type"] == "value_error" and isinstance(value, Mapping | list)
+    shown = NO_VALUE if about_the_whole else value
+    return Problem(dotted(path), f"{hint or _expected(detail)}.", value=shown, place=place)
 
 
 def real_path(data: Any, loc: tuple[int | str, ...]) -> KeyPath:

@@ -11,7 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "coordexp"
 FLOORS = [
-    {"config", "errors"},
+    {"errors"},
+    {"config"},
     {"codec", "geometry", "metrics", "swift_bridge"},
     {"matching", "losses", "rollout", "telemetry", "models"},
     {"targets", "eval"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.codec.schema import BoxObject
@@ -156,6 +156,7 @@ def test_unknown_coords_mode_is_refused():
         to_strict_json("{}", coords="floats")
 
 
+@settings(deadline=None)
 @given(
     desc=st.text(min_size=1),
     bins=st.tuples(*[st.integers(0, 999)] * 4),

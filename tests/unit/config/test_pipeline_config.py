@@ -122,7 +122,8 @@ WRONG = {
     ),
     "unknown module": (
         edited(["objective", 1, "name"], "bbox_goe"),
-        'expected one of token_ce, bbox_geo, coord_reg (did you mean "bbox_geo"?).',
+        'stage2_ab.pipeline.objective[1].name = "bbox_goe" in --coordexp: expected one of token_ce, bbox_geo, '
+        'coord_reg (did you mean "bbox_geo"?).',
     ),
     "diagnostics module as objective": (
         edited(["objective", 1], module("coord_diag", {})),

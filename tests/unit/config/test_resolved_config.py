@@ -103,7 +103,7 @@ def test_written_file_holds_everything_but_secrets(tmp_path: Path) -> None:
         swift,
         derived={"world_size": 1},
         sources={"custom.head": "run.yaml:3"},
-        context={"command": "swift sft"},
+        context={"command": "swift sft --hub_token hf_very_secret"},
     )
     path = write_resolved(tmp_path / "new" / "run", resolved)
     text = path.read_text()
@@ -116,6 +116,9 @@ def test_written_file_holds_everything_but_secrets(tmp_path: Path) -> None:
     assert content["custom"]["coord_soft_ce_w1"]["target_sigma"] == 2.0
     assert content["swift"] == {**SWIFT, "hub_token": "***", "swanlab_token": None}
     assert content["derived"] == {"world_size": 1}
-    assert (content["experiment"]["title"], content["context"]) == ("t", {"command": "swift sft"})
+    assert (content["experiment"]["title"], content["context"]) == (
+        "t",
+        {"command": "swift sft --hub_token ***"},
+    )
     assert content["sources"] == {"custom.head": "run.yaml:3"}
     assert [file.name for file in path.parent.iterdir()] == ["resolved_config.json"]
