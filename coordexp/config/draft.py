@@ -32,9 +32,7 @@ class Written:
 
 @dataclass
 class Draft:
-    """swift: argument name -> value.  ours: our sections as a tree.  variant: from
-    `custom_trainer_variant`.
-    """
+    """swift: argument name -> value.  ours: our sections.  variant: from `custom_trainer_variant`."""
 
     swift: dict[str, Written] = field(default_factory=dict)
     ours: Tree = field(default_factory=Tree)

@@ -178,9 +178,7 @@ def pipeline_identity(pipeline: Pipeline, extra: Mapping[str, Any]) -> dict[str,
 
 
 def pipeline_checksum(pipeline: Pipeline, extra: Mapping[str, Any]) -> str:
-    """sha256 of the canonical JSON of `pipeline_identity`: unchanged by run name, seed, paths or key
-    order.
-    """
+    """sha256 of the canonical JSON of `pipeline_identity`; run name, seed, paths and key order do not matter."""
     return canonical_hash(pipeline_identity(pipeline, extra))
 
 

@@ -166,9 +166,7 @@ def mask_secrets(value: Any, swift: Mapping[str, Any]) -> Any:
 
 
 def write_resolved(run_dir: str | Path, resolved: Mapping[str, Any]) -> Path:
-    """Write resolved_config.json into a run directory (made if missing), whole or not at all; returns its
-    path.
-    """
+    """Write resolved_config.json into a run directory (made if missing), whole or not at all."""
     path = Path(run_dir) / RESOLVED_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -74,9 +74,7 @@ def sections_from_tree(tree: Tree, *, refuse_not_built: bool = True) -> Sections
 
 
 def checked_sections(tree: Tree, *, refuse_not_built: bool = True) -> Sections:
-    """Typed sections; ConfigError with every problem of the schema, or with every feature that is not
-    built.
-    """
+    """Typed sections; ConfigError with every problem of the schema, or every feature that is not built."""
     sections, problems = validate(Sections, tree)
     raise_problems(problems)
     if refuse_not_built:
@@ -148,9 +146,7 @@ def check_sections_fit(sections: Sections, variant: str, tree: Tree) -> list[Pro
 
 
 def sections_hash(sections: Sections) -> str:
-    """sha256 of everything in the sections that changes training; `debug` and `experiment` are run
-    context.
-    """
+    """sha256 of what the sections say about training; `debug` and `experiment` are run context."""
     return canonical_hash(sections.model_dump(exclude={"debug", "experiment"}))
 
 

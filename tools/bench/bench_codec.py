@@ -38,13 +38,9 @@ LIMIT_300_MS = 10.0
 LIMIT_RATIO = 12.0
 MISSED = BoxObject("missed", "bbox_2d", (1, 2, 3, 4))
 WORDS = (
-    "red box",
-    "a green circle",
-    "person in a yellow coat",
-    "blue ellipse",
-    "white bird",
+    "small red box", "a green circle", "person in a yellow coat", "tall blue ellipse", "white bird",
     "traffic light",
-)
+)  # fmt: skip
 
 
 def measure(call: Callable[[], Any], repeats: int) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from itertools import accumulate
 
 import numpy as np
@@ -14,7 +15,7 @@ from codec_tokenizers import ENCODERS, FUSED_MERGES, encode, encode_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordexp.codec.parse import DroppedRecord, parse_rollout
+from coordexp.codec.parse import DroppedRecord, desc_token_positions, parse_rollout
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.schema import BoxObject, DropReason
 from coordexp.codec.serialize import append_fragment, serialize, to_strict_json
@@ -209,6 +210,32 @@ def test_a_broken_character_decodes_as_the_tokenizer_decodes_it(tok):
     parsed = parse_rollout(broken, tok)
     assert parsed.objects[0].desc == "\ufffd"
     assert parsed.objects[0].desc in full_decode(tok, broken)
+
+
+@pytest.mark.parametrize(
+    ("head", "unit"),
+    [
+        ("", "{"),  # braces that never close
+        ("", "["),  # brackets that never close
+        ("", ","),  # separators only
+        ("", "}"),  # closing braces only
+        ('"', '\\"'),  # a string of escaped quotes that never ends
+        ('{"desc": "', '\\"'),  # the same inside a record
+        ('{"desc": "', "🐱"),  # a desc that never ends
+        ('{"desc": "cat", "poly": [', "<|coord_1|>, "),  # a polygon that never ends
+        ("", "1, "),  # elements that are no objects
+    ],
+)
+def test_a_long_pathological_rollout_is_read_in_linear_time(demo, head, unit):
+    """100,000 repeats take a fraction of a second; a quadratic scan would take minutes."""
+    ids = encode(demo, '{"objects": [' + head) + 100_000 * encode(demo, unit)
+    start = time.thread_time()
+    parsed = parse_rollout(ids, demo)
+    positions = desc_token_positions(ids, demo)
+    assert time.thread_time() - start < 10
+    assert parsed.truncated
+    assert parsed.prefix_text == '{"objects": ['
+    assert (len(positions) >= 100_000) is ("desc" in head and "poly" not in head)
 
 
 @pytest.mark.parametrize("make_ids", [lambda ids: tuple(ids), lambda ids: iter(ids)])

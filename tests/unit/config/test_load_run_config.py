@@ -231,6 +231,9 @@ def test_world_size_comes_from_the_environment(write, monkeypatch: pytest.Monkey
     assert load_run_config(file).world_size == 2
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert load_run_config(file).world_size == 8
+    monkeypatch.setenv("WORLD_SIZE", "gpu")
+    with pytest.raises(ConfigError, match="environment variable WORLD_SIZE = 'gpu': expected a number"):
+        load_run_config(file)
 
 
 def test_global_max_length_and_deepspeed_become_arguments(write) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import random
 from typing import Any
@@ -15,6 +16,7 @@ from coordexp.config.pipeline import DIAGNOSTIC_MODULES, OBJECTIVE_MODULES, Pipe
 from coordexp.config.validation import models_in
 from coordexp.errors import ConfigError
 from coordexp.losses import modules as loss_modules
+from coordexp.losses.stage1 import Stage1Weights
 
 TOKEN_CE = {
     "desc_ce_weight": 1.0,
@@ -182,8 +184,6 @@ def two_channel_checksum(**stage2: Any) -> str | None:
 
 
 def test_checksum_is_the_sha256_of_the_canonical_identity() -> None:
-    import hashlib
-
     settings = parsed(sections())
     assert settings.stage2_ab is not None
     extra = {
@@ -286,3 +286,9 @@ def test_what_the_models_accept_the_losses_read() -> None:
     dumped = Pipeline.model_validate(pipeline()).model_dump()
     spec = loss_modules.ObjectiveSpec.from_mappings(dumped["objective"], dumped["diagnostics"])
     assert [entry.name for entry in spec.objective] == ["token_ce", "bbox_geo", "coord_reg"]
+
+
+def test_the_stage_1_section_holds_what_its_loss_reads_with_the_same_defaults() -> None:
+    ours = parse_sections({}).custom.coord_soft_ce_w1.model_dump(exclude={"monitor_mass"})
+    assert Stage1Weights.from_mapping(ours) == Stage1Weights()
+    assert ours == dataclasses.asdict(Stage1Weights())
