@@ -1,0 +1,320 @@
+"""Show what one record, or one rollout of it, is trained on: every token with its role, type and weight.
+
+    python tools/inspect_sample.py data/train.jsonl:12
+    python tools/inspect_sample.py data/train.jsonl:12 --rollout '{"objects": [{"desc": "cat", ...' --model DIR
+
+Prints the sample in colour and writes the same as a page of its own (hover over a token for its numbers).
+Without --model, text is encoded with the tokenizer of the tiny demo model. Image placeholders are shown as
+one token each; a model's processor expands them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from coordexp.codec.parse import ParsedRollout, parse_rollout
+from coordexp.codec.pieces import pieces_of
+from coordexp.codec.records import OBJECT_ORDERINGS, Record, order_objects, parse_record
+from coordexp.codec.schema import FIELD_ORDERS
+from coordexp.codec.token_types import TokenType
+from coordexp.config import DEFAULT_PROMPT
+from coordexp.errors import ConfigError, CoordExpError, RecordError
+from coordexp.losses.modules import TokenCE
+from coordexp.losses.provenance import Forward
+from coordexp.matching import MatchResult, match_objects
+from coordexp.targets import DroppedSample, EncodedSample, Role, TargetBuilder
+from coordexp.targets.rows import ce_weights
+
+TEMPLATE = Path(__file__).with_suffix(".html.jinja")
+COLORS = {
+    Role.PROMPT: "#e4e7ea",
+    Role.GROUND_TRUTH: "#cfe8d5",
+    Role.PREFIX: "#d9d3e8",
+    Role.MATCHED_PREFIX: "#c5dcf2",
+    Role.FP_PREFIX: "#f6cfc6",
+    Role.DROPPED_PREFIX: "#eab6ad",
+    Role.FN_TAIL: "#cfe8d5",
+    Role.CLOSURE: "#f7e3a8",
+    Role.EOS: "#f2cd73",
+}
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One token as it is shown. true_bin: of a supervised coordinate slot, else None."""
+
+    index: int
+    token_id: int
+    text: str
+    role: Role
+    type: TokenType
+    weight: float
+    true_bin: int | None
+
+    @property
+    def is_supervised(self) -> bool:
+        """Whether any loss looks at it."""
+        return self.weight > 0 or self.true_bin is not None
+
+    @property
+    def note(self) -> str:
+        """The number beside it: a true bin, or a weight that is neither 0 nor 1."""
+        if self.true_bin is not None:
+            return str(self.true_bin)
+        return f"{self.weight:g}" if self.weight not in (0.0, 1.0) else ""
+
+    @property
+    def css(self) -> str:
+        """Classes of its span in the page."""
+        return f"{_css(self.role)} {self.type.name.lower()}"
+
+    @property
+    def tooltip(self) -> str:
+        """All about it, in one line."""
+        taught = "" if self.true_bin is None else f" · true bin {self.true_bin}"
+        return (
+            f"token {self.index} · id {self.token_id} · {label(self.role)} · {self.type.name.lower()} · "
+            f"weight {self.weight:g}{taught}"
+        )
+
+
+def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
+    """Run the tool; 0 done, 2 bad input, 1 failure (the sample would be dropped)."""
+    args = build_parser().parse_args(argv)
+    console = console or Console(highlight=False)
+    try:
+        record = read_record(args.record)
+        tok = load_tokenizer(args.model)
+        sample, facts, forward = build_sample(record, tok, args)
+        views = list(token_views(sample, tok, token_ce_of(args), forward))
+        show(console, args.record, facts, views, slot_rows(sample, tok))
+        page = args.html or Path("runs/inspect") / f"{Path(record.file or 'record').stem}_{record.line}.html"
+        write_page(page, args.record, facts, views, slot_rows(sample, tok))
+    except CoordExpError as error:
+        print(f"inspect_sample: {error}", file=sys.stderr)
+        return error.exit_code
+    console.print(f"\nThe same as a page: {page}", soft_wrap=True)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="inspect_sample", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("record", metavar="FILE.jsonl:LINE", help="a line (from 1) of a data file")
+    parser.add_argument("--rollout", metavar="TEXT", help="what the model answered; - reads it from stdin")
+    parser.add_argument("--model", type=Path, help="folder of a model or tokenizer with coordinate tokens")
+    parser.add_argument("--html", type=Path, help="page to write (default: runs/inspect/FILE_LINE.html)")
+    parser.add_argument("--prompt", default=DEFAULT_PROMPT, help="what the model is asked")
+    parser.add_argument("--field-order", choices=FIELD_ORDERS, default="desc_first")
+    parser.add_argument("--object-ordering", choices=OBJECT_ORDERINGS, default="sorted")
+    weights = parser.add_argument_group("token_ce weights")
+    weights.add_argument("--desc-weight", type=float, default=1.0, help="descriptions of ground truth")
+    weights.add_argument("--fn-desc-weight", type=float, default=1.0, help="descriptions of missed objects")
+    weights.add_argument("--matched-struct-weight", type=float, default=1.0, help="structure of matches")
+    weights.add_argument("--drop-invalid-multiplier", type=float, default=1.0)
+    return parser
+
+
+def read_record(place: str) -> Record:
+    """The record at FILE:LINE; RecordError with what is wrong with the place or the record."""
+    file, separator, number = place.rpartition(":")
+    if not separator or not number.isdecimal() or int(number) < 1:
+        raise RecordError(f"{place!r}: expected FILE.jsonl:LINE with a line number from 1, as train.jsonl:12")
+    line = int(number)
+    try:
+        with open(file, encoding="utf-8-sig") as stream:
+            lines = stream.read().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{file}: cannot be read ({error}). Check the path of the data file") from error
+    num_lines = len(lines) - (lines[-1] == "")
+    if line > num_lines:
+        raise RecordError(f"{file} has {num_lines} lines, there is no line {line}")
+    if not lines[line - 1].strip():
+        raise RecordError(f"{file}:{line} is blank; give the line of a record")
+    return parse_record(lines[line - 1], file=file, line=line)
+
+
+def load_tokenizer(model: Path | None) -> Any:
+    """The tokenizer in a folder, or the tiny model's. ConfigError when the folder holds none."""
+    if model is None:
+        from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
+
+        return train_tiny_tokenizer()
+    if not (model / "tokenizer_config.json").is_file():
+        raise ConfigError(
+            f"{model}: no tokenizer_config.json there; expected the folder of a model or tokenizer"
+        )
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model)
+
+
+def token_ce_of(args: argparse.Namespace) -> TokenCE:
+    """The weights given by flags."""
+    return TokenCE(
+        desc_ce_weight=args.desc_weight,
+        self_context_struct_ce_weight=0.0,
+        rollout_fn_desc_weight=args.fn_desc_weight,
+        rollout_matched_prefix_struct_weight=args.matched_struct_weight,
+        rollout_drop_invalid_struct_ce_multiplier=args.drop_invalid_multiplier,
+    )
+
+
+def build_sample(
+    record: Record, tok: Any, args: argparse.Namespace
+) -> tuple[EncodedSample, list[str], Forward]:
+    """The sample, facts to print above it, and the forward whose weights apply."""
+    objects = order_objects(record.objects, args.object_ordering)
+    content = [*({"type": "image"} for _ in record.images), {"type": "text", "text": args.prompt}]
+    prompt = tok.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    prompt_ids = tok.encode(prompt, add_special_tokens=False)
+    builder = TargetBuilder(tok, field_order=args.field_order)
+    if args.rollout is None:
+        sample = builder.from_ground_truth(prompt_ids, objects, sample_id=args.record)
+        return sample, [f"ground truth: {len(objects)} objects"], Forward.TEACHER_FORCED
+    text = sys.stdin.read() if args.rollout == "-" else args.rollout
+    parsed = parse_rollout(tok.encode(text, add_special_tokens=False), tok, field_order=args.field_order)
+    match = match_objects(parsed.objects, objects)
+    found = builder.from_rollout(
+        prompt_ids, parsed, match, objects, generation_prompt_ids=prompt_ids, sample_id=args.record
+    )
+    if isinstance(found, DroppedSample):
+        raise CoordExpError(f"{args.record}: the sample would be dropped ({found.reason}): {found.detail}")
+    return found, rollout_facts(parsed, match, len(objects)), Forward.ROLLOUT
+
+
+def rollout_facts(parsed: ParsedRollout, match: MatchResult, num_gts: int) -> list[str]:
+    """What parsing and matching found, one line each."""
+    flags = [name for name in ("invalid_rollout", "leading_text", "truncated") if getattr(parsed, name)]
+    dropped = ", ".join(f"{count} {reason}" for reason, count in parsed.dropped_by_reason.items())
+    facts = [f"rollout: {len(parsed.objects)} objects kept; dropped: {dropped or 'none'}"]
+    facts += [f"rollout is {', '.join(flags)}"] if flags else []
+    facts += (
+        [f"the prefix is the empty container: all {num_gts} are missed"] if parsed.prefix_is_fallback else []
+    )
+    pairs = [
+        f"{parsed.objects[p].desc!r} is object {g} (IoU {iou:.2f})"
+        for (p, g), iou in zip(match.matched, match.maskious, strict=True)
+    ]
+    facts.append(f"matched {len(pairs)} of {num_gts}" + (f": {'; '.join(pairs)}" if pairs else ""))
+    return facts
+
+
+def token_views(sample: EncodedSample, tok: Any, token_ce: TokenCE, forward: Forward) -> Iterator[TokenView]:
+    """Every token of the sample."""
+    pieces = pieces_of(tok)
+    weights = ce_weights(sample, token_ce, forward).tolist()
+    positions = [*sample.box_positions_B4.ravel().tolist(), *sample.poly_positions_N.tolist()]
+    bins = [*sample.box_bins_B4.ravel().tolist(), *sample.poly_bins_N.tolist()]
+    true_bins = dict(zip(positions, bins, strict=True))
+    for index, token_id in enumerate(sample.token_ids_T.tolist()):
+        text = pieces[token_id].decode("utf-8", errors="backslashreplace") or f"(no text: id {token_id})"
+        role, token_type = Role(sample.roles_T[index]), TokenType(sample.types_T[index])
+        yield TokenView(index, token_id, text, role, token_type, weights[index], true_bins.get(index))
+
+
+def slot_rows(sample: EncodedSample, tok: Any) -> list[dict[str, str]]:
+    """Supervised boxes, then polygons' vertices as one row: where, written as, taught."""
+    bin_of = pieces_of(tok).coord_vocab.bin_of
+    rows = list(zip(sample.box_positions_B4.tolist(), sample.box_bins_B4.tolist(), strict=True))
+    if len(sample.poly_positions_N):
+        rows.append((sample.poly_positions_N.tolist(), sample.poly_bins_N.tolist()))
+    return [
+        {
+            "tokens": f"{positions[0]}-{positions[-1]}",
+            "role": label(Role(sample.roles_T[positions[0]])),
+            "written": " ".join(str(bin_of(int(sample.token_ids_T[at]))) for at in positions),
+            "taught": " ".join(map(str, bins)),
+        }
+        for positions, bins in rows
+    ]
+
+
+def show(
+    console: Console, title: str, facts: list[str], views: list[TokenView], slots: list[dict[str, str]]
+) -> None:
+    """Print one line per run of tokens with equal role and weight, then the slots."""
+    console.print(Text(title, style="bold"))
+    for fact in facts:
+        console.print(Text(f"  {fact}", style="dim"), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("tokens", justify="right", style="dim", no_wrap=True)
+    table.add_column("part", no_wrap=True)
+    table.add_column("weight", justify="right", no_wrap=True)
+    table.add_column("text (| between tokens, ->N: taught bin N)", overflow="fold")
+    for (role, weight), group in groupby(_with_run_weight(views), key=lambda pair: (pair[0].role, pair[1])):
+        run = [view for view, _ in group]
+        place = f"{run[0].index}-{run[-1].index}" if len(run) > 1 else str(run[0].index)
+        part = Text(label(role), style=f"black on {COLORS[role]}")
+        table.add_row(place, part, f"{weight:g}", Text("|", style="dim").join(map(_styled, run)))
+    console.print(table)
+    if slots:
+        slot_table = Table(
+            "tokens", "part", "written", "taught", title="supervised slots", title_justify="left"
+        )
+        for slot in slots:
+            slot_table.add_row(*slot.values())
+        console.print(slot_table)
+
+
+def write_page(
+    path: Path, title: str, facts: list[str], views: list[TokenView], slots: list[dict[str, str]]
+) -> None:
+    """Write the page: one file without links to anything else."""
+    counts = {role: sum(view.role is role for view in views) for role in Role}
+    roles = [
+        {"css": _css(role), "name": label(role), "color": COLORS[role], "count": count}
+        for role, count in counts.items()
+        if count
+    ]
+    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    page = template.render(title=title, facts=facts, roles=roles, tokens=views, slots=slots)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def label(role: Role) -> str:
+    """A role in words."""
+    return role.name.lower().replace("_", " ")
+
+
+def _css(role: Role) -> str:
+    return role.name.lower().replace("_", "-")
+
+
+def _with_run_weight(views: list[TokenView]) -> Iterator[tuple[TokenView, float]]:
+    """Coordinates have no weight of their own; they stay in the run of the text around them."""
+    weight = 0.0
+    for view in views:
+        if view.type is not TokenType.COORD:
+            weight = view.weight
+        yield view, weight
+
+
+def _styled(view: TokenView) -> Text:
+    style = {
+        TokenType.DESC: "italic cyan",
+        TokenType.COORD: "bold magenta",
+        TokenType.EOS: "bold yellow",
+    }.get(view.type, "")
+    text = Text(view.text.replace("\n", "\\n"), style=style if view.is_supervised else f"{style} dim".strip())
+    if view.true_bin is not None:
+        text.append(f"->{view.true_bin}", style="green")
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
