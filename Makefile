@@ -31,7 +31,7 @@ check: setup
 	$(BIN)/mypy
 
 test: setup check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 COORDEXP_STRICT_METRICS=1 $(BIN)/python -m pytest
 
 # make docs   regenerate runbooks/config.md and runbooks/metrics.md
 docs: setup

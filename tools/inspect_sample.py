@@ -30,7 +30,7 @@ from coordexp.codec.schema import FIELD_ORDERS
 from coordexp.codec.token_types import TokenType
 from coordexp.config import DEFAULT_PROMPT
 from coordexp.errors import ConfigError, CoordExpError, RecordError
-from coordexp.losses.modules import TokenCE
+from coordexp.losses.modules import ModuleSpec, TokenCE
 from coordexp.losses.provenance import Forward
 from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import DroppedSample, EncodedSample, Role, TargetBuilder
@@ -96,11 +96,12 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
     try:
         record = read_record(args.record)
         tok = load_tokenizer(args.model)
+        token_ce = token_ce_of(args)
         sample, facts, forward = build_sample(record, tok, args)
-        views = list(token_views(sample, tok, token_ce_of(args), forward))
-        show(console, args.record, facts, views, slot_rows(sample, tok))
+        views, slots = list(token_views(sample, tok, token_ce, forward)), slot_rows(sample, tok)
+        show(console, args.record, facts, views, slots)
         page = args.html or Path("runs/inspect") / f"{Path(record.file or 'record').stem}_{record.line}.html"
-        write_page(page, args.record, facts, views, slot_rows(sample, tok))
+        write_page(page, args.record, facts, views, slots)
     except CoordExpError as error:
         print(f"inspect_sample: {error}", file=sys.stderr)
         return error.exit_code
@@ -161,14 +162,16 @@ def load_tokenizer(model: Path | None) -> Any:
 
 
 def token_ce_of(args: argparse.Namespace) -> TokenCE:
-    """The weights given by flags."""
-    return TokenCE(
+    """The weights given by flags; ConfigError for one out of range."""
+    config = TokenCE(
         desc_ce_weight=args.desc_weight,
         self_context_struct_ce_weight=0.0,
         rollout_fn_desc_weight=args.fn_desc_weight,
         rollout_matched_prefix_struct_weight=args.matched_struct_weight,
         rollout_drop_invalid_struct_ce_multiplier=args.drop_invalid_multiplier,
     )
+    ModuleSpec("token_ce", True, ("A", "B"), config, weight=1.0)  # checks the ranges
+    return config
 
 
 def build_sample(
@@ -217,21 +220,27 @@ def token_views(sample: EncodedSample, tok: Any, token_ce: TokenCE, forward: For
     """Every token of the sample."""
     pieces = pieces_of(tok)
     weights = ce_weights(sample, token_ce, forward).tolist()
-    positions = [*sample.box_positions_B4.ravel().tolist(), *sample.poly_positions_N.tolist()]
-    bins = [*sample.box_bins_B4.ravel().tolist(), *sample.poly_bins_N.tolist()]
-    true_bins = dict(zip(positions, bins, strict=True))
+    true_bins = {at: true_bin for slot in taught_slots(sample) for at, true_bin in zip(*slot, strict=True)}
     for index, token_id in enumerate(sample.token_ids_T.tolist()):
         text = pieces[token_id].decode("utf-8", errors="backslashreplace") or f"(no text: id {token_id})"
         role, token_type = Role(sample.roles_T[index]), TokenType(sample.types_T[index])
         yield TokenView(index, token_id, text, role, token_type, weights[index], true_bins.get(index))
 
 
+def taught_slots(sample: EncodedSample) -> list[tuple[list[int], list[int]]]:
+    """Tokens and true bins of each box; in ground truth also of the polygons, all their vertices as one.
+
+    The objective on rollouts has no loss on vertices, so there polygons are not shown as taught.
+    """
+    slots = list(zip(sample.box_positions_B4.tolist(), sample.box_bins_B4.tolist(), strict=True))
+    if len(sample.poly_positions_N) and (sample.roles_T == Role.GROUND_TRUTH).any():
+        slots.append((sample.poly_positions_N.tolist(), sample.poly_bins_N.tolist()))
+    return slots
+
+
 def slot_rows(sample: EncodedSample, tok: Any) -> list[dict[str, str]]:
-    """Supervised boxes, then polygons' vertices as one row: where, written as, taught."""
+    """One row per slot: where it is, what part of the sample, bins as written, bins as taught."""
     bin_of = pieces_of(tok).coord_vocab.bin_of
-    rows = list(zip(sample.box_positions_B4.tolist(), sample.box_bins_B4.tolist(), strict=True))
-    if len(sample.poly_positions_N):
-        rows.append((sample.poly_positions_N.tolist(), sample.poly_bins_N.tolist()))
     return [
         {
             "tokens": f"{positions[0]}-{positions[-1]}",
@@ -239,7 +248,7 @@ def slot_rows(sample: EncodedSample, tok: Any) -> list[dict[str, str]]:
             "written": " ".join(str(bin_of(int(sample.token_ids_T[at]))) for at in positions),
             "taught": " ".join(map(str, bins)),
         }
-        for positions, bins in rows
+        for positions, bins in taught_slots(sample)
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,9 @@ def infer_file(
     for record in records:
         question = conversation(record, prompt=prompt or DEFAULT_PROMPT)
         requests.append(RolloutRequest(tuple(question["messages"]), tuple(question["images"])))
-    os.environ.setdefault("LOG_LEVEL", "WARNING")  # ms-swift reads it when it is first imported
-    from coordexp.swift_bridge.engine import load_engine
+    from coordexp.swift_bridge.engine import load_engine, quiet
 
+    quiet()
     engine = load_engine(model, max_batch_size=batch_size)
     tokenizer = engine.template.tokenizer
     CoordVocab.from_tokenizer(tokenizer)

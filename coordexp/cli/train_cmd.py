@@ -29,11 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code of the training process."""
-    from coordexp.config import load_run_config
+    from coordexp.config import load_run_config, mask_secrets
 
     config = load_run_config(args.config, overrides=args.overrides)
     flags = config.to_swift_argv()
-    print("running: " + shlex.join(["swift", "sft", *flags]), flush=True)
+    print("running: " + mask_secrets(shlex.join(["swift", "sft", *flags]), config.swift), flush=True)
     if args.dry_run:
         return EXIT_OK
     command = [sys.executable, "-m", "swift.cli.main", "sft", *flags]

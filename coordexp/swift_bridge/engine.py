@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
 from swift.model import get_model_processor
 from swift.template import get_template
+from swift.utils import get_logger
 
 from coordexp.errors import ConfigError
 from coordexp.swift_bridge.template import register_coord_template
@@ -24,6 +26,11 @@ class Generation:
     response_token_ids: list[int]
     token_logprobs: list[float]
     finish_reason: str
+
+
+def quiet() -> None:
+    """From here on ms-swift's logger reports warnings and errors only."""
+    get_logger().setLevel(logging.WARNING)
 
 
 def load_engine(

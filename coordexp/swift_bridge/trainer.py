@@ -52,7 +52,7 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
         return False
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        mode = "train" if self.model.training else "eval"
+        mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
         # In place: evaluate() hands this very dict on to best-checkpoint selection.
         logs.update(self.window_metrics(mode))
         super().log(logs, *args, **kwargs)

@@ -16,6 +16,7 @@ from coordexp.config import derive, resolved_config, write_resolved
 from coordexp.data.collator import with_supervised_rows
 from coordexp.losses.columns import CoordColumns
 from coordexp.metrics.accumulate import MetricStore
+from coordexp.metrics.catalog import check_known
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.sinks import MetricsSink, installed_versions
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
@@ -50,6 +51,7 @@ class CoordTrainer(SwiftTrainerBridge):
         return self.metrics.flush(mode)
 
     def on_record(self, mode: str, record: dict[str, float]) -> None:
+        check_known(record)
         numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float))}
         payload = build_payload(mode, self.state.global_step, numbers)
         if self._sink is None:
