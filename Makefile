@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TEST_WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -31,7 +32,7 @@ check: setup
 	$(BIN)/mypy
 
 test: setup check
-	OMP_NUM_THREADS=1 COORDEXP_STRICT_METRICS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 COORDEXP_STRICT_METRICS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 # make docs   regenerate runbooks/config.md and runbooks/metrics.md
 docs: setup

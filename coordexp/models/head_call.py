@@ -24,7 +24,7 @@ HeadBody = Callable[[nn.Module, Tensor], Tensor]
 
 @contextmanager
 def head_computes(model: nn.Module, body: HeadBody) -> Iterator[None]:
-    """Within this context one forward of `model` returns `body(head, hidden_BTH)` as its logits.
+    """Within this context the first forward of `model` returns `body(head, hidden_BTH)` as its logits.
 
     `body` may read the weights of the head and call it: by then every replaced forward is back in place. Forward
     hooks on the head see the result of `body` in place of logits.
@@ -33,14 +33,14 @@ def head_computes(model: nn.Module, body: HeadBody) -> Iterator[None]:
         model: a model with `get_output_embeddings`, unwrapped from DDP or DeepSpeed.
 
     Raises:
-        ContractError: the model called its head never, or more than once, within the context.
+        ContractError: the model never called its head within the context.
     """
     head = output_head(model)
-    num_calls = 0
+    was_called = False
 
     def compute(hidden_BTH: Tensor) -> Tensor:
-        nonlocal num_calls
-        num_calls += 1
+        nonlocal was_called
+        was_called = True
         parts = [part for part in head.modules() if part is not head and _owns_weights(part)]
         return _within_calls(parts, hidden_BTH, lambda hidden: body(head, hidden))
 
@@ -49,10 +49,10 @@ def head_computes(model: nn.Module, body: HeadBody) -> Iterator[None]:
         yield
     finally:
         restore()
-    if num_calls != 1:
+    if not was_called:
         raise ContractError(
-            f"the head of {type(model).__name__} was called {num_calls} times where a loss is taken inside its call; "
-            "expected exactly one forward of the model, one that computes its logits. Use custom.head: plain"
+            f"the forward of {type(model).__name__} did not call its head, inside which the loss is taken; expected "
+            "one that computes its logits from `get_output_embeddings()`. Is another fused loss on (use_liger_kernel)?"
         )
 
 

@@ -1,12 +1,13 @@
 """What to supervise: token ids with a role for every token, and the coordinate slots with their true bins.
 
-roles    Role of a token, and how role and type decide over its supervision
-sample   EncodedSample: one prompt with its target, from ground truth or from a rollout
-builder  TargetBuilder makes samples; a sample whose end cannot be located becomes a DroppedSample
-prefix   roles and slots of the rollout part of a target
-spelling text to token ids that decode to exactly that text
-rows     samples in a batch or a pack -> the supervised rows of a forward, and weights per token
-counts   how much is supervised: what metrics and step-wide denominators need
+roles     Role of a token, and how role and type decide over its supervision
+sample    EncodedSample: one prompt with its target, from ground truth or from a rollout
+builder   TargetBuilder makes samples; a sample whose end cannot be located becomes a DroppedSample
+draft     a target in the making, piece by piece
+prefix    roles of the rollout part of a target
+spelling  text to token ids that decode to exactly that text
+rows      samples in a batch or a pack -> the supervised rows of a forward, and weights per token
+counts    how much is supervised: what metrics and step-wide denominators need
 """
 
 from __future__ import annotations

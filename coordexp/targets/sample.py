@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from coordexp.codec.schema import IM_END, NUM_BINS
@@ -118,16 +117,6 @@ class DroppedSample:
     reason: DropReason
     detail: str
     """What was found, for logs."""
-
-
-def empty_slots() -> IntArray:
-    """int64 [0]: no polygon slots."""
-    return np.zeros(0, dtype=np.int64)
-
-
-def box_slots(rows: ArrayLike) -> IntArray:
-    """int64 [B, 4] from a list of B rows, also for B = 0."""
-    return np.array(rows, dtype=np.int64).reshape(-1, 4)
 
 
 def _layout_fault(sample: EncodedSample) -> str | None:

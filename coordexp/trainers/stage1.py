@@ -3,7 +3,7 @@
     loss of a micro-batch = text CE sum / T + coordinate loss sum / C
 
 where T and C count text and coordinate rows of the whole optimizer step: all micro-batches of all ranks. The result
-does not depend on how a step is cut into micro-batches and ranks.
+does not depend on how a step is cut into micro-batches and ranks, nor on `custom.head`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from coordexp.data.collator import ROWS_KEY, take_rows
-from coordexp.losses.inputs import LossInputs
+from coordexp.losses.inputs import LossInputs, SupervisedRows
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
+from coordexp.losses.sums import add_up
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.keys_run import EVAL_LOSS, LOSS
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
 from coordexp.metrics.keys_tokens import TOKEN_ACC
-from coordexp.models.supervised_rows import head_on_rows
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.base import CoordTrainer, accuracy
+from coordexp.trainers.rows_head import RowsHead
 
 BASE_CE_LOSS_EVAL = EVAL_PREFIX + BASE_CE_LOSS
 COORD_LOSS_EVAL = EVAL_PREFIX + COORD_DIAG_LOSS
@@ -38,6 +39,7 @@ class Stage1CoordTrainer(CoordTrainer):
         mass_monitor = settings.pop("monitor_mass")
         self.weights = Stage1Weights.from_mapping(settings)
         self.needs = self.weights.needs(mass_monitor=mass_monitor)
+        self.head = RowsHead(custom.head, self.columns)
         self._step_counts = torch.zeros(2)  # text and coordinate rows of the step, see plan_step
 
     def plan_step(self, batches: list[dict[str, Any]]) -> None:
@@ -56,16 +58,25 @@ class Stage1CoordTrainer(CoordTrainer):
         rows, num_samples = take_rows(inputs)
         for key in SUPERVISION_KEYS:
             inputs.pop(key, None)
-        with head_on_rows(self.unwrapped_model, rows.positions_R):
-            outputs = model(**inputs, use_cache=False)
-        logits_RV = outputs.logits
-        terms = stage1_terms(LossInputs.from_logits(logits_RV, rows, self.columns, self.needs), self.weights)
-        self.add_metrics(self._numbers(terms, logits_RV, rows.targets_R, num_samples))
-        if self.model.training:
-            loss = combine(terms, *self._step_counts.unbind()) * self.gradient_scale
+        in_training = self.model.training
+        text_count, coord_count = (
+            self._step_counts.unbind() if in_training else (rows.num_text, rows.num_coord)
+        )
+        hits: list[tuple[Tensor, Tensor]] = []
+
+        def objective(loss_inputs: LossInputs) -> tuple[Tensor, Stage1Terms]:
+            terms = stage1_terms(loss_inputs, self.weights)
+            return combine(terms, text_count, coord_count), terms.detach()
+
+        def observe(logits_RV: Tensor, chunk: SupervisedRows) -> None:
+            hits.append(accuracy(logits_RV, chunk.targets_R))
+
+        loss, parts = self.head(model, self.unwrapped_model, inputs, rows, self.needs, objective, observe)
+        terms = Stage1Terms.merge(parts)
+        self.add_metrics(self._numbers(terms, hits, num_samples))
+        if in_training:
+            loss = loss * self.gradient_scale
             self.stop_if_not_finite({"text": terms.text.sum, "coord": terms.coord.sum})
-        else:
-            loss = combine(terms, terms.text.count, terms.coord.count)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def window_metrics(self, mode: str) -> dict[str, float]:
@@ -76,10 +87,10 @@ class Stage1CoordTrainer(CoordTrainer):
         return metrics
 
     def _numbers(
-        self, terms: Stage1Terms, logits_RV: Tensor, targets_R: Tensor, num_samples: int
+        self, terms: Stage1Terms, hits: list[tuple[Tensor, Tensor]], num_samples: int
     ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
         numbers: dict[str, tuple[Tensor | float, Tensor | float]] = dict(terms.metrics())
-        numbers[TOKEN_ACC] = accuracy(logits_RV.detach(), targets_R)
+        numbers[TOKEN_ACC] = add_up(hits)
         numbers[PACK_NUM_SAMPLES] = (float(num_samples), 1.0)
         if not self.model.training and terms.coord_ce is not None:
             numbers[LOSS] = (terms.text.sum + terms.coord_ce.sum, terms.text.count + terms.coord.count)

@@ -321,6 +321,17 @@ def test_closing_tokens_that_hold_the_end_of_a_record_are_closure(make_tokenizer
     ]
 
 
+def test_a_closing_token_that_reaches_into_a_description_keeps_its_weight(make_tokenizer):
+    tok = make_tokenizer('t"}]}')
+    builder = TargetBuilder(tok, field_order="geometry_first")
+    sample = builder.from_ground_truth(encode(tok, PROMPT), GTS, sample_id="a")
+    assert described(sample, tok, Forward.SELF_CONTEXT)[-3:] == [
+        ("ca", Role.GROUND_TRUTH, 0.0),
+        ('t"}]}', Role.CLOSURE, 1.0),
+        ("<|im_end|>", Role.EOS, 1.0),
+    ]
+
+
 # --- polygons --------------------------------------------------------------------------------------------
 
 TRIANGLE = BoxObject("hill", "poly", (100, 100, 300, 100, 200, 400))
