@@ -95,7 +95,7 @@ class ShapesConfig:
 
 
 PRESETS: dict[str, ShapesConfig] = {
-    "demo": ShapesConfig(),
+    "demo": ShapesConfig(min_side=20),
     "medium": ShapesConfig(width=96, height=96, max_objects=3, min_side=12, max_side=48, kinds=KINDS[:4]),
     "hard": ShapesConfig(
         width=128, height=128, max_objects=6, min_side=10, max_side=64, kinds=KINDS, colors=tuple(COLORS),
