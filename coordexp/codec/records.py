@@ -19,6 +19,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
+from PIL import Image, UnidentifiedImageError
+
 from coordexp.codec.coord_vocab import coord_token_bin
 from coordexp.codec.schema import GEOMETRY_KINDS, KIND_BBOX, KIND_POLY, NUM_BINS, BoxObject, bins_fault
 from coordexp.errors import ConfigError, RecordError
@@ -62,7 +64,7 @@ def read_jsonl(path: str | PathLike[str], *, require_images: bool = False) -> li
 def iter_jsonl(path: str | PathLike[str], *, require_images: bool = False) -> Iterator[Record]:
     """Records of a data file one by one; blank lines are skipped.
 
-    require_images: also raise when an image file does not exist.
+    require_images: also raise when an image file does not exist or has another size than the record says.
     Raises RecordError at the first line that breaks the contract, or when the file cannot be read.
     """
     file = str(path)
@@ -73,7 +75,7 @@ def iter_jsonl(path: str | PathLike[str], *, require_images: bool = False) -> It
                     continue
                 record = parse_record(_decode_utf8(raw, file, line), file=file, line=line)
                 if require_images:
-                    _check_images_exist(record)
+                    _check_images(record)
                 yield record
     except OSError as error:
         raise RecordError(
@@ -313,12 +315,23 @@ def _check_poly_points(obj: Mapping[str, Any], kind: str, bins: tuple[int, ...],
         where.fail(f"poly_points is {_shown(count)}, but {KIND_POLY} has {len(bins) // 2} points")
 
 
-def _check_images_exist(record: Record) -> None:
+def _check_images(record: Record) -> None:
+    """Every image exists, and the first, which width and height describe, has that size (its header is read)."""
+    where = _Place(record.file, record.line)
     for path in record.image_paths():
         if not path.is_file():
-            _Place(record.file, record.line).fail(
-                f"image {path} does not exist. Paths are relative to the folder of the data file"
-            )
+            where.fail(f"image {path} does not exist. Paths are relative to the folder of the data file")
+    path = record.image_paths()[0]
+    try:
+        with Image.open(path) as image:
+            size = image.size
+    except (OSError, UnidentifiedImageError) as error:
+        where.fail(f"image {path} cannot be read ({error})")
+    if size != (record.width, record.height):
+        where.fail(
+            f"image {path} is {size[0]} x {size[1]} pixels, but width and height say {record.width} x {record.height}. "
+            "Bins refer to the size in the record; write the size of the file that is trained on"
+        )
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral
 
 from coordexp.errors import ConfigError
 
@@ -44,8 +45,13 @@ class BoxObject:
     bins: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if type(self.bins) is not tuple:
-            object.__setattr__(self, "bins", tuple(self.bins))
+        if type(self.bins) is not tuple or any(type(value) is not int for value in self.bins):
+            object.__setattr__(self, "bins", tuple(_plain_int(value) for value in self.bins))
+
+
+def _plain_int(value: object) -> object:
+    """Integers of any library as int; everything else (a bool, a float) as it is, for `bins_fault` to refuse."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 class DropReason(StrEnum):

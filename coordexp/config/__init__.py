@@ -5,6 +5,7 @@
 
 from coordexp.config.custom import DEFAULT_PROMPT, DEFAULT_VARIANT, VARIANTS
 from coordexp.config.load import load_run_config
+from coordexp.config.not_built import swift_not_built
 from coordexp.config.pipeline import Pipeline, pipeline_checksum, pipeline_identity
 from coordexp.config.resolved import config_hash, derive, mask_secrets, resolved_config, write_resolved
 from coordexp.config.run_config import RunConfig
@@ -36,5 +37,6 @@ __all__ = [
     "read_sections_file",
     "resolved_config",
     "sections_hash",
+    "swift_not_built",
     "write_resolved",
 ]

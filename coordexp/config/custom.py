@@ -123,7 +123,9 @@ class Custom(Section):
     token_type_metrics: TokenTypeMetrics = TokenTypeMetrics()
     head: Literal["auto", "plain", "fused"] = Field(
         default="auto",
-        description="How the objective meets the output head: `auto` takes the best one there is.",
+        description="How the objective meets the output head; the numbers are the same. `plain`: logits of the "
+        "supervised rows in one piece. `fused`: loss and gradients inside the head's call, chunk by chunk. `auto`: "
+        "fused where the logits would take more than 256 MiB.",
     )
     on_nonfinite_loss: Literal["stop", "skip_step"] = Field(
         default="stop",

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordexp.config.problems import KeyPath, Place, Problem, as_yaml, dotted
+from coordexp.config.problems import COMMAND_LINE, KeyPath, Place, Problem, as_yaml, dotted
 from coordexp.config.yaml_tree import Tree
 
 VARIANT_PATH: KeyPath = ("custom", "trainer_variant")
@@ -46,7 +46,6 @@ FEATURES_NOT_BUILT: tuple[Feature, ...] = (
     Feature(("custom", "coord_tokens", "skip_bbox_norm"), "normalising boxes at load time", (False,)),
     Feature(("custom", "coord_offset", "enabled"), "the coord-offset adapter", (True,)),
     Feature(("custom", "token_type_metrics", "enabled"), "token-type metrics", (True,)),
-    Feature(("custom", "head"), "the fused head", ("fused",)),
     Feature(("custom", "on_nonfinite_loss"), "skipping a step", ("skip_step",)),
     Feature(("debug", "enabled"), "the runtime checks of debug mode", (True,)),
     Feature(("debug", "train_sample_limit"), "limiting the number of records"),
@@ -60,6 +59,7 @@ FEATURES_NOT_BUILT: tuple[Feature, ...] = (
 SWIFT_NOT_BUILT: tuple[Feature, ...] = (
     Feature(("packing",), "packing", (True,)),
     Feature(("packing_length",), "packing"),
+    Feature(("streaming",), "streaming of data files", (True,)),
     Feature(("padding_free",), "padding-free batches", (True,)),
     Feature(("sequence_parallel_size",), "sequence parallelism", unless=(None, 1)),
 )
@@ -78,6 +78,16 @@ def refuse_variant(path: str, variant: str, place: Place | None) -> list[Problem
     """The refusal of a trainer variant that is not built, or nothing."""
     features = [feature for feature in FEATURES_NOT_BUILT if feature.path == VARIANT_PATH]
     return [refuse(path, feature, variant, place) for feature in features if feature.asked_for(variant)]
+
+
+def swift_not_built(swift: Mapping[str, Any]) -> list[Problem]:
+    """Every ms-swift argument that asks for something our trainers do not handle, from parsed flags."""
+    found = [(feature, swift.get(str(feature.path[0]))) for feature in SWIFT_NOT_BUILT]
+    return [
+        refuse(f"--{feature.path[0]}", feature, value, COMMAND_LINE)
+        for feature, value in found
+        if feature.asked_for(value)
+    ]
 
 
 def find_not_built(tree: Tree) -> list[Problem]:

@@ -7,6 +7,7 @@ buffer in the order they arrived, and the oldest always leaves with the next pac
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Sequence
 
 from binpacking import to_constant_volume
@@ -37,9 +38,8 @@ def select_segments(lengths: Sequence[int], capacity: int) -> list[int]:
             )
     if not lengths:
         return []
-    packs = [
-        _topped_up(start, lengths, capacity) for start in ([0], *_bins_around_the_oldest(lengths, capacity))
-    ]
+    starts = ([0], *_bins_around_the_oldest(lengths, capacity))
+    packs = [_earliest_twins(_topped_up(start, lengths, capacity), lengths) for start in starts]
     return min(packs, key=lambda pack: (-sum(lengths[index] for index in pack), len(pack), pack))
 
 
@@ -52,6 +52,17 @@ def _topped_up(start: list[int], lengths: Sequence[int], capacity: int) -> list[
             pack.add(index)
             room -= length
     return sorted(pack)
+
+
+def _earliest_twins(pack: list[int], lengths: Sequence[int]) -> list[int]:
+    """The same lengths, each taken from the earliest segments that have it.  Ascending."""
+    wanted = Counter(lengths[index] for index in pack)
+    chosen = []
+    for index, length in enumerate(lengths):
+        if wanted[length] > 0:
+            wanted[length] -= 1
+            chosen.append(index)
+    return chosen
 
 
 def _bins_around_the_oldest(lengths: Sequence[int], capacity: int) -> list[list[int]]:

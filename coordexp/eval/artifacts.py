@@ -23,6 +23,7 @@ from coordexp.geometry import dequantize_points
 GT_VS_PRED = "gt_vs_pred.jsonl"
 TOKEN_TRACE = "pred_token_trace.jsonl"
 SCORED = "gt_vs_pred_scored.jsonl"
+COORD_MODE = "pixel"
 
 
 def to_pixels(obj: BoxObject, width: int, height: int) -> list[float]:
@@ -52,7 +53,7 @@ def artifact_line(record: Record, image_id: int, parsed: Any, strict_json: str |
         "image": record.images[0],
         "width": record.width,
         "height": record.height,
-        "coord_mode": "pixel",
+        "coord_mode": COORD_MODE,
         "gt": pixel_objects(record.objects, record.width, record.height),
         "pred": pixel_objects(parsed.objects, record.width, record.height),
         "errors": errors,
@@ -89,7 +90,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_jsonl_lines(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:
     """Lines of an artefact, each holding the `required` keys; RecordError naming file and line otherwise."""
     try:
-        texts = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): a description may hold U+2028 and its like, which JSON leaves as they are.
+        texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror}).") from error
     lines = []
@@ -104,6 +106,13 @@ def read_jsonl_lines(path: Path, required: Sequence[str]) -> list[dict[str, Any]
                 f"{path}:{number}: lacks {', '.join(missing)}; is this a file of `coordexp infer`?"
             )
         lines.append(line)
-    if not lines:
-        raise RecordError(f"{path}: holds no line.")
     return lines
+
+
+def check_pixels(line: dict[str, Any], where: str) -> None:
+    """RecordError unless a line says that its boxes are in pixels: they are never scaled twice, or not at all."""
+    if line["coord_mode"] != COORD_MODE:
+        raise RecordError(
+            f"{where}: coord_mode is {line['coord_mode']!r}, expected {COORD_MODE!r}; make the file with "
+            "`coordexp infer`, or convert its boxes to pixels."
+        )

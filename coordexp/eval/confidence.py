@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.errors import RecordError
-from coordexp.eval.artifacts import GT_VS_PRED, SCORED, TOKEN_TRACE, read_jsonl_lines, write_jsonl
+from coordexp.eval.artifacts import (
+    GT_VS_PRED,
+    SCORED,
+    TOKEN_TRACE,
+    check_pixels,
+    read_jsonl_lines,
+    write_jsonl,
+)
 from coordexp.geometry import quantize_points
 
 SCORE_SOURCE = "coord_token_logprob_mean_exp"
@@ -67,6 +74,7 @@ def score_lines(
     failures: Counter[str] = Counter()
     scored = []
     for line, trace in zip(lines, traces, strict=True):
+        check_pixels(line, f"image {line['image_id']}")
         positions = trace["object_token_positions"]
         if len(positions) != len(line["pred"]):
             raise RecordError(

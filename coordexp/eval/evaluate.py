@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.errors import RecordError
-from coordexp.eval.artifacts import SCORED, read_jsonl_lines, write_json
+from coordexp.eval.artifacts import SCORED, check_pixels, read_jsonl_lines, write_json
 from coordexp.eval.coco import ImageDetections, evaluate_coco, to_coco
 from coordexp.eval.detection import DetectionMetrics
 from coordexp.geometry import polygon_box
@@ -29,6 +29,8 @@ def read_scored(path: Path) -> list[dict[str, Any]]:
             first = seen[line["image_id"]]
             raise RecordError(f"{path}:{number}: image_id {line['image_id']} stands in line {first} already.")
         seen[line["image_id"]] = number
+        check_pixels(line, f"{path}:{number}")
+        _check_objects(line, f"{path}:{number}")
         for index, obj in enumerate(line["pred"]):
             if not isinstance(obj.get("score"), (int, float)) or not math.isfinite(obj["score"]):
                 raise RecordError(
@@ -75,6 +77,14 @@ def evaluate_directory(directory: Path, *, engine: str = "pycocotools") -> dict[
     metrics = evaluate_lines(lines, engine=engine)
     write_json(directory / "metrics.json", metrics)
     return metrics
+
+
+def _check_objects(line: dict[str, Any], where: str) -> None:
+    for side in ("gt", "pred"):
+        for index, obj in enumerate(line[side]):
+            missing = [key for key in ("desc", "points") if key not in obj]
+            if missing:
+                raise RecordError(f"{where}: {side}[{index}] lacks {', '.join(missing)}.")
 
 
 def _boxes(objects: list[dict[str, Any]]) -> tuple[list[list[float]], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from coordexp.codec.parse import parse_rollout
 from coordexp.codec.records import Record
 from coordexp.codec.serialize import to_strict_json
-from coordexp.errors import RolloutError
 from coordexp.eval.artifacts import GT_VS_PRED, TOKEN_TRACE, artifact_line, write_jsonl
 from coordexp.rollout.types import Rollout, RolloutBackend, RolloutRequest
 
@@ -46,13 +46,13 @@ def predict(
 
 
 def _strict_json(parsed: Any) -> str | None:
-    """The answer as strict JSON, None when it is no complete container."""
-    if parsed.invalid_rollout or parsed.truncated:
-        return None
+    """The whole answer with its coordinate tokens as numbers, None when that is not JSON."""
+    text = to_strict_json(parsed.text)
     try:
-        return to_strict_json(parsed.text)
-    except RolloutError:
+        json.loads(text)
+    except json.JSONDecodeError:
         return None
+    return text
 
 
 def _trace_line(image_id: int, rollout: Rollout, parsed: Any, tokenizer: Any) -> dict[str, Any]:

@@ -70,6 +70,7 @@ COORD_DIAG_ENABLED = COORD_DIAG.define(
     "coord_diag/enabled",
     Kind.FLAG,
     "1 when the coordinate loss is trained on, 0 in the pure cross-entropy ablation.",
+    when=COORD_STEPS,
 )
 COORD_DIAG_LOSS = _coord(
     "loss",

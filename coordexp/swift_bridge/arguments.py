@@ -59,7 +59,11 @@ def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
         swift_parser = HfArgumentParser([SftArguments])
     swift_parser.allow_abbrev = False
     reject_unknown_flags(rest, [o for action in swift_parser._actions for o in action.option_strings])
-    swift_values, _ = swift_parser.parse_known_args(rest)
+    swift_values, left_over = swift_parser.parse_known_args(rest)
+    if left_over:
+        raise ConfigError(
+            f"{' '.join(left_over)}: not part of any flag; expected --flag value. Nothing was started."
+        )
     return PluginFlags(
         variant=own.custom_trainer_variant,
         sections=_json_object(own.coordexp),

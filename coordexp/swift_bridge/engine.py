@@ -29,8 +29,8 @@ class Generation:
 
 
 def quiet() -> None:
-    """From here on ms-swift's logger reports warnings and errors only."""
-    get_logger().setLevel(logging.WARNING)
+    """From here on ms-swift's logger reports errors only."""
+    get_logger().setLevel(logging.ERROR)
 
 
 def load_engine(

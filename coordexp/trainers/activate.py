@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.config import Sections, check_variant, parse_sections, read_sections_file
+from coordexp.config import Sections, check_variant, parse_sections, read_sections_file, swift_not_built
+from coordexp.config.problems import raise_problems
 from coordexp.data.dataset import read_training_rows
 from coordexp.errors import ConfigError
 from coordexp.swift_bridge.arguments import PluginFlags, read_plugin_flags
@@ -40,6 +41,7 @@ def activate_from_argv(argv: Sequence[str]) -> None:
     variant = _variant(flags, sections)
     if variant is None:
         return
+    raise_problems(swift_not_built(flags.swift))
     _check_tokenizer(flags.model)
     _register_datasets(flags, sections)
     use_trainer(VARIANTS[variant])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import shlex
 import sys
 from collections.abc import Mapping
@@ -17,11 +19,14 @@ from coordexp.data.collator import with_supervised_rows
 from coordexp.losses.columns import CoordColumns
 from coordexp.metrics.accumulate import MetricStore
 from coordexp.metrics.catalog import check_known
+from coordexp.metrics.keys_run import NONFINITE_METRICS_TOTAL
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.sinks import MetricsSink, installed_versions
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
 from coordexp.trainers.finite import FiniteLossGuard
 from coordexp.trainers.runtime import active
+
+logger = logging.getLogger(__name__)
 
 
 class CoordTrainer(SwiftTrainerBridge):
@@ -37,6 +42,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self._finite_guard = FiniteLossGuard()
         self._resolved = self._resolve()
         self._sink: MetricsSink | None = None
+        self._reported_nonfinite: set[str] = set()
         if self.is_world_process_zero():
             write_resolved(self.args.output_dir, self._resolved)
 
@@ -53,11 +59,22 @@ class CoordTrainer(SwiftTrainerBridge):
     def on_record(self, mode: str, record: dict[str, float]) -> None:
         check_known(record)
         numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float))}
-        payload = build_payload(mode, self.state.global_step, numbers)
+        payload = build_payload(mode, self.state.global_step, self._finite(numbers))
         if self._sink is None:
             meta = {"config_hash": self._resolved["config_hash"], "variant": self.settings.variant}
             self._sink = MetricsSink(self.args.output_dir, meta=meta)
         self._sink.write(payload)
+
+    def _finite(self, numbers: dict[str, float]) -> dict[str, float]:
+        """`numbers` without those the framework logged as NaN or infinite (an fp16 gradient norm, say), counted."""
+        bad = {key: value for key, value in numbers.items() if not math.isfinite(value)}
+        for key in bad.keys() - self._reported_nonfinite:
+            logger.warning("%s is %s; left out of the payload (said once per key).", key, bad[key])
+        self._reported_nonfinite |= bad.keys()
+        kept = {key: value for key, value in numbers.items() if key not in bad}
+        if bad:
+            kept[NONFINITE_METRICS_TOTAL] = kept.get(NONFINITE_METRICS_TOTAL, 0.0) + len(bad)
+        return kept
 
     def _resolve(self) -> dict[str, Any]:
         """The content of resolved_config.json."""

@@ -43,7 +43,8 @@ class FiniteLossGuard:
         if not bad_RMA.any():
             return
         found = [
-            f"rank {rank}, micro-batch {micro}: {self._names[atom]}" for rank, micro, atom in bad_RMA.nonzero().tolist()
+            f"rank {rank}, micro-batch {micro}: {self._names[atom]}"
+            for rank, micro, atom in bad_RMA.nonzero().tolist()
         ]
         raise NonFiniteLossError(
             f"the loss is not finite at step {step} ({'; '.join(found)}). Stopped before the optimizer update, so the "

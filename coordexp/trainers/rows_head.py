@@ -2,7 +2,7 @@
 
     plain   the head is called as a module on the supervised rows; their logits [R, V] are kept for the backward
     fused   the loss and its gradients are taken inside the head's call, a chunk of rows at a time
-    auto    fused where the logits would exceed `losses.head.PLAIN_BYTES` in float32 (256 MiB: 430 rows of a
+    auto    fused where the logits would exceed `losses.head.PLAIN_BYTES` in float32 (256 MiB: 440 rows of a
             vocabulary of 152k) and products run in a dtype the fused head takes; otherwise the rows in one piece
 
 All ways give the same loss, gradients and metrics.

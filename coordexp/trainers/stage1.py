@@ -76,7 +76,8 @@ class Stage1CoordTrainer(CoordTrainer):
         self.add_metrics(self._numbers(terms, hits, num_samples))
         if in_training:
             loss = loss * self.gradient_scale
-            self.stop_if_not_finite({"text": terms.text.sum, "coord": terms.coord.sum})
+            coord = terms.coord if terms.coord_ce is None else terms.coord_ce
+            self.stop_if_not_finite({"text": terms.text.sum, "coord": coord.sum})
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def window_metrics(self, mode: str) -> dict[str, float]:

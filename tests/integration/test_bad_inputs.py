@@ -94,6 +94,22 @@ def test_misspelt_setting_is_named_with_its_dotted_path(nano_model: Path, data: 
     refused(ConfigError, "custom.coord_soft_ce_w1.w1_wieght", "w1_weight", argv=argv)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("packing", True), ("padding_free", True), ("sequence_parallel_size", 2), ("streaming", True)],
+)
+def test_what_the_trainer_does_not_handle_is_refused(
+    nano_model: Path, data: Path, tmp_path: Path, flag, value
+):
+    argv = sft_flags(nano_model, data, tmp_path / "out", **{flag: value})
+    refused(ConfigError, f"--{flag}", "not built yet", argv=argv)
+
+
+def test_words_that_belong_to_no_flag_are_named(nano_model: Path, data: Path, tmp_path: Path):
+    argv = [*sft_flags(nano_model, data, tmp_path / "out"), "-x"]
+    refused(ConfigError, "-x", argv=argv)
+
+
 def test_settings_that_are_no_json(nano_model: Path, data: Path, tmp_path: Path):
     argv = sft_flags(nano_model, data, tmp_path / "out", coordexp="{custom:")
     refused(ConfigError, "--coordexp", "JSON", argv=argv)

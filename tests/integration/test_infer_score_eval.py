@@ -42,7 +42,9 @@ def test_tokens_and_log_probabilities_are_those_of_greedy_decoding(run: Path, na
     stop = set(model.generation_config.eos_token_id)
     records = lines(scenes / "val.jsonl")
     for record, trace in zip(records, lines(run / "pred_token_trace.jsonl"), strict=True):
-        inputs = processor(text=[prompt], images=[Image.open(scenes / record["images"][0])], return_tensors="pt")
+        inputs = processor(
+            text=[prompt], images=[Image.open(scenes / record["images"][0])], return_tensors="pt"
+        )
         ids, answer, logprobs = inputs["input_ids"], [], []
         while len(answer) < NEW_TOKENS and (not answer or answer[-1] not in stop):
             with torch.no_grad():

@@ -58,7 +58,13 @@ def test_every_stage1_number_leaves_in_train_and_eval(run: Path):
     assert [r["global_step"] for r in evaluation] == [3]
     assert train[0]["metrics"].keys() >= STAGE1_KEYS
     assert {f"eval_{key}" for key in STAGE1_KEYS} <= evaluation[0]["metrics"].keys()
-    assert [r["mode"] for r in records] == ["train", "train", "train", "eval", "train"]  # last: the run's summary
+    assert [r["mode"] for r in records] == [
+        "train",
+        "train",
+        "train",
+        "eval",
+        "train",
+    ]  # last: the run's summary
 
 
 def test_records_are_valid_payloads_of_known_keys(run: Path):

@@ -81,7 +81,9 @@ def reference_gradient(model_dir: Path, data: Path) -> dict[str, Tensor]:
     for line in (data / "train.jsonl").read_text().splitlines():
         record = json.loads(line)
         objects = ", ".join(
-            f'{{"desc": "{o["desc"]}", "bbox_2d": [' + ", ".join(f"<|coord_{k}|>" for k in o["bbox_2d"]) + "]}"
+            f'{{"desc": "{o["desc"]}", "bbox_2d": ['
+            + ", ".join(f"<|coord_{k}|>" for k in o["bbox_2d"])
+            + "]}"
             for o in record["objects"]
         )
         answer = tokenizer('{"objects": [' + objects + "]}<|im_end|>", add_special_tokens=False).input_ids

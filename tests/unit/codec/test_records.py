@@ -7,6 +7,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from coordexp.codec.records import Record, iter_jsonl, order_objects, parse_record, read_jsonl
 from coordexp.codec.schema import BoxObject
@@ -178,7 +179,8 @@ def test_a_missing_file_is_refused(tmp_path):
 
 def test_images_are_relative_to_the_data_file(tmp_path):
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "a.jpg").write_bytes(b"")
+    size = (record()["width"], record()["height"])
+    Image.new("RGB", size).save(tmp_path / "images" / "a.jpg")
     path = write(
         tmp_path / "train.jsonl",
         json.dumps(record(images=["images/a.jpg", str(tmp_path / "images" / "a.jpg")])),
@@ -190,6 +192,20 @@ def test_images_are_relative_to_the_data_file(tmp_path):
     assert str(error.value).startswith(
         f"{path}:2: image {tmp_path / 'images' / 'b.jpg'} does not exist. Paths are relative"
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda file: Image.new("RGB", (9, 7)).save(file), "is 9 x 7 pixels, but width and height say"),
+        (lambda file: file.write_bytes(b"no image"), "cannot be read"),
+    ],
+)
+def test_an_image_of_another_size_or_none_at_all_is_refused(tmp_path, make, message):
+    make(tmp_path / "a.png")
+    path = write(tmp_path / "train.jsonl", json.dumps(record(images=["a.png"])))
+    with pytest.raises(RecordError, match=rf"train\.jsonl:1: image .*a\.png {message}"):
+        read_jsonl(path, require_images=True)
 
 
 def test_sorted_objects_go_by_top_then_left():

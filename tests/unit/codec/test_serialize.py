@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -171,3 +172,13 @@ def test_strict_json_of_serialized_objects_is_the_objects(desc, bins, field_orde
 
 def test_bins_become_a_tuple():
     assert BoxObject("cat", "bbox_2d", [1, 20, 300, 999]) == CAT
+
+
+def test_integers_of_numpy_are_bins_too():
+    bins = tuple(np.array([1, 2, 30, 40]))
+    assert BoxObject("a", "bbox_2d", bins) == BoxObject("a", "bbox_2d", (1, 2, 30, 40))
+    assert serialize([BoxObject("a", "bbox_2d", bins)]) == serialize(
+        [BoxObject("a", "bbox_2d", (1, 2, 30, 40))]
+    )
+    with pytest.raises(RecordError, match="never rounded"):
+        serialize([BoxObject("a", "bbox_2d", tuple(np.array([1.0, 2.0, 30.0, 40.0])))])

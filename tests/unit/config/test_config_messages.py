@@ -236,7 +236,6 @@ NOT_BUILT = {
     "custom:\n  trainer_variant: stage2_two_channel\n": ('custom.trainer_variant = "stage2_two_channel"', 2),
     "custom:\n  coord_offset: {enabled: true}\n": ("custom.coord_offset.enabled = true", 2),
     "custom:\n  token_type_metrics:\n    enabled: true\n": ("custom.token_type_metrics.enabled = true", 3),
-    "custom:\n  head: fused\n": ('custom.head = "fused"', 2),
     "training:\n  packing: true\n": ("training.packing = true", 2),
     "training:\n  packing_buffer: 5\n": ("training.packing_buffer = 5", 2),
     "rollout_matching:\n  backend: hf\n": ("rollout_matching", 1),
@@ -256,7 +255,7 @@ def test_valid_keys_without_their_feature_are_refused(tmp_path: Path, text: str,
 @pytest.mark.parametrize(
     "text",
     [
-        "custom: {coord_offset: {enabled: false, tie_head: false}, head: plain}\n",
+        "custom: {coord_offset: {enabled: false, tie_head: false}, head: fused}\n",
         "training: {packing: false}\n",
         "model: m\nsequence_parallel_size: 1\n",
         "custom: {trainer_variant: stage1}\n",

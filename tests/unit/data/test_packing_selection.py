@@ -104,3 +104,11 @@ def test_a_segment_that_can_never_fit_is_named_with_what_to_change():
         select_segments([3, 11], 10)
     with pytest.raises(ContractError, match="segment 0 has length 0"):
         select_segments([0], 10)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "capacity", "expected"),
+    [([7, 4, 6, 2, 2], 15, [0, 2, 3]), ([9, 8, 1, 4, 20, 4, 6, 14, 8], 21, [0, 1, 3])],
+)
+def test_of_equal_lengths_the_earliest_is_taken(lengths, capacity, expected):
+    assert select_segments(lengths, capacity) == expected

@@ -74,8 +74,14 @@ def test_constant_scores_forget_the_ranking():
 
 
 def test_directory_holds_files_that_pycocotools_scores_the_same(tmp_path: Path, capsys):
-    preds = [[obj("cat", 0, 0, 40, 30, score=0.6), obj("dog", 52, 50, 90, 92, score=0.3)], with_scores(GT[1]), []]
-    write_jsonl(tmp_path / SCORED, [line(i, gt, pred) for i, (gt, pred) in enumerate(zip(GT, preds, strict=True))])
+    preds = [
+        [obj("cat", 0, 0, 40, 30, score=0.6), obj("dog", 52, 50, 90, 92, score=0.3)],
+        with_scores(GT[1]),
+        [],
+    ]
+    write_jsonl(
+        tmp_path / SCORED, [line(i, gt, pred) for i, (gt, pred) in enumerate(zip(GT, preds, strict=True))]
+    )
     metrics = evaluate_directory(tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
     coco = COCO(str(tmp_path / "coco_gt.json"))
@@ -100,9 +106,17 @@ def test_unscored_input_names_the_command_that_scores_it(tmp_path: Path):
     [
         ([line(0, [], [{**GT[1][0], "score": "high"}])], r":1: pred\[0\] has score 'high'"),
         ([line(0, [], []), line(0, [], [])], r":2: image_id 0 stands in line 1"),
+        ([{**line(0, [], []), "coord_mode": "norm1000"}], r":1: coord_mode is 'norm1000', expected 'pixel'"),
+        ([line(0, [{"points": [0, 0, 1, 1]}], [])], r":1: gt\[0\] lacks desc"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, lines, message):
     write_jsonl(tmp_path / SCORED, lines)
     with pytest.raises(RecordError, match=message):
         read_scored(tmp_path / SCORED)
+
+
+def test_descriptions_with_unicode_line_separators_survive_the_file(tmp_path: Path):
+    gt = [obj("a\u2028b\u0085c", 0, 0, 40, 40)]
+    write_jsonl(tmp_path / SCORED, [line(0, gt, with_scores(gt))])
+    assert read_scored(tmp_path / SCORED)[0]["gt"] == gt

@@ -12,23 +12,18 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.distributed as dist
+from support.stage1_head import ALL_TERMS, Batch, forward, load, make_batch, with_lora
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.errors import ConfigError, ContractError
 from coordexp.losses import head as head_settings
-from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows
-from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
-from coordexp.losses.sums import add_up
+from coordexp.losses.stage1 import Stage1Weights, stage1_terms
 from coordexp.models.head_call import head_computes
-from coordexp.models.supervised_rows import output_head
 from coordexp.models.tiny import build_tiny_model
-from coordexp.trainers.base import accuracy
 from coordexp.trainers.rows_head import RowsHead
 
-ALL_TERMS = Stage1Weights(soft_ce_weight=0.5, w1_weight=2.0, ce_weight=0.25, gate_weight=1.5)
 ABLATION = Stage1Weights(enabled=False)
 CHUNK_ROWS = 32  # the least there is, so that the batch takes several chunks
 
@@ -40,56 +35,19 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    vocab_size = load(nano).config.text_config.vocab_size
-    monkeypatch.setitem(head_settings.CHUNK_BYTES, "cpu", 4 * CHUNK_ROWS * vocab_size)
-
-
-def load(path: Path, *, tied: bool = True) -> nn.Module:
-    from transformers import AutoModelForImageTextToText
-
-    model = AutoModelForImageTextToText.from_pretrained(path).train()
-    if not tied:
-        model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
-        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone().mul_(1.1))
-    return model
-
-
-class Batch(NamedTuple):
-    inputs: dict[str, Tensor]
-    rows: SupervisedRows
-    columns: CoordColumns
+@pytest.fixture(scope="module")
+def batch(nano: Path) -> Batch:
+    return make_batch(nano)
 
 
 @pytest.fixture(scope="module")
-def batch(nano: Path) -> Batch:
-    """Two ragged samples: an image of 4 visual tokens, then text and boxes; all but the prompt supervised."""
-    from transformers import AutoTokenizer
+def vocab_size(nano: Path) -> int:
+    return load(nano).config.text_config.vocab_size
 
-    tokenizer = AutoTokenizer.from_pretrained(nano)
-    vocab = CoordVocab.from_tokenizer(tokenizer)
-    image, start, end = (
-        tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("image_pad", "vision_start", "vision_end")
-    )
-    g = torch.Generator().manual_seed(1)
-    ids = torch.randint(40, 400, (2, 70), generator=g)
-    ids[:, 1:7] = torch.tensor([start, *[image] * 4, end])
-    for first in range(12, 68, 8):
-        ids[:, first : first + 4] = vocab.ids[0] + torch.randint(0, 1000, (2, 4), generator=g)
-    attention_mask = torch.ones_like(ids)
-    attention_mask[1, 60:] = 0
-    labels = ids.masked_fill(attention_mask == 0, -100)
-    labels[:, :10] = -100
-    inputs = {
-        "input_ids": ids,
-        "attention_mask": attention_mask,
-        "mm_token_type_ids": (ids == image).long(),
-        "pixel_values": torch.randn(2 * 16, 3 * 2 * 8 * 8, generator=g),
-        "image_grid_thw": torch.tensor([[1, 4, 4]] * 2),
-    }
-    columns = CoordColumns(vocab.ids)
-    return Batch(inputs, SupervisedRows.from_labels(labels, columns), columns)
+
+@pytest.fixture(autouse=True)
+def small_chunks(vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head_settings.CHUNK_BYTES, "cpu", 4 * CHUNK_ROWS * vocab_size)
 
 
 class Step(NamedTuple):
@@ -101,32 +59,14 @@ class Step(NamedTuple):
 def run_step(
     model: nn.Module, batch: Batch, mode: str, weights: Stage1Weights = ALL_TERMS, *, train: bool = True
 ) -> Step:
-    """One forward and backward as the stage-1 trainer does them, and all it would log."""
-    rows, hits = batch.rows, []
-
-    def objective(inputs):
-        terms = stage1_terms(inputs, weights)
-        return combine(terms, 3.0 * rows.num_text, 2.0 * rows.num_coord), terms.detach()
-
+    """One forward, and in training its backward."""
     unwrapped = model.module if isinstance(model, DistributedDataParallel) else model
     with torch.set_grad_enabled(train):
-        loss, parts = RowsHead(mode, batch.columns)(
-            model,
-            unwrapped,
-            batch.inputs,
-            rows,
-            weights.needs(mass_monitor=True),
-            objective,
-            lambda logits_RV, piece: hits.append(accuracy(logits_RV, piece.targets_R)),
-        )
+        loss, metrics = forward(model, unwrapped, batch, mode, weights)
     if train:
         loss.backward()
-    metrics = Stage1Terms.merge(parts).metrics() | {"token_acc": add_up(hits)}
-    return Step(
-        loss.item(),
-        {key: float(total / count) for key, (total, count) in metrics.items()},
-        {name: p.grad.clone() for name, p in unwrapped.named_parameters() if p.grad is not None},
-    )
+    grads = {name: p.grad.clone() for name, p in unwrapped.named_parameters() if p.grad is not None}
+    return Step(loss.item(), metrics, grads)
 
 
 def assert_same(found: Step, expected: Step, rel: float = 1e-5) -> None:
@@ -139,15 +79,6 @@ def assert_same(found: Step, expected: Step, rel: float = 1e-5) -> None:
 
 def checkpointed(model: nn.Module) -> nn.Module:
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
-
-
-def with_lora(model: nn.Module, **settings) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(3)
-    model = get_peft_model(model, LoraConfig(r=4, init_lora_weights=False, **settings))
-    model.enable_input_require_grads()
     return model
 
 
@@ -197,12 +128,11 @@ def test_autocast_bf16_is_no_worse_than_plain(nano: Path, batch: Batch):
     steps = {}
     for mode in ("plain", "fused"):
         model = load(nano)
-        forward = model.forward
-        model.forward = torch.autocast("cpu", torch.bfloat16)(forward)  # as accelerate does
+        model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)  # as accelerate does
         steps[mode] = run_step(model, batch, mode)
         assert steps[mode].loss == pytest.approx(truth.loss, rel=1e-2)
+    # Both see the same bf16 logits, and neither takes expectations over bins in bf16.
     assert steps["fused"].loss == pytest.approx(steps["plain"].loss, rel=1e-4)
-    # Monitors of both see the same bf16 logits, and neither takes expectations over bins in bf16.
     assert steps["fused"].metrics == pytest.approx(steps["plain"].metrics, rel=1e-3, abs=1e-3)
 
     def error(mode: str, name: str) -> float:
@@ -219,8 +149,9 @@ def one_rank(tmp_path: Path):
     dist.destroy_process_group()
 
 
+@pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize("find_unused", [False, True])
-def test_under_ddp(nano: Path, batch: Batch, one_rank: None, find_unused: bool):
+def test_under_ddp(nano: Path, batch: Batch, find_unused: bool):
     plain = run_step(load(nano), batch, "plain")
     wrapped = DistributedDataParallel(load(nano), find_unused_parameters=find_unused)
     assert_same(run_step(wrapped, batch, "fused"), plain)
@@ -228,46 +159,41 @@ def test_under_ddp(nano: Path, batch: Batch, one_rank: None, find_unused: bool):
     assert_same(run_step(wrapped, batch, "fused"), plain)  # the first backward reached every parameter
 
 
-def test_fused_never_makes_the_logits(nano: Path, batch: Batch):
-    """Largest tensor that reaches the autograd graph with V columns."""
-    widest = 0
-    vocab_size = load(nano).config.text_config.vocab_size
+def test_fused_keeps_no_logits_for_the_backward(nano: Path, batch: Batch, vocab_size: int):
+    def rows_kept(mode: str) -> int:
+        """Most rows of a [rows, V] tensor that autograd saves."""
+        most = 0
 
-    def pack(tensor: Tensor) -> Tensor:
-        nonlocal widest
-        if tensor.ndim == 2 and tensor.shape[1] == vocab_size:
-            widest = max(widest, tensor.shape[0])
-        return tensor
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal most
+            if tensor.ndim == 2 and tensor.shape[1] == vocab_size:
+                most = max(most, tensor.shape[0])
+            return tensor
 
-    rows = {}
-    for mode in ("plain", "fused"):
-        widest = 0
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             run_step(load(nano), batch, mode)
-        rows[mode] = widest
-    # [num_text, V] for the cross-entropy against nothing
-    assert rows["plain"] >= batch.rows.num_text
-    assert rows["fused"] == 0
+        return most
+
+    assert rows_kept("plain") >= batch.rows.num_text
+    assert rows_kept("fused") == 0
 
 
 @pytest.mark.parametrize(("limit_rows", "fused"), [(10, True), (10_000, False)])
-def test_auto_takes_the_fused_head_for_large_logits(nano, batch, monkeypatch, limit_rows, fused):
-    vocab_size = load(nano).config.text_config.vocab_size
+def test_auto_takes_the_fused_head_for_large_logits(nano, batch, vocab_size, monkeypatch, limit_rows, fused):
     monkeypatch.setattr(head_settings, "PLAIN_BYTES", 4 * vocab_size * limit_rows)
-    num_chunks = []
-    rows = batch.rows
+    model, chunks = load(nano), []
     _, parts = RowsHead("auto", batch.columns)(
-        model := load(nano),
+        model,
         model,
         batch.inputs,
-        rows,
+        batch.rows,
         ALL_TERMS.needs(),
         lambda inputs: (stage1_terms(inputs, ALL_TERMS).text.sum, None),
-        lambda logits_RV, _piece: num_chunks.append(logits_RV.shape[0]),
+        lambda logits_RV, _piece: chunks.append(logits_RV.shape[0]),
     )
-    assert (len(parts) > 1) is fused
-    assert sum(num_chunks) == rows.num_rows
-    assert max(num_chunks) <= (CHUNK_ROWS if fused else rows.num_rows)
+    assert len(parts) == len(chunks)
+    assert sum(chunks) == batch.rows.num_rows
+    assert max(chunks) == (CHUNK_ROWS if fused else batch.rows.num_rows)
 
 
 def test_auto_falls_back_to_the_module_of_an_unusual_head(nano: Path, batch: Batch):
@@ -281,25 +207,20 @@ def test_auto_falls_back_to_the_module_of_an_unusual_head(nano: Path, batch: Bat
 
 
 class TestHeadComputes:
-    def test_every_part_of_the_head_that_owns_weights_is_being_called(self, nano: Path, batch: Batch):
-        model = with_lora(load(nano, tied=False), target_modules=["lm_head"])
-        head = output_head(model)
-        inside: list[str] = []
-        for name, part in head.named_modules():
-            part.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
-            part.register_forward_hook(lambda *_, name=name: inside.remove(name))
-        seen = []
+    def test_the_head_is_being_called_meanwhile(self, nano: Path, batch: Batch):
+        model = load(nano)
+        events = []
+        model.lm_head.register_forward_pre_hook(lambda *_: events.append("before"))
+        model.lm_head.register_forward_hook(lambda *_: events.append("after"))
 
-        def body(_head: nn.Module, hidden_BTH: Tensor) -> Tensor:
-            seen.extend(inside)
+        def body(head: nn.Module, hidden_BTH: Tensor) -> Tensor:
+            events.append(head is model.lm_head)
             return hidden_BTH.sum()
 
         with head_computes(model, body):
             result = model(**batch.inputs).logits
-        assert set(seen) == {"", "base_layer", "lora_A.default", "lora_B.default"}
-        assert inside == []
+        assert events == ["before", True, "after"]
         assert result.shape == ()
-        assert model(**batch.inputs).logits.shape[:2] == (2, 70)  # nothing of it is left
 
     def test_failure_inside_leaves_the_model_as_it_was(self, nano: Path, batch: Batch):
         model = load(nano)

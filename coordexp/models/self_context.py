@@ -1,0 +1,187 @@
+"""Self-context: forwards whose coordinate inputs are what the model itself expected there.
+
+The first forward is teacher-forced. In every further one, the embedding of a coordinate token at position p is
+replaced by one made from the previous forward's distribution over the K coordinate tokens at row p - 1:
+
+    soft   sum_k p(k) E[k], the expected embedding
+    hard   E[argmax p]
+    st     the value of hard with the gradient of soft (straight-through)
+
+with p = softmax(z[C] / T) and E the embeddings of the coordinate tokens. Gradients reach the earlier forwards through
+p (`unroll`), or p is held fixed (`em_detach`).
+
+The replacement is a forward hook on the embedding module, registered last: the model still gets `input_ids`, so the
+places of image features (also the deepstack ones), positions and masks are found as always, other hooks on the
+embedding apply to all rows and to E, and every row but the slots is what it was, to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+
+from coordexp.errors import ConfigError, ContractError
+
+EmbedMode = Literal["soft", "st", "hard"]
+GradMode = Literal["unroll", "em_detach"]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class CoordSlots:
+    """The coordinate tokens of a batch that are replaced."""
+
+    positions_N: Tensor
+    """int64 [N]: b * T + p of each token in the flattened batch, p >= 1, none twice."""
+    coord_ids_K: Tensor
+    """int64 [K]: ids of the coordinate tokens in bin order."""
+
+    @property
+    def rows_N(self) -> Tensor:
+        """Rows of the flattened logits that predict the slots: one before each."""
+        return self.positions_N - 1
+
+    def logits(self, logits_BTV: Tensor) -> Tensor:
+        """[N, K]: the coordinate logits that predict the slots."""
+        rows_NV = logits_BTV.flatten(0, 1).index_select(0, self.rows_N)
+        return rows_NV.index_select(1, self.coord_ids_K)
+
+
+@dataclass(frozen=True)
+class SelfContext:
+    """How self-context runs (`stage2_ab.n_softctx_iter` and its neighbours).
+
+    Raises ConfigError for a value out of range.
+    """
+
+    num_forwards: int = 1
+    embed_mode: EmbedMode = "soft"
+    grad_mode: GradMode = "unroll"
+    temperature: float = 1.0
+    """T of the distribution that embeddings are made from."""
+
+    def __post_init__(self) -> None:
+        _check(self.num_forwards >= 1, "stage2_ab.n_softctx_iter", self.num_forwards, "an integer >= 1")
+        _check(self.temperature > 0, "stage2_ab.softctx_temperature", self.temperature, "a number > 0")
+        for key, value, kind in (
+            ("coord_ctx_embed_mode", self.embed_mode, EmbedMode),
+            ("softctx_grad_mode", self.grad_mode, GradMode),
+        ):
+            _check(value in get_args(kind), f"stage2_ab.{key}", value, f"one of {', '.join(get_args(kind))}")
+
+
+def self_context_logits(
+    model: nn.Module, batch: Mapping[str, Any], slots: CoordSlots, settings: SelfContext
+) -> list[Tensor]:
+    """Logits [B, T, V] of every forward, in order; the first one's are those of `model(**batch)`.
+
+    With `em_detach`, forwards between the first and the last are there for their values only and carry no gradient.
+
+    Arguments:
+        batch: arguments of the model, with `input_ids`; no cache is used.
+    """
+
+    def forward(_iteration: int) -> tuple[Tensor, Tensor]:
+        logits_BTV = model(**batch, use_cache=False).logits
+        return logits_BTV, slots.logits(logits_BTV)
+
+    return run_self_context(model, slots, settings, forward)
+
+
+def run_self_context(
+    model: nn.Module,
+    slots: CoordSlots,
+    settings: SelfContext,
+    forward: Callable[[int], tuple[Result, Tensor]],
+) -> list[Result]:
+    """What `forward` returns in each of `settings.num_forwards` iterations.
+
+    Arguments:
+        model: has `get_input_embeddings`; unwrapped from DDP or DeepSpeed.
+        forward: given the number of the iteration, runs the model once without a cache and returns its result and
+            the coordinate logits [N, K] that predict the slots (those of the last iteration are not looked at).
+    """
+    results = []
+    logits_NK: Tensor | None = None
+    for iteration in range(settings.num_forwards):
+        in_between = 0 < iteration < settings.num_forwards - 1
+        context = nullcontext() if logits_NK is None else embedded_slots(model, slots, logits_NK, settings)
+        grad = torch.no_grad() if in_between and settings.grad_mode == "em_detach" else nullcontext()
+        with context, grad:
+            result, logits_NK = forward(iteration)
+        results.append(result)
+    return results
+
+
+@contextmanager
+def embedded_slots(
+    model: nn.Module, slots: CoordSlots, logits_NK: Tensor, settings: SelfContext
+) -> Iterator[None]:
+    """Within this context the embedding module of `model` gives the slots what `logits_NK` expects there.
+
+    Arguments:
+        logits_NK: float [N, K] of the forward before.
+
+    Raises:
+        ContractError: the model did not embed a batch of token ids [B, T] within the context.
+    """
+    embedding = model.get_input_embeddings()
+    in_table = False
+    num_batches = 0
+
+    def replace(module: nn.Module, args: tuple[Any, ...], embeds: Tensor) -> Tensor | None:
+        nonlocal in_table, num_batches
+        if in_table or args[0].ndim != 2:  # only [B, T]: models also look up single tokens
+            return None
+        num_batches += 1
+        in_table = True
+        try:  # inside the module's call: its weights are there, and other hooks see the coordinate tokens
+            table_KH = module(slots.coord_ids_K.unsqueeze(0)).squeeze(0)
+        finally:
+            in_table = False
+        slots_NH = slot_embeddings(table_KH, logits_NK, settings).to(embeds.dtype)
+        return embeds.flatten(0, 1).index_copy(0, slots.positions_N, slots_NH).view_as(embeds)
+
+    handle = embedding.register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if num_batches == 0:
+        raise ContractError(
+            f"{type(model).__name__} did not embed token ids during a self-context forward; pass it input_ids, not "
+            "inputs_embeds"
+        )
+
+
+def slot_embeddings(table_KH: Tensor, logits_NK: Tensor, settings: SelfContext) -> Tensor:
+    """Embeddings [N, H] of slots from the logits of their distributions; computed in float32 at least.
+
+    table_KH: embeddings of the coordinate tokens in bin order.
+    """
+    with torch.autocast(table_KH.device.type, enabled=False):
+        dtype = torch.promote_types(table_KH.dtype, torch.float32)
+        table_KH, logits_NK = table_KH.to(dtype), logits_NK.to(dtype)
+        if settings.grad_mode == "em_detach":
+            logits_NK = logits_NK.detach()
+        if settings.embed_mode == "soft":
+            return _expected(table_KH, logits_NK, settings.temperature)
+        hard_NH = table_KH.index_select(0, logits_NK.argmax(-1))
+        if settings.embed_mode == "hard":
+            return hard_NH
+        soft_NH = _expected(table_KH, logits_NK, settings.temperature)
+        return hard_NH.detach() + (soft_NH - soft_NH.detach())
+
+
+def _expected(table_KH: Tensor, logits_NK: Tensor, temperature: float) -> Tensor:
+    return (logits_NK / temperature).softmax(-1) @ table_KH
+
+
+def _check(ok: bool, key: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"{key} = {value!r}: expected {expected}")
