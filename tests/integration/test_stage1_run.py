@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support.processes import run_coordexp, run_swift, sft_flags
+from support.processes import free_port, run_coordexp, run_swift, sft_flags
 
 from coordexp.metrics.catalog import lookup
 from coordexp.metrics.payload import validate_payload
@@ -121,7 +121,7 @@ def test_two_ranks_share_one_loss(nano_model: Path, scenes: Path, tmp_path: Path
         nano_model, scenes, tmp_path / "out", max_steps=3, per_device_train_batch_size=2,
         gradient_accumulation_steps=2, coordexp=json.dumps({"custom": MIX}), train_dataloader_shuffle=False,
     )  # fmt: skip
-    done = run_swift("sft", *flags, NPROC_PER_NODE="2", MASTER_PORT="29641")
+    done = run_swift("sft", *flags, NPROC_PER_NODE="2", MASTER_PORT=free_port())
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     _, records = payloads(tmp_path / "out")
     losses = [r["metrics"]["loss"] for r in records if "loss" in r["metrics"]]

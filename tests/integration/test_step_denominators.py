@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.processes import PLUGIN, run_swift, sft_flags
+from support.processes import PLUGIN, free_port, run_swift, sft_flags
 from torch import Tensor
 
 from coordexp.codec.coord_vocab import CoordVocab
@@ -35,7 +35,7 @@ def dumps(nano_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFacto
             per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
             coordexp=json.dumps({"custom": {"coord_soft_ce_w1": WEIGHTS}}),
         )  # fmt: skip
-        environment = {"NPROC_PER_NODE": str(ranks), "MASTER_PORT": "29631"} if ranks > 1 else {}
+        environment = {"NPROC_PER_NODE": str(ranks), "MASTER_PORT": free_port()} if ranks > 1 else {}
         done = run_swift("sft", *flags, DUMP_GRADIENTS=str(file), **environment)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         found[name] = [torch.load(f"{file}.rank{rank}", weights_only=True) for rank in range(ranks)]

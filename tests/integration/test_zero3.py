@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.processes import ROOT
+from support.processes import ROOT, free_port
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 def found(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, torch.Tensor]]:
     output = tmp_path_factory.mktemp("zero3") / "gradients.pt"
     program = Path(__file__).parent / "zero3_rank.py"
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29653"]
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -41,8 +40,7 @@ def test_a_step_does_not_remember_the_one_before():
 
 
 def one_rank(rank: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29655")
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     guard = FiniteLossGuard()
     guard.watch({"text": NAN if rank == 1 else ONE, "coord": ONE})
     try:
