@@ -36,6 +36,7 @@ BIN_ERROR = "coord_diag/expected_bin_mae"
 TABLE = (
     ("F1@0.5", "f1_at_50", "{:.3f}"),
     ("F1@0.5:0.95", "f1_50_95", "{:.3f}"),
+    ("boxes alone", "box_f1_50_95", "{:.3f}"),
     ("mAP", "AP", "{:.3f}"),
     ("bin error", "bin_error", "{:.1f}"),
     ("seconds", "seconds", "{:.0f}"),

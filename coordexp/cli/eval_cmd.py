@@ -23,7 +23,18 @@ def run(args: argparse.Namespace) -> int:
     from coordexp.eval.evaluate import evaluate_directory
 
     metrics = evaluate_directory(args.run, engine=args.engine)
-    names = ("f1_at_50", "f1_50_95", "precision_at_50", "recall_at_50", "AP", "AP50", "AP75", "AP_const")
+    names = (
+        "f1_at_50",
+        "f1_50_95",
+        "box_f1_at_50",
+        "box_f1_50_95",
+        "precision_at_50",
+        "recall_at_50",
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_const",
+    )
     show_table(
         f"{args.run}: {metrics['num_images']} images, {metrics['num_gt']} objects, {metrics['num_pred']} predictions",
         ("metric", "value"),

@@ -43,13 +43,15 @@ def evaluate_lines(lines: list[dict[str, Any]], *, engine: str = "pycocotools") 
     """Metrics of scored lines.
 
     f1_at_50, f1_50_95: micro F1 where a match needs equal desc and the IoU; 50_95 is the mean over 0.50:0.05:0.95.
-    precision_at_50, recall_at_50: of the former.  AP...: COCO numbers with the file's scores; `AP_const` with every
-    score 1.0, which is what a model without confidences would get.
+    box_f1_*: the same without looking at the desc.  precision_at_50, recall_at_50: of f1_at_50.
+    AP...: COCO numbers with the file's scores; `AP_const` with every score 1.0, which is what a model without
+    confidences would get.
     """
-    metrics = DetectionMetrics()
+    metrics, boxes_only = DetectionMetrics(), DetectionMetrics(class_aware=False)
     for line in lines:
         metrics.update(*_boxes(line["pred"]), *_boxes(line["gt"]))
-    summary = metrics.compute()
+        boxes_only.update(*_boxes(line["pred"]), *_boxes(line["gt"]))
+    summary, box_summary = metrics.compute(), boxes_only.compute()
     half = summary.at(0.5)
     coco = to_coco(_detections(lines))
     const = to_coco(_detections(lines, constant_score=True))
@@ -61,6 +63,8 @@ def evaluate_lines(lines: list[dict[str, Any]], *, engine: str = "pycocotools") 
         "precision_at_50": half.micro.precision,
         "recall_at_50": half.micro.recall,
         "f1_50_95": summary.mean_f1,
+        "box_f1_at_50": box_summary.f1_at(0.5),
+        "box_f1_50_95": box_summary.mean_f1,
         **evaluate_coco(coco.gt, coco.preds, engine=engine),
         "AP_const": evaluate_coco(const.gt, const.preds, engine=engine)["AP"],
         "dropped_unknown_desc": sum(coco.dropped.values()),

@@ -61,6 +61,9 @@ def test_hand_worked_scene():
     assert metrics["recall_at_50"] == pytest.approx(1 / 3)
     assert metrics["f1_at_50"] == pytest.approx(1 / 3)
     assert metrics["f1_50_95"] == pytest.approx(3 * (1 / 3) / 10)
+    # Without the names the cow is the dog: tp 2, fp 1, fn 1 up to 0.60, then tp 1, fp 2, fn 2.
+    assert metrics["box_f1_at_50"] == pytest.approx(2 / 3)
+    assert metrics["box_f1_50_95"] == pytest.approx((3 * 2 / 3 + 7 * 1 / 3) / 10)
     assert metrics["dropped_unknown_desc"] == 1  # "cow" is no category of the ground truth
     assert metrics["per_class_at_50"]["dog"] == {"tp": 0, "fp": 0, "fn": 1}
 
