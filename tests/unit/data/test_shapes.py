@@ -231,7 +231,7 @@ def test_force_never_replaces_a_directory_of_something_else(tmp_path):
 
 def test_scenes_that_cannot_be_drawn_leave_no_directory(tmp_path):
     config = replace(DEMO, min_objects=8, max_objects=8, max_overlap=0.0)
-    with pytest.raises(ConfigError, match=r"8 objects of 16\.\.40 px do not fit a 64x64 image"):
+    with pytest.raises(ConfigError, match=r"8 objects of 20\.\.40 px do not fit a 64x64 image"):
         generate_shapes(tmp_path / "out", config, num_train=1, num_val=1)
     assert list(tmp_path.iterdir()) == []
 
@@ -242,7 +242,7 @@ def test_scenes_that_cannot_be_drawn_leave_no_directory(tmp_path):
         ({"kinds": ("box", "star")}, "kinds = star: expected some of box, circle"),
         ({"colors": ()}, "colors = : expected some of red"),
         ({"min_objects": 3}, r"min_objects..max_objects = 3..2: expected 1 <= min_objects"),
-        ({"max_side": 65}, r"min_side..max_side = 16..65: expected 6 <= min_side <= max_side <= 64"),
+        ({"max_side": 65}, r"min_side..max_side = 20..65: expected 6 <= min_side <= max_side <= 64"),
         ({"max_overlap": 1.0}, "max_overlap = 1.0: expected 0 <= max_overlap < 1"),
         ({"empty_fraction": -0.1}, "empty_fraction = -0.1"),
     ],
