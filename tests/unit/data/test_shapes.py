@@ -69,8 +69,8 @@ def test_lone_objects_fill_their_box_and_nothing_lies_outside(index):
     rows, columns = np.nonzero(_pixels_near_color(scene.pixels, scene_object.desc.split()[0]))
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == scene_object.box_xyxy
     x1, y1, x2, y2 = scene_object.box_xyxy
-    assert 16 <= x2 - x1 + 1 <= 40
-    assert 16 <= y2 - y1 + 1 <= 40
+    assert 20 <= x2 - x1 + 1 <= 40
+    assert 20 <= y2 - y1 + 1 <= 40
 
 
 @pytest.mark.parametrize(
