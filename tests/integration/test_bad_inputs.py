@@ -13,6 +13,7 @@ from support.processes import run_swift, sft_flags
 from coordexp.errors import ConfigError, CoordExpError, RecordError
 from coordexp.models.tiny import build_tiny_model
 from coordexp.trainers.activate import activate_from_argv
+from coordexp.trainers.runtime import active
 
 
 @pytest.fixture
@@ -134,3 +135,13 @@ def test_swift_sft_exits_with_2_and_writes_nothing(nano_model: Path, data: Path,
     assert f"coordexp: {data / 'train.jsonl'}:2" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_may_stand_in_a_file(nano_model: Path, data: Path, tmp_path: Path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("custom:\n  object_field_order: geometry_first\n  coord_soft_ce_w1: {w1_weight: 3.0}\n")
+    activate_from_argv(sft_flags(nano_model, data, tmp_path / "out", coordexp_config=file))
+    custom = active().sections.custom
+    assert (custom.object_field_order, custom.coord_soft_ce_w1.w1_weight) == ("geometry_first", 3.0)
+    both = sft_flags(nano_model, data, tmp_path / "out", coordexp_config=file, coordexp="{}")
+    refused(ConfigError, "--coordexp and --coordexp_config are both given", argv=both)

@@ -1,0 +1,94 @@
+"""Records -> rows that ms-swift trains on, and the supervised rows of a collated batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from coordexp.data.collator import ROWS_KEY, take_rows, with_supervised_rows
+from coordexp.data.dataset import read_training_rows
+from coordexp.errors import ConfigError, RecordError
+from coordexp.losses.columns import CoordColumns
+
+OBJECTS = [
+    {"desc": "low", "bbox_2d": [5, 60, 9, 70]},
+    {"desc": "high", "bbox_2d": [1, 2, 3, 4]},
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    record = {"images": ["a.png"], "width": 8, "height": 8, "objects": OBJECTS}
+    (tmp_path / "d.jsonl").write_text(
+        json.dumps(record) + "\n" + json.dumps({**record, "objects": []}) + "\n"
+    )
+    return tmp_path / "d.jsonl"
+
+
+def test_a_row_asks_about_the_image_and_answers_in_coordjson(data: Path):
+    full, empty = read_training_rows(data, prompt="Find all.")
+    assert full["images"] == [str(data.parent / "a.png")]
+    assert full["messages"] == [
+        {"role": "user", "content": "<image>Find all."},
+        {
+            "role": "assistant",
+            "content": '{"objects": ['
+            '{"desc": "high", "bbox_2d": [<|coord_1|>, <|coord_2|>, <|coord_3|>, <|coord_4|>]}, '
+            '{"desc": "low", "bbox_2d": [<|coord_5|>, <|coord_60|>, <|coord_9|>, <|coord_70|>]}]}',
+        },
+    ]
+    assert empty["messages"][1]["content"] == '{"objects": []}'
+
+
+def test_geometry_first(data: Path):
+    answer = read_training_rows(data, prompt="p", field_order="geometry_first")[0]["messages"][1]["content"]
+    assert answer.startswith('{"objects": [{"bbox_2d": [<|coord_1|>, ')
+    assert answer.endswith('<|coord_70|>], "desc": "low"}]}')
+
+
+def test_random_order_depends_on_seed_and_line_only(data: Path):
+    def order(seed: int) -> bool:
+        answer = read_training_rows(data, prompt="p", ordering="random", seed=seed)[0]["messages"][1][
+            "content"
+        ]
+        return answer.index("low") < answer.index("high")
+
+    orders = [order(seed) for seed in range(20)]
+    assert orders == [order(seed) for seed in range(20)]
+    assert set(orders) == {True, False}
+
+
+def test_an_empty_file_is_refused(tmp_path: Path):
+    (tmp_path / "d.jsonl").write_text("\n")
+    with pytest.raises(RecordError, match="holds no record"):
+        read_training_rows(tmp_path / "d.jsonl", prompt="p")
+
+
+COLUMNS = CoordColumns([20, 21, 22])
+
+
+def collate(features):
+    return {"labels": torch.tensor([feature["labels"] for feature in features])}
+
+
+def test_rows_are_shifted_split_by_kind_and_counted():
+    # Row t predicts token t + 1: text targets 7 and 8, coordinate targets 21 (bin 1) and 20 (bin 0).
+    features = [{"labels": [-100, -100, 7, 21]}, {"labels": [5, 20, 8, -100]}]
+    batch = with_supervised_rows(collate, COLUMNS)(features)
+    rows, num_samples = take_rows(batch)
+    assert ROWS_KEY not in batch
+    assert num_samples == 2
+    assert rows.num_text == 2
+    assert rows.positions_R.tolist() == [1, 5, 2, 4]
+    assert rows.targets_R.tolist() == [7, 8, 21, 20]
+    assert rows.bins_N.tolist() == [1, 0]
+
+
+def test_a_batch_without_labels_is_refused():
+    with pytest.raises(ConfigError, match="no labels"):
+        with_supervised_rows(lambda _features: {"input_ids": 1}, COLUMNS)([])
