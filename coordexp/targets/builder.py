@@ -3,8 +3,9 @@
     ground truth   Y = serialize(objects) + <|im_end|>
     rollout        Y = prefix + append(missed objects) + <|im_end|>
 
-The rollout's prefix keeps the ids the model wrote. What is appended is encoded on its own, so no token spans
-the boundary. Matched predictions supervise their coordinate slots with the bins of their ground truth; the
+The rollout's prefix keeps the ids the model wrote. Where the prefix ends inside one of them (`]}]}`, say, of which
+`]}` stays), what stays of it is encoded together with what is appended, as it would be in a ground-truth target: a
+model that learned `]}, {` and `]}]}` as one token each must choose between them there. Matched predictions supervise their coordinate slots with the bins of their ground truth; the
 missed ground truths follow in their own order. When the parser's prefix is the empty container (no container
 found, or text before it), every ground truth is missed.
 """
@@ -112,13 +113,14 @@ class TargetBuilder:
             fragment = append_fragment(missed, parsed.prefix_text, self._field_order)
         except RolloutError as error:
             return DroppedSample(sample_id, DropReason.PREFIX_NOT_OPEN, str(error))
-        tail = spell(fragment, self._tok)
+        cut = self._pieces.join(parsed.prefix_token_ids[parsed.num_verbatim_prefix_tokens :]).decode()
+        tail = spell(cut + fragment, self._tok)
         if tail is None:
             return DroppedSample(sample_id, DropReason.TAIL_CHANGED, f"appended text {fragment[:200]!r}")
         true_bins = {pred: self._true_bins(parsed.objects[pred], gts[gt]) for pred, gt in pairs}
         draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id)
         draft.continue_rollout(parsed, true_bins)
-        draft.append(tail, missed, Role.FN_TAIL)
+        draft.append(tail, missed, Role.FN_TAIL, context=cut if parsed.prefix_is_fallback else "")
         return self._checked(draft.finish(media))
 
     def _true_bins(self, pred: BoxObject, gt: BoxObject) -> Bins:

@@ -38,27 +38,36 @@ class TargetDraft:
         self._dropped_invalid = False
 
     def continue_rollout(self, parsed: ParsedRollout, true_bins: Mapping[int, Bins]) -> None:
-        """Take over the rollout's prefix.
+        """Take over the tokens of the rollout's prefix that the model wrote; one that it is cut in is yet to be spelled.
 
         true_bins: for the index of each matched prediction, the true bins of its coordinate tokens.
         """
         base = len(self._ids)
-        self._ids += parsed.prefix_token_ids
-        self._roles += prefix_roles(parsed, true_bins, self._pieces).tolist()
-        self._text += parsed.prefix_text
+        num_verbatim = parsed.num_verbatim_prefix_tokens
+        written = list(parsed.prefix_token_ids[:num_verbatim])
+        self._ids += written
+        self._roles += prefix_roles(parsed, true_bins, self._pieces)[:num_verbatim].tolist()
+        self._text += self._pieces.join(written).decode("utf-8", errors="replace")
         for index, bins in true_bins.items():
             pred = parsed.objects[index]
             self._add_slots([base + at for at in pred.token_positions], pred.kind, bins)
-        self._prefix_length = len(parsed.prefix_token_ids)
+        self._prefix_length = num_verbatim
         self._num_matched = len(true_bins)
         self._dropped_invalid = parsed.dropped_invalid > 0
 
-    def append(self, written: Spelling, objects: Sequence[BoxObject], role: Role) -> None:
-        """Add the records of `objects` and the closing `]}`. Each coordinate token is a slot of its own bin."""
+    def append(
+        self, written: Spelling, objects: Sequence[BoxObject], role: Role, *, context: str = ""
+    ) -> None:
+        """Add the records of `objects` and the closing `]}`. Each coordinate token is a slot of its own bin.
+
+        context: how `written` begins when that part is not taught; tokens that hold nothing else are PREFIX.
+        """
         base, tokens = len(self._ids), written.tokens
         closing, _ = tokens.tokens_over(len(tokens.data) - len(CONTAINER_CLOSE), len(tokens.data))
+        num_context = sum(end <= len(context.encode()) for end in tokens.ends)
         self._ids += tokens.ids
-        self._roles += [role] * closing + [Role.CLOSURE] * (len(tokens.ids) - closing)
+        self._roles += [Role.PREFIX] * num_context + [role] * (closing - num_context)
+        self._roles += [Role.CLOSURE] * (len(tokens.ids) - closing)
         self._text += written.text
         bin_of = self._pieces.coord_vocab.bin_by_id
         positions = [base + at for at, token_id in enumerate(tokens.ids) if token_id in bin_of]

@@ -260,13 +260,34 @@ def test_a_token_shared_with_a_false_positive_is_context(make_tokenizer):
         (Role.FP_PREFIX, 0.0),  # b | c
         (Role.FP_PREFIX, 0.0),  # c | d
     ]
-    # The last `"}]}` is cut after the record: its `"}` is spelled anew and still belongs to the record.
-    assert roles_of_piece(sample, tok, '"}]}') == []
-    assert described(sample, tok, Forward.ROLLOUT)[-3:] == [
-        ('"}', Role.MATCHED_PREFIX, 0.75),
-        ("]}", Role.CLOSURE, 1.0),
+    # The last `"}]}` is cut after the record; nothing was missed, so the closing makes the same token of it again.
+    assert described(sample, tok, Forward.ROLLOUT)[-2:] == [
+        ('"}]}', Role.CLOSURE, 1.0),
         ("<|im_end|>", Role.EOS, 1.0),
     ]
+
+
+def test_a_missed_object_is_appended_in_the_tokens_of_a_ground_truth_target(make_tokenizer):
+    """A model that writes `]}, {` as one token is taught to go on by the token it would go on with."""
+    tok = make_tokenizer("]}, {")
+    gts = [box("red", 1, 2, 30, 40), box("blue", 500, 500, 600, 700)]
+    match = pairing([(0, 0)], num_preds=1, num_gts=2)
+    sample = rollout_sample(tok, '{"objects": [' + RED + ', {"desc": "bl', gts, match)
+    truth = TargetBuilder(tok).from_ground_truth(
+        sample.token_ids_T[: sample.prompt_length], gts, sample_id="truth"
+    )
+    assert sample.token_ids_T.tolist() == truth.token_ids_T.tolist()
+    assert roles_of_piece(sample, tok, "]}, {") == [(Role.FN_TAIL, 1.0)]
+
+
+def test_the_opening_of_an_empty_container_is_context(make_tokenizer):
+    tok = make_tokenizer('[{"')
+    sample = rollout_sample(tok, "no idea<|im_end|>", [box("red", 1, 2, 30, 40)], pairing([], 0, 1))
+    assert sample.prefix_length == 0
+    assert roles_of_piece(sample, tok, '[{"') == [(Role.FN_TAIL, 1.0)]
+    roles = sample.roles_T[sample.prompt_length :].tolist()
+    opening = roles.index(Role.FN_TAIL)
+    assert opening > 0 and set(roles[:opening]) == {Role.PREFIX}
 
 
 STRAY_CASES = {

@@ -86,7 +86,9 @@ def test_the_target_is_the_prefix_and_the_missed_objects(tok, seed):
     missed = gts if parsed.prefix_is_fallback else [gts[g] for g in match.unmatched_gt]
     prompt_ids = encode(tok, PROMPT)
     assert sample.token_ids_T[: sample.prompt_length].tolist() == prompt_ids
-    assert sample.target_ids[: sample.prefix_length].tolist() == parsed.prefix_token_ids
+    verbatim = parsed.prefix_token_ids[: parsed.num_verbatim_prefix_tokens]
+    assert sample.target_ids[: sample.prefix_length].tolist() == verbatim
+    assert verbatim == parsed.response_token_ids[: len(verbatim)]
     expected = parsed.prefix_text + append_fragment(missed, parsed.prefix_text) + "<|im_end|>"
     assert sample.target_text == expected
     assert pieces_of(tok).join(sample.target_ids.tolist()).decode(errors="replace") == expected
@@ -135,7 +137,7 @@ def test_supervised_tokens_of_the_prefix_hold_matched_records_and_separators_onl
         paint[start:stop] = ["matched" if is_taught else "context"] * (stop - start)
     byte = 0
     roles, types = sample.roles_T[sample.prompt_length :], sample.types_T[sample.prompt_length :]
-    for index, token_id in enumerate(parsed.prefix_token_ids):
+    for index, token_id in enumerate(parsed.prefix_token_ids[: parsed.num_verbatim_prefix_tokens]):
         piece = pieces_of(tok)[token_id]
         held = set(paint[byte : byte + len(piece)])
         in_gaps = [c for c, what in zip(piece, paint[byte:], strict=False) if what == "gap"]
@@ -145,9 +147,8 @@ def test_supervised_tokens_of_the_prefix_hold_matched_records_and_separators_onl
             assert "matched" in held
             assert "context" not in held
             assert bytes(in_gaps).strip(b" \t\r\n") in (b"", b",")
-        elif held == {"matched"}:
-            # The one exception: the cut token, when it was shared with a record that is context.
-            assert index >= parsed.num_verbatim_prefix_tokens
+        else:
+            assert held != {"matched"}
         if held == {"context"}:
             assert roles[index] in (Role.FP_PREFIX, Role.DROPPED_PREFIX)
         if types[index] == TokenType.COORD and not is_supervised:
