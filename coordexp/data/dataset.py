@@ -7,6 +7,7 @@ from typing import Any
 
 from coordexp.codec.records import Record, iter_jsonl, order_objects
 from coordexp.codec.serialize import serialize
+from coordexp.data.source import SOURCE_COLUMN, source_of
 from coordexp.errors import RecordError
 
 
@@ -25,13 +26,14 @@ def conversation(record: Record, *, prompt: str) -> dict[str, Any]:
 def training_row(
     record: Record, *, prompt: str, field_order: str = "desc_first", ordering: str = "sorted", seed: int = 0
 ) -> dict[str, Any]:
-    """The question and its CoordJSON answer, as one ms-swift row.
+    """The question, its CoordJSON answer and where it came from, as one ms-swift row.
 
     `ordering="random"` shuffles with a seed of its own per line, so that rows do not depend on their neighbours.
     """
     row = conversation(record, prompt=prompt)
     objects = order_objects(record.objects, ordering, seed=seed * 1_000_003 + (record.line or 0))
     row["messages"].append({"role": "assistant", "content": serialize(objects, field_order)})
+    row[SOURCE_COLUMN] = source_of(record).to_text()
     return row
 
 

@@ -64,6 +64,8 @@ class SupervisedRows:
     """int64 [num_text] of TextRole (stage 2)."""
     dropped_invalid_R: Tensor | None = None
     """bool [num_text]: the row's sample dropped an invalid prediction (stage 2)."""
+    types_R: Tensor | None = None
+    """int8 [R] of codec.token_types.TokenType, for the token metrics; IGNORE where a row is not counted."""
 
     @classmethod
     def from_labels(cls, labels_BT: Tensor, columns: CoordColumns) -> SupervisedRows:
@@ -128,6 +130,7 @@ class SupervisedRows:
             self.group,
             None if self.roles_R is None else self.roles_R[rows],
             None if self.dropped_invalid_R is None else self.dropped_invalid_R[rows],
+            None if self.types_R is None else self.types_R[rows],
         )
 
     def coord_slice(self, start: int, stop: int) -> SupervisedRows:
@@ -141,6 +144,7 @@ class SupervisedRows:
             self.group,
             None if self.roles_R is None else self.roles_R[:0],
             None if self.dropped_invalid_R is None else self.dropped_invalid_R[:0],
+            None if self.types_R is None else self.types_R[rows],
         )
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SupervisedRows]]:

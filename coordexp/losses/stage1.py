@@ -31,8 +31,24 @@ from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
 from coordexp.losses.settings import check_bool, check_numbers, dotted, number, read
 from coordexp.losses.sums import SumCount, add_up, divide, sum_count
+from coordexp.metrics import keys_stage1 as keys
 
 COORD_TERMS = ("soft_ce", "w1", "ce", "gate")
+TERM_KEYS = {
+    "soft_ce": keys.COORD_DIAG_SOFT_CE,
+    "w1": keys.COORD_DIAG_W1,
+    "ce": keys.COORD_DIAG_CE,
+    "gate": keys.COORD_DIAG_GATE,
+}
+MONITOR_KEYS = {
+    "acc_top5": keys.COORD_DIAG_ACC_TOP5,
+    "p_gt_mean": keys.COORD_DIAG_P_GT_MEAN,
+    "margin_mean": keys.COORD_DIAG_MARGIN_MEAN,
+    "expected_bin_mae": keys.COORD_DIAG_EXPECTED_BIN_MAE,
+    "w1_to_delta": keys.COORD_DIAG_W1_TO_DELTA,
+    "coord_vocab_mass": keys.COORD_DIAG_COORD_VOCAB_MASS,
+}
+"""Names of `losses.coord.monitor_rows` -> metric keys."""
 
 
 @dataclass(frozen=True)
@@ -123,21 +139,19 @@ class Stage1Terms:
         """
         ones = torch.ones_like(self.text.count)
         text, num_coord = self.text.detach(), self.abs_err_N.numel()
-        metrics = {"base_ce/noncoord_tokens": SumCount(text.count, ones)}
+        metrics = {keys.BASE_CE_NONCOORD_TOKENS: SumCount(text.count, ones)}
         if self.num_text:
-            metrics["base_ce/loss"] = text
+            metrics[keys.BASE_CE_LOSS] = text
         if num_coord == 0:
             return metrics
-        losses = {"loss": self.coord.detach()} | self.raw
-        coord_diag = {
-            "enabled": SumCount(ones * float(self.enabled), ones),
-            "coord_tokens": SumCount(self.coord.count, ones),
-            "expected_bin_abs_err_p90": SumCount(atoms.p90(self.abs_err_N), ones),
-        }
-        for name, value in (losses | self.monitors | coord_diag).items():
-            metrics[f"coord_diag/{name}"] = value
-        for name, value in losses.items():
-            metrics[f"coord_softce_w1/{name}"] = value
+        losses = {keys.COORD_DIAG_LOSS: self.coord.detach()}
+        losses |= {TERM_KEYS[name]: term for name, term in self.raw.items()}
+        metrics |= losses
+        metrics |= {MONITOR_KEYS[name]: monitor for name, monitor in self.monitors.items()}
+        metrics |= {keys.COORD_SOFTCE_W1_ALIASES[key]: value for key, value in losses.items()}
+        metrics[keys.COORD_DIAG_ENABLED] = SumCount(ones * float(self.enabled), ones)
+        metrics[keys.COORD_DIAG_COORD_TOKENS] = SumCount(self.coord.count, ones)
+        metrics[keys.COORD_DIAG_EXPECTED_BIN_ABS_ERR_P90] = SumCount(atoms.p90(self.abs_err_N), ones)
         return metrics
 
 

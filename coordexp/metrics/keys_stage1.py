@@ -215,14 +215,13 @@ TRAIN_SAMPLES_TOTAL = STEP_HELPERS.define(
     "Original (unpacked) samples that were trained on. Channel A: dataset samples; channel B: rollout "
     "samples.",
     unit="samples",
-    when="stage-2 steps",
 )
 TRAIN_SAMPLES_SEEN = STEP_HELPERS.define(
     "train/samples_seen",
     Kind.GAUGE,
-    "Running total of `train/samples_total`: a progress axis that packing does not bend.",
+    "Running total of `train/samples_total` over all ranks, kept across a resume: a progress axis that packing does "
+    "not bend.",
     unit="samples",
-    when="stage-2 steps",
     reduce=Reduce.MAX,
 )
 TRAIN_MICRO_STEPS = STEP_HELPERS.define(
@@ -230,7 +229,6 @@ TRAIN_MICRO_STEPS = STEP_HELPERS.define(
     Kind.GAUGE,
     "Micro-steps of an optimizer step, about `gradient_accumulation_steps`.",
     unit="micro-steps",
-    when="stage-2 steps",
     over="optimizer steps",
 )
 ACCUM_GRAD_STEPS = STEP_HELPERS.define(

@@ -10,8 +10,8 @@ TOP5_ON = TYPES_ON + ", and log_top5 on"
 TOKEN_TYPES = Section(
     "Token accuracy and token types",
     "Top-1 and top-5 accuracy on supervised rows, split by the type of the true token: `desc` (inside a "
-    "description), "
-    "`coord` (a coordinate token), `format` (all other structure). Switches: `custom.token_type_metrics.*`.",
+    "description), `coord` (a coordinate token), `format` (all other structure). Switches: "
+    "`custom.token_type_metrics.*`; what is split by type counts samples of its included datasets only.",
 )
 
 TOKEN_ACC = TOKEN_TYPES.define(
@@ -79,7 +79,7 @@ COORD_MONITOR = Section(
     "Coordinate vocabulary, both ways (`coord_monitor/*`)",
     "Two opposite failures: a coordinate slot answered with text, and a text slot answered with a "
     "coordinate token. "
-    "`text` is every non-coordinate type together.",
+    "`text` is every non-coordinate type together. Counts samples of included datasets, as the split by type does.",
 )
 
 

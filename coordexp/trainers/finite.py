@@ -1,14 +1,22 @@
-"""Stop a run whose loss is not finite, before the optimizer can spread the damage, on all ranks together."""
+"""A loss that is not finite never reaches the weights: the run stops, or the step is skipped, on all ranks together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import TrainerCallback
 
 from coordexp.errors import CoordExpError
+
+logger = logging.getLogger(__name__)
+
+SHOWN_SAMPLES = 8
+ADVICE = "Lower the learning rate or max_grad_norm, or look at these samples"
 
 
 class NonFiniteLossError(CoordExpError):
@@ -20,21 +28,31 @@ class FiniteLossGuard:
 
     All ranks call `watch` with the same terms and `check` equally often. `check` costs one small collective and the
     only host sync of the step, before the backward pass of the last micro-batch.
+
+    Arguments:
+        on_nonfinite: `custom.on_nonfinite_loss`. `skip_step` also needs a `DropUpdate` among the trainer's callbacks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_nonfinite: Literal["stop", "skip_step"] = "stop") -> None:
+        self._on_nonfinite = on_nonfinite
         self._names: tuple[str, ...] = ()
         self._flags: list[Tensor] = []
+        self._samples: list[Sequence[str]] = []
+        self._drops_update = False
 
-    def watch(self, terms: Mapping[str, Tensor]) -> None:
+    def watch(self, terms: Mapping[str, Tensor], sample_ids: Sequence[str] = ()) -> None:
         """Remember whether each term (0-dim) of one micro-batch is finite. No host sync."""
         self._names = tuple(terms)
         self._flags.append(torch.stack([term.detach().isfinite().logical_not() for term in terms.values()]))
+        self._samples.append(sample_ids)
 
     def check(self, step: int) -> None:
-        """Raise NonFiniteLossError on every rank if any term of any rank was not finite; forget the terms."""
-        bad_MA = torch.stack(self._flags).to(torch.int8)
-        self._flags = []
+        """Look for terms that were not finite on any rank, and forget the terms. The same on every rank.
+
+        Raises NonFiniteLossError for `stop`. For `skip_step` it warns, and the next `take_drop` is True.
+        """
+        bad_MA, samples = torch.stack(self._flags).to(torch.int8), self._samples
+        self._flags, self._samples = [], []
         ranks = [bad_MA]
         if dist.is_available() and dist.is_initialized():
             ranks = [torch.empty_like(bad_MA) for _ in range(dist.get_world_size())]
@@ -42,12 +60,60 @@ class FiniteLossGuard:
         bad_RMA = torch.stack(ranks)
         if not bad_RMA.any():
             return
-        found = [
-            f"rank {rank}, micro-batch {micro}: {self._names[atom]}"
-            for rank, micro, atom in bad_RMA.nonzero().tolist()
-        ]
-        raise NonFiniteLossError(
-            f"the loss is not finite at step {step} ({'; '.join(found)}). Stopped before the optimizer update, so the "
-            "weights are those of the step before. Lower the learning rate or max_grad_norm, or look at the data of "
-            "that micro-batch; resume from the last checkpoint."
-        )
+        found = f"the loss is not finite at step {step} ({self._describe(bad_RMA, samples)})."
+        if self._on_nonfinite == "stop":
+            raise NonFiniteLossError(
+                f"{found} Stopped before the optimizer update, so the weights are those of the step before. {ADVICE}; "
+                "resume from the last checkpoint, or set custom.on_nonfinite_loss: skip_step."
+            )
+        self._drops_update = True
+        logger.warning("%s The step is skipped: its gradients are dropped on all ranks. %s.", found, ADVICE)
+
+    def take_drop(self) -> bool:
+        """Whether the gradients of the step must be dropped; False from then on."""
+        drops, self._drops_update = self._drops_update, False
+        return drops
+
+    def _describe(self, bad_RMA: Tensor, samples: Sequence[Sequence[str]]) -> str:
+        """Rank, micro-batch, terms and samples of everything that was not finite, in words."""
+        samples_RM = [samples]
+        if len(bad_RMA) > 1:
+            samples_RM = [[]] * len(bad_RMA)
+            dist.all_gather_object(samples_RM, list(samples))
+        found = []
+        for rank, micro in bad_RMA.amax(-1).nonzero().tolist():
+            terms = [
+                name
+                for name, is_bad in zip(self._names, bad_RMA[rank, micro].tolist(), strict=True)
+                if is_bad
+            ]
+            of = _shown(samples_RM[rank][micro])
+            found.append(
+                f"rank {rank}, micro-batch {micro}: {', '.join(terms)}" + (f", of {of}" if of else "")
+            )
+        return "; ".join(found)
+
+
+class DropUpdate(TrainerCallback):
+    """Drops the gradients of a skipped step just before the optimizer would use them.
+
+    Parameters without a gradient are left alone by every optimizer, weight decay and moments included. (fp16: by then
+    accelerate has unscaled them, so the scaler does not miss them.)
+
+    Arguments:
+        guard: says which steps.
+        on_skip: called once for each.
+    """
+
+    def __init__(self, guard: FiniteLossGuard, on_skip: Callable[[], None]) -> None:
+        self._guard, self._on_skip = guard, on_skip
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._guard.take_drop():
+            self._on_skip()
+            kwargs["optimizer"].zero_grad(set_to_none=True)
+
+
+def _shown(sample_ids: Sequence[str]) -> str:
+    more = len(sample_ids) - SHOWN_SAMPLES
+    return ", ".join(sample_ids[:SHOWN_SAMPLES]) + (f" and {more} more" if more > 0 else "")

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from coordexp.trainers.finite import FiniteLossGuard, NonFiniteLossError
+from coordexp.trainers.finite import DropUpdate, FiniteLossGuard, NonFiniteLossError
 
 ONE, NAN, INF = torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(float("-inf"))
 
@@ -39,10 +39,45 @@ def test_a_step_does_not_remember_the_one_before():
     guard.check(2)
 
 
+def test_message_names_the_samples_of_the_bad_micro_batch():
+    guard = FiniteLossGuard()
+    guard.watch({"text": ONE, "coord": ONE}, ["a.jsonl:1"])
+    guard.watch({"text": NAN, "coord": INF}, [f"a.jsonl:{line}" for line in range(2, 13)])
+    with pytest.raises(NonFiniteLossError) as caught:
+        guard.check(7)
+    shown = ", ".join(f"a.jsonl:{line}" for line in range(2, 10))
+    assert f"(rank 0, micro-batch 1: text, coord, of {shown} and 3 more)" in str(caught.value)
+    assert "a.jsonl:1," not in str(caught.value)
+
+
+def test_a_skipped_step_leaves_weights_and_moments_alone(caplog):
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.1)
+    guard, skipped = FiniteLossGuard("skip_step"), []
+    callback = DropUpdate(guard, lambda: skipped.append(len(history)))
+    history = []
+    for step, factor in enumerate([1.0, float("nan"), 1.0], start=1):
+        loss = (factor * weight).sum()
+        guard.watch({"text": loss}, ["a.jsonl:5"])
+        guard.check(step)
+        loss.backward()
+        callback.on_pre_optimizer_step(None, None, None, optimizer=optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append((weight.detach().clone(), int(optimizer.state[weight]["step"])))
+    (first, after_one), (second, after_two), (third, after_three) = history
+    assert torch.equal(first, second)
+    assert (after_one, after_two, after_three) == (1, 1, 2)
+    assert bool((third < second).all())
+    assert skipped == [1]
+    [record] = caplog.records
+    assert "step 2 (rank 0, micro-batch 0: text, of a.jsonl:5). The step is skipped" in record.getMessage()
+
+
 def one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     guard = FiniteLossGuard()
-    guard.watch({"text": NAN if rank == 1 else ONE, "coord": ONE})
+    guard.watch({"text": NAN if rank == 1 else ONE, "coord": ONE}, [f"rank{rank}.jsonl:4"])
     try:
         guard.check(3)
     except NonFiniteLossError as error:
@@ -54,4 +89,4 @@ def test_one_bad_rank_stops_both(tmp_path: Path):
     mp.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
     messages = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
     assert messages[0] == messages[1]
-    assert "step 3 (rank 1, micro-batch 0: text)" in messages[0]
+    assert "step 3 (rank 1, micro-batch 0: text, of rank1.jsonl:4)" in messages[0]

@@ -1,0 +1,57 @@
+"""Token types of the supervised rows of a batch, worked out per sample before anything is padded or packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from coordexp.codec.coord_vocab import Tokenizer
+from coordexp.codec.token_types import TokenType, token_types
+from coordexp.data.source import DatasetFilter, SampleSource
+from coordexp.losses.inputs import IGNORE_INDEX, SupervisedRows
+
+
+class RowTyper:
+    """Gives supervised rows the types of their true tokens.
+
+    Arguments:
+        tok: the tokenizer of the labels.
+        counts: which datasets are counted; rows of samples from others get the type IGNORE.
+    """
+
+    def __init__(self, tok: Tokenizer, counts: DatasetFilter) -> None:
+        self._tok, self._counts = tok, counts
+
+    def labels_and_types(self, samples: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+        """int64 [2, S]: supervised labels of the samples, one sample after another, and their types."""
+        parts = [np.empty((2, 0), dtype=np.int64)]
+        for sample in samples:
+            labels = np.asarray(sample["labels"], dtype=np.int64).ravel()
+            labels = labels[labels != IGNORE_INDEX]
+            is_counted = self._counts(SampleSource.of_sample(sample).dataset)
+            types = token_types(labels.tolist(), self._tok) if is_counted else np.zeros_like(labels)
+            parts.append(np.stack([labels, types]))
+        return np.concatenate(parts, axis=1)
+
+
+def row_types(
+    labels_and_types: npt.NDArray[np.int64], labels_BT: Tensor, rows: SupervisedRows
+) -> Tensor | None:
+    """int8 [R], the type of the target of every row; None where the batch does not hold the samples' labels.
+
+    labels_and_types: from `RowTyper`.  labels_BT: int64, the batch's labels, padded or packed; samples in order.
+    rows: made from `labels_BT`.
+    """
+    flat = labels_BT.flatten()
+    at = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
+    labels, types = torch.from_numpy(labels_and_types).unbind()
+    if not torch.equal(flat[at], labels):
+        return None
+    types_flat = torch.full_like(flat, TokenType.IGNORE, dtype=torch.int8)
+    types_flat[at] = types.to(torch.int8)
+    return types_flat[rows.positions_R + 1]  # row t predicts token t + 1 of the same sequence

@@ -1,0 +1,111 @@
+"""What the metrics of stage 1 cost: time of a training step with all of them over one with none.
+
+    python tools/bench/bench_metrics.py
+    python tools/bench/bench_metrics.py --rounds 40 --preset nano --head fused
+
+One `swift sft` process with the stage-1 trainer of configs/demo/stage1.yaml, a tiny model and a batch of 8 scenes.
+A step is collation, forward, backward, clipping and the optimizer's update; images are encoded beforehand.
+
+    none   the loss alone: no monitors, no observer of logits, no token types, nothing gathered
+    all    everything the trainer logs, token types with top-5 and coordinate mass included, and after every
+           10 steps what is done at a logging step: reduction, payload, metrics.jsonl
+
+A round is 10 steps of each kind; they alternate step by step in changing order and take the same batches, so that a
+busy neighbour meets both alike. A ratio is the median over rounds. Wall and CPU time: a busy neighbour shows in the
+wall time first. Threads: OMP_NUM_THREADS (1 here if unset). The bound of 1.05 is for the defaults: exit status 1 when
+the ratio of CPU times is above it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from coordexp.data.shapes import PRESETS, generate_shapes
+from coordexp.models.tiny import build_tiny_model
+
+ROOT = Path(__file__).parents[2]
+BOUND = 1.05
+BATCH_SIZE = 8
+
+Seconds = dict[str, list[tuple[float, float]]]
+"""Kind -> wall and CPU seconds per step of every round."""
+
+
+def run_trainer(folder: Path, preset: str, head: str, rounds: int) -> Seconds:
+    """Measured inside the trainer's process."""
+    build_tiny_model(folder / "model", preset=preset, seed=0)
+    generate_shapes(folder / "data", PRESETS["demo"], num_train=4 * BATCH_SIZE, num_val=1, seed=0)
+    flags = {
+        "model": folder / "model",
+        "dataset": folder / "data" / "train.jsonl",
+        "val_dataset": folder / "data" / "val.jsonl",
+        "output_dir": folder / "run",
+        "external_plugins": [
+            ROOT / "coordexp" / "plugin.py",
+            Path(__file__).with_name("bench_metrics_plugin.py"),
+        ],
+        "callbacks": "measure_metrics",
+        "per_device_train_batch_size": BATCH_SIZE,
+        "dataloader_num_workers": 0,
+        "report_to": "none",
+        "set": [f"custom.head={head}", "custom.token_type_metrics={enabled: true, include: ['*']}"],
+    }
+    argv = [
+        sys.executable,
+        "-m",
+        "coordexp.cli.main",
+        "train",
+        str(ROOT / "configs" / "demo" / "stage1.yaml"),
+    ]
+    for name, value in flags.items():
+        argv += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    result = folder / "seconds.json"
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "BENCH_ROUNDS": str(rounds),
+        "BENCH_RESULT": str(result),
+    }
+    done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if not result.is_file():
+        raise SystemExit(f"the run failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return json.loads(result.read_text())
+
+
+def report(seconds: Seconds) -> bool:
+    """Print the table and the ratios; whether that of CPU times keeps to the bound."""
+    print(f"{'':<5} {'metrics':<8} {'median ms/step':>15} {'fastest ms/step':>16}")
+    ratios = {}
+    for index, clock in enumerate(("wall", "CPU")):
+        none, every = ([one[index] for one in seconds[kind]] for kind in ("none", "all"))
+        for kind, values in (("none", none), ("all", every)):
+            print(f"{clock:<5} {kind:<8} {1e3 * statistics.median(values):>15.2f} {1e3 * min(values):>16.2f}")
+        ratios[clock] = statistics.median(a / n for a, n in zip(every, none, strict=True))
+    holds = ratios["CPU"] <= BOUND
+    verdict = f"bound {BOUND}, {'ok' if holds else 'MISSED'}"
+    print(f"all / none: CPU time {ratios['CPU']:.3f} ({verdict}), wall {ratios['wall']:.3f}")
+    return holds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of 10 steps of each kind")
+    parser.add_argument("--preset", default="demo", help="tiny model: demo (2.8M parameters) or nano")
+    parser.add_argument("--head", default="auto", choices=("auto", "plain", "fused"))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = run_trainer(Path(folder), args.preset, args.head, args.rounds)
+    return 0 if report(seconds) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

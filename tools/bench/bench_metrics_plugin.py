@@ -1,0 +1,130 @@
+"""The part of bench_metrics.py inside `swift sft`: `--callbacks measure_metrics` measures instead of training.
+
+BENCH_RESULT names the file for the wall and CPU seconds per step of every round, BENCH_ROUNDS how many rounds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from swift.callbacks import callbacks_map
+from torch import Tensor
+from transformers import TrainerCallback
+
+from coordexp.data.collator import take_rows, with_supervised_rows
+from coordexp.losses import coord as atoms
+from coordexp.losses.inputs import LossInputs
+from coordexp.losses.sums import divide
+from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
+
+STEPS = 10
+KINDS = ("none", "all")
+
+
+class LossAlone:
+    """What stage 1 must compute for its gradient, and no more; stands in for the trainer's `compute_loss`."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.weights = trainer, trainer.weights
+        self.needs = trainer.weights.needs()
+
+    def __call__(self, model: torch.nn.Module, inputs: dict[str, Any], **_options: Any) -> Tensor:
+        rows, _ = take_rows(inputs)
+        for key in SUPERVISION_KEYS:
+            inputs.pop(key, None)
+        loss, _ = self.trainer.head(
+            model, self.trainer.unwrapped_model, inputs, rows, self.needs, self._objective, None
+        )
+        self.trainer.stop_if_not_finite({"loss": loss})
+        return loss
+
+    def _objective(self, inputs: LossInputs) -> tuple[Tensor, None]:
+        text_count, coord_count = self.trainer._step_counts.unbind()
+        weights, dist, bins_N = self.weights, inputs.distribution, inputs.rows.bins_N
+        target_NK = atoms.gaussian_targets(
+            bins_N,
+            dist.num_bins,
+            weights.target_sigma,
+            weights.target_truncate,
+            dtype=dist.log_probs_NK.dtype,
+        )
+        coord_N = weights.soft_ce_weight * atoms.soft_ce_rows(dist, target_NK)
+        coord_N = coord_N + weights.w1_weight * atoms.w1_rows(dist, target_NK)
+        coord_N = coord_N + weights.ce_weight * atoms.token_ce_rows(dist, bins_N)
+        if inputs.coord_log_odds_N is not None:
+            coord_N = coord_N + weights.gate_weight * atoms.gate_rows(inputs.coord_log_odds_N)
+        return divide(inputs.text_ce_R.sum(), text_count) + divide(coord_N.sum(), coord_count), None
+
+
+class Bench:
+    """Runs steps of a trainer with its metrics or without."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.model = trainer, trainer.model_wrapped
+        self.ways = {
+            "all": (trainer.data_collator, trainer.compute_loss),
+            "none": (
+                with_supervised_rows(trainer.template.data_collator, trainer.columns),
+                LossAlone(trainer),
+            ),
+        }
+        batch_size = trainer.args.per_device_train_batch_size
+        samples = [trainer.train_dataset[index] for index in range(len(trainer.train_dataset))]
+        self.batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
+
+    def round(self) -> dict[str, tuple[float, float]]:
+        """Wall and CPU seconds per step of each kind, over STEPS steps. Both kinds take every batch."""
+        spent = {kind: [0.0, 0.0] for kind in KINDS}
+
+        def timed(kind: str, call: Callable[[], None]) -> None:
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            spent[kind][0] += (time.perf_counter() - wall) / STEPS
+            spent[kind][1] += (time.process_time() - cpu) / STEPS
+
+        for index in range(STEPS):
+            samples = self.batches[index % len(self.batches)]
+            for kind in KINDS if index % 2 else KINDS[::-1]:
+                timed(kind, partial(self._step, kind, samples))
+        timed("all", lambda: self.trainer.on_record("train", self.trainer.window_metrics("train")))
+        return {kind: (wall, cpu) for kind, (wall, cpu) in spent.items()}
+
+    def _step(self, kind: str, samples: list[dict[str, Any]]) -> None:
+        trainer = self.trainer
+        collate, trainer.compute_loss = self.ways[kind]
+        batch = collate([dict(sample) for sample in samples])
+        if kind == "all":
+            trainer.on_step(1)
+        trainer.plan_step([batch])
+        trainer.training_step(
+            self.model, batch, num_items_in_batch=1
+        )  # the loss divides by counts of its own
+        trainer.accelerator.clip_grad_norm_(self.model.parameters(), trainer.args.max_grad_norm)
+        trainer.optimizer.step()
+        self.model.zero_grad()
+
+
+class MeasureMetrics(TrainerCallback):
+    def __init__(self, args: Any, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, *_args: Any, **_kwargs: Any) -> None:
+        self.trainer.model.train()
+        bench = Bench(self.trainer)
+        bench.round()
+        seconds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        for _ in range(int(os.environ["BENCH_ROUNDS"])):
+            for kind, pair in bench.round().items():
+                seconds[kind].append(pair)
+        Path(os.environ["BENCH_RESULT"]).write_text(json.dumps(seconds))
+        raise SystemExit(0)
+
+
+callbacks_map["measure_metrics"] = MeasureMetrics
