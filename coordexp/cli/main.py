@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import select
 import sys
 from collections.abc import Sequence
 
 from coordexp import __version__
-from coordexp.errors import CoordExpError
+from coordexp.errors import EXIT_FAILURE, CoordExpError
 
 # Subcommands import torch, ms-swift or pydantic only inside `run`, so that `--help` and bad flags answer at once.
-COMMANDS = ("train", "config", "data", "model", "infer", "score", "eval", "metrics", "demo")
+COMMANDS = (
+    "train",
+    "config",
+    "data",
+    "model",
+    "infer",
+    "score",
+    "eval",
+    "report",
+    "doctor",
+    "metrics",
+    "demo",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,10 +49,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        return _module(args.command).run(args)
+        exit_code = _module(args.command).run(args)
+        sys.stdout.flush()
+        return exit_code
     except CoordExpError as error:
         print(f"coordexp {args.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at exit
+        return EXIT_FAILURE
+
+
+def _reader_has_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more (`| head`)."""
+    poll = select.poll()
+    poll.register(sys.stdout, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _module(command: str):

@@ -1,4 +1,4 @@
-"""`coordexp model ...`: make the tiny model, or give an existing one its coordinate tokens."""
+"""`coordexp model ...`: make the tiny model, give an existing one its coordinate tokens, merge trained offsets."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from coordexp.errors import EXIT_OK, ConfigError
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register `model` and its subcommands."""
-    parser = subparsers.add_parser("model", help="make a tiny model, add coordinate tokens")
+    parser = subparsers.add_parser("model", help="make a tiny model, add coordinate tokens, merge offsets")
     commands = parser.add_subparsers(dest="model_command", metavar="COMMAND", required=True)
     _add_tiny_parser(commands)
     _add_coord_tokens_parser(commands)
+    _add_merge_parser(commands)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen `model` subcommand; returns the process exit code."""
-    return {"tiny": _run_tiny, "add-coord-tokens": _run_add_coord_tokens}[args.model_command](args)
+    commands = {
+        "tiny": _run_tiny,
+        "add-coord-tokens": _run_add_coord_tokens,
+        "merge-offset": _run_merge_offset,
+    }
+    return commands[args.model_command](args)
 
 
 def _add_tiny_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,6 +55,18 @@ def _add_coord_tokens_parser(commands: argparse._SubParsersAction[argparse.Argum
     parser.add_argument("--pad-to-multiple-of", type=int, default=64, metavar="N", help="default 64")
 
 
+def _add_merge_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "merge-offset",
+        help="fold trained offsets of the coordinate tokens into the weights",
+        description="Write a checkpoint of a run with custom.coord_offset.enabled as a plain model, which every tool "
+        "loads and whose logits are the same. A LoRA checkpoint is merged into its base model on the way.",
+    )
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint directory to read")
+    parser.add_argument("--output", type=Path, required=True, help="directory to create")
+    parser.add_argument("--base", help="base model of a LoRA checkpoint (default: the one it names)")
+
+
 def _run_tiny(args: argparse.Namespace) -> int:
     corpus = None if args.corpus is None else _read_lines(args.corpus)
     from coordexp.models.tiny import build_tiny_model
@@ -77,6 +95,15 @@ def _run_add_coord_tokens(args: argparse.Namespace) -> int:
         print(f"added {num_added} coordinate tokens; wrote {args.output}")
     else:
         print(f"up to date: {args.output}")
+    return EXIT_OK
+
+
+def _run_merge_offset(args: argparse.Namespace) -> int:
+    from coordexp.models.merge_offset import merge_offset
+
+    unties = merge_offset(args.model, args.output, base=args.base)
+    note = "; embedding and head are two matrices now (tie_word_embeddings: false)" if unties else ""
+    print(f"wrote {args.output}{note}")
     return EXIT_OK
 
 

@@ -2,6 +2,7 @@
 
 `gt_vs_pred.jsonl`          one line per image: ground truth and parsed predictions in pixels
 `pred_token_trace.jsonl`    beside it, one line per image: generated tokens and their log-probabilities
+`infer_run.json`            what these two were made with: model, data, decoding
 `gt_vs_pred_scored.jsonl`   the first file with a score per prediction (coordexp.eval.confidence)
 
 A box is xyxy in pixels of the image the record names; bins become pixels by the inverse of the data contract's rule.
@@ -23,6 +24,7 @@ from coordexp.geometry import dequantize_points
 GT_VS_PRED = "gt_vs_pred.jsonl"
 TOKEN_TRACE = "pred_token_trace.jsonl"
 SCORED = "gt_vs_pred_scored.jsonl"
+RUN_META = "infer_run.json"
 COORD_MODE = "pixel"
 
 

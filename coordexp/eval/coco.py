@@ -13,18 +13,25 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from coordexp.errors import ConfigError, RecordError
+from coordexp.errors import ConfigError
+from coordexp.eval.coco_checks import (
+    CocoDict,
+    CocoResults,
+    checked_dataset,
+    checked_results,
+    finite_score,
+    unique_ids,
+)
 from coordexp.geometry import FloatArray, box_polygon, polygon_area, polygon_box, xyxy_to_xywh
 
 ENGINES = ("pycocotools", "faster-coco-eval")
@@ -46,8 +53,9 @@ METRIC_NAMES = (
 )
 """Keys of the 12 COCO numbers, in the order of pycocotools' `stats`. -1: no ground truth to measure on."""
 
-CocoDict = dict[str, Any]
-CocoResults = list[dict[str, Any]]
+
+MAX_DETS = (1, 10, 100)
+AREAS = ("all", "small", "medium", "large")
 
 
 @dataclass(frozen=True)
@@ -56,25 +64,62 @@ class CocoEvaluation:
 
     precision: float64 [T, R, K, A, M], recall: float64 [T, K, A, M], iou_thresholds: [T], recall_points: [R].
     T = 10 IoU thresholds, R = 101 recall points, K = categories by ascending id (`category_names`), A = areas
-    (all, small, medium, large), M = detection limits (1, 10, 100).
+    (all, small, medium, large), M = detection limits (`max_dets`).
     """
 
-    metrics: dict[str, float]
     precision: FloatArray
     recall: FloatArray
     category_names: list[str]
     iou_thresholds: FloatArray
     recall_points: FloatArray
+    max_dets: tuple[int, ...] = MAX_DETS
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The 12 numbers under `METRIC_NAMES` (AR by detection limit when other limits were asked for)."""
+        return self._numbers(slice(None))
+
+    def per_category(self) -> dict[str, dict[str, float]]:
+        """The same numbers by category name; categories without ground truth are left out."""
+        numbers = {name: self._numbers([k]) for k, name in enumerate(self.category_names)}
+        return {name: found for name, found in numbers.items() if found["AP"] > -1}
 
     def per_category_ap(self) -> dict[str, float]:
         """AP over IoU 0.50:0.05:0.95 by category name; categories without ground truth are left out."""
-        all_areas, most_detections = 0, -1
-        aps: dict[str, float] = {}
-        for k, name in enumerate(self.category_names):
-            precision_TR = self.precision[:, :, k, all_areas, most_detections]
-            if (precision_TR > -1).any():
-                aps[name] = float(precision_TR[precision_TR > -1].mean())
-        return aps
+        return {name: numbers["AP"] for name, numbers in self.per_category().items()}
+
+    def pr_curve(self, iou: float | None = None) -> list[float]:
+        """Precision at every recall point, mean over the categories with ground truth; [] without any.
+
+        iou: one of the IoU thresholds, None for the mean over all of them.
+        """
+        precision_TRK = self.precision[self._thresholds(iou), :, :, AREAS.index("all"), -1]
+        has_gt_K = (precision_TRK > -1).all(axis=(0, 1))
+        if not has_gt_K.any():
+            return []
+        curve: list[float] = precision_TRK[:, :, has_gt_K].mean(axis=(0, 2)).tolist()
+        return curve
+
+    def _numbers(self, categories: slice | list[int]) -> dict[str, float]:
+        def ap(iou: float | None = None, area: str = "all") -> float:
+            table = self.precision[self._thresholds(iou)][:, :, categories, AREAS.index(area), -1]
+            return _mean_of_measured(table)
+
+        def ar(limit: int = -1, area: str = "all") -> float:
+            return _mean_of_measured(self.recall[:, categories, AREAS.index(area), limit])
+
+        sizes = AREAS[1:]
+        return {
+            "AP": ap(),
+            "AP50": ap(iou=0.5),
+            "AP75": ap(iou=0.75),
+            **{f"AP_{size}": ap(area=size) for size in sizes},
+            **{f"AR{most}": ar(index) for index, most in enumerate(self.max_dets)},
+            **{f"AR_{size}": ar(area=size) for size in sizes},
+        }
+
+    def _thresholds(self, iou: float | None) -> slice | NDArray[np.bool_]:
+        return slice(None) if iou is None else np.isclose(self.iou_thresholds, iou)
 
 
 def evaluate_coco(
@@ -99,28 +144,42 @@ def run_coco(
     *,
     iou_type: str = "bbox",
     engine: str = "pycocotools",
+    max_dets: Sequence[int] = MAX_DETS,
 ) -> CocoEvaluation:
-    """As `evaluate_coco`, with the precision and recall tables for curves and per-category numbers."""
+    """As `evaluate_coco`, with the precision and recall tables for curves and per-category numbers.
+
+    max_dets: detections looked at per image and category, ascending; AP takes the last, AR every one.
+    """
     if engine not in ENGINES:
         raise ConfigError(f"engine is {engine!r}: expected one of {', '.join(ENGINES)}")
     if iou_type not in IOU_TYPES:
         raise ConfigError(f"iou_type is {iou_type!r}: expected one of {', '.join(IOU_TYPES)}")
-    dataset = _dataset_copy(gt)
-    results = _results_copy(preds, dataset, iou_type)
+    if not max_dets or min(max_dets) < 1 or list(max_dets) != sorted(set(max_dets)):
+        raise ConfigError(
+            f"max_dets are {list(max_dets)}: expected ascending whole numbers of at least 1, such as 1 10 100"
+        )
+    dataset = checked_dataset(gt, iou_type)
+    results = checked_results(preds, dataset, iou_type)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = _evaluator(dataset, results, iou_type, engine)
+        evaluator.params.maxDets = list(max_dets)
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
     names = {category["id"]: category["name"] for category in dataset["categories"]}
     return CocoEvaluation(
-        metrics={name: float(value) for name, value in zip(METRIC_NAMES, evaluator.stats[:12], strict=True)},
         precision=np.asarray(evaluator.eval["precision"]),
         recall=np.asarray(evaluator.eval["recall"]),
         category_names=[names[category_id] for category_id in sorted(names)],
         iou_thresholds=np.asarray(evaluator.params.iouThrs),
         recall_points=np.asarray(evaluator.params.recThrs),
+        max_dets=tuple(max_dets),
     )
+
+
+def _mean_of_measured(table: FloatArray) -> float:
+    """Mean over the entries with ground truth, -1 if there are none."""
+    measured = table[table > -1]
+    return float(measured.mean()) if measured.size else -1.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +220,7 @@ def to_coco(images: Iterable[ImageDetections], desc_map: Mapping[str, str] | Non
     that is not a finite number, ConfigError for a `desc_map` target that is no category.
     """
     images = list(images)
-    _unique_ids([{"id": image.image_id} for image in images], "images")
+    unique_ids([{"id": image.image_id} for image in images], "images")
     names = sorted({desc for image in images for desc, _ in image.gt})
     category_ids = {name: category_id for category_id, name in enumerate(names, start=1)}
     desc_map = desc_map or {}
@@ -202,9 +261,7 @@ def _export_predictions(
         if category != desc:
             export.mapped[desc] += 1
         result = {"image_id": image.image_id, "category_id": category_ids[category], **_coco_result(points)}
-        export.preds.append(
-            {**result, "score": _finite_score(score, f"image {image.image_id} pred[{index}]")}
-        )
+        export.preds.append({**result, "score": finite_score(score, f"image {image.image_id} pred[{index}]")})
 
 
 def _coco_annotation(points: Sequence[float]) -> CocoDict:
@@ -219,7 +276,8 @@ def _coco_annotation(points: Sequence[float]) -> CocoDict:
 
 def _coco_result(points: Sequence[float]) -> CocoDict:
     if len(points) == 4:
-        return {"bbox": xyxy_to_xywh(points).tolist()}
+        x1, y1, x2, y2 = map(float, points)
+        return {"bbox": [x1, y1, x2 - x1, y2 - y1]}
     box = xyxy_to_xywh(polygon_box(points)).tolist()
     return {"bbox": box, "segmentation": [[float(value) for value in points]]}
 
@@ -242,105 +300,3 @@ def _no_results(dataset: CocoDict) -> COCO:
     coco_dt.dataset = {"images": dataset["images"], "categories": dataset["categories"], "annotations": []}
     coco_dt.createIndex()
     return coco_dt
-
-
-def _dataset_copy(gt: Mapping[str, Any]) -> CocoDict:
-    """A checked copy one level deep (the engines write into annotations), annotations renumbered from 1.
-
-    pycocotools takes annotation id 0 for "unmatched", so ids of the file are not used.
-    """
-    missing = [key for key in ("images", "annotations", "categories") if key not in gt]
-    if missing:
-        raise RecordError(
-            f"the COCO ground truth has no {', '.join(missing)}: expected images, annotations, categories"
-        )
-    image_ids = _unique_ids(gt["images"], "images")
-    category_ids = _unique_ids(gt["categories"], "categories")
-    annotations = []
-    for index, annotation in enumerate(gt["annotations"]):
-        where = f"gt annotations[{index}]"
-        _check_reference(annotation, "image_id", image_ids, where)
-        _check_reference(annotation, "category_id", category_ids, where)
-        box = _finite_box(annotation, where)
-        defaults = {"iscrowd": 0, "area": box[2] * box[3]}
-        annotations.append({**defaults, **annotation, "bbox": box, "id": index + 1})
-    return {
-        "info": {},
-        "images": [dict(image) for image in gt["images"]],
-        "categories": [dict(category) for category in gt["categories"]],
-        "annotations": annotations,
-    }
-
-
-def _results_copy(preds: Sequence[Mapping[str, Any]], dataset: CocoDict, iou_type: str) -> CocoResults:
-    """Checked copies of the results; without boxes, polygons become run-length masks as `loadRes` expects."""
-    sizes = {image["id"]: (image.get("height"), image.get("width")) for image in dataset["images"]}
-    category_ids = {category["id"] for category in dataset["categories"]}
-    every_box = all("bbox" in pred for pred in preds)
-    results = []
-    for index, pred in enumerate(preds):
-        where = f"preds[{index}]"
-        _check_reference(pred, "image_id", sizes, where)
-        _check_reference(pred, "category_id", category_ids, where)
-        copy = {**pred, "score": _finite_score(pred.get("score"), where)}
-        if iou_type == "bbox" or every_box:
-            copy["bbox"] = _finite_box(pred, where)
-        elif "segmentation" not in pred:
-            raise RecordError(
-                f"{where} has no segmentation: expected one in every result, or a bbox in every result"
-            )
-        else:
-            copy.pop("bbox", None)
-            copy["segmentation"] = _run_length_mask(pred["segmentation"], *sizes[pred["image_id"]])
-        results.append(copy)
-    return results
-
-
-def _unique_ids(entries: Sequence[Mapping[str, Any]], what: str) -> set[int]:
-    ids: set[int] = set()
-    for index, entry in enumerate(entries):
-        if entry["id"] in ids:
-            raise RecordError(f"gt {what}[{index}] repeats id {entry['id']}: ids must be unique")
-        ids.add(entry["id"])
-    return ids
-
-
-def _check_reference(entry: Mapping[str, Any], key: str, known: Any, where: str) -> None:
-    if key not in entry:
-        raise RecordError(f"{where} has no {key}")
-    if entry[key] not in known:
-        kind = "images" if key == "image_id" else "categories"
-        raise RecordError(
-            f"{where}.{key} is {entry[key]!r}, not one of the {len(known)} {kind} of the ground truth: "
-            "are these results of another data set?"
-        )
-
-
-def _finite_score(score: float | None, where: str) -> float:
-    if score is None:
-        raise RecordError(
-            f"{where} has no score: COCO evaluation needs scored detections (`coordexp score` adds them)"
-        )
-    if not math.isfinite(score):
-        raise RecordError(f"{where}.score is {score}: expected a finite number")
-    return float(score)
-
-
-def _finite_box(entry: Mapping[str, Any], where: str) -> list[float]:
-    box = entry.get("bbox")
-    if (
-        box is None
-        or len(box) != 4
-        or not all(math.isfinite(value) for value in box)
-        or min(box[2], box[3]) < 0
-    ):
-        raise RecordError(
-            f"{where}.bbox is {box!r}: expected 4 finite pixel values (x, y, width >= 0, height >= 0)"
-        )
-    return [float(value) for value in box]
-
-
-def _run_length_mask(segmentation: Any, height: int, width: int) -> Any:
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    return segmentation

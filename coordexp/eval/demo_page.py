@@ -5,16 +5,12 @@ Pictures are embedded, styles are inline, nothing is fetched: the file opens fro
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
-
 from coordexp.errors import ContractError
+from coordexp.eval.page import data_uri, format_measure, write_page
 
 
 class HeadlineRow(TypedDict):
@@ -74,7 +70,6 @@ MEASURES = (
 """The rows of the headline table, in order."""
 
 _HERO_KEYS = ("f1_50", "map", "bin_error")
-_COORD_TOKEN = re.compile(r"&lt;\|coord_\d{1,3}\|&gt;")
 
 
 def write_demo_page(
@@ -96,7 +91,9 @@ def write_demo_page(
         ContractError: no headline row, an unknown measure, or a picture that does not exist.
     """
     _check_headline(headline)
-    html = _environment().get_template("demo_page.html.jinja").render(
+    return write_page(
+        out_dir / "index.html",
+        "demo_page.html.jinja",
         notes=notes,
         facts=notes.get("facts", {}),
         heroes=_heroes(headline),
@@ -104,34 +101,7 @@ def write_demo_page(
         table=[(measure, _cells(measure, headline)) for measure in MEASURES],
         curves=[(path.stem.replace("_", " "), _data_uri(path)) for path in curves],
         gallery=[{**item, "source": _data_uri(item["picture"])} for item in gallery],
-    )  # fmt: skip
-    out_dir.mkdir(parents=True, exist_ok=True)
-    page, staged = out_dir / "index.html", out_dir / ".index.html.partial"
-    staged.write_text(html, encoding="utf-8")
-    staged.replace(page)
-    return page
-
-
-def format_measure(value: float | None, decimals: int) -> str:
-    """The number as shown in the table; a dash for None."""
-    return "–" if value is None else f"{value:.{decimals}f}"
-
-
-def mark_coord_tokens(text: str) -> Markup:
-    """HTML of model text, escaped, with every coordinate token in a `<span class="coord">`."""
-    return Markup(_COORD_TOKEN.sub(r'<span class="coord">\g<0></span>', str(escape(text))))
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("coordexp.eval", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
-    environment.filters["mark_coord_tokens"] = mark_coord_tokens
-    return environment
 
 
 def _check_headline(headline: Sequence[HeadlineRow]) -> None:
@@ -178,4 +148,4 @@ def _value(row: HeadlineRow, measure: _Measure) -> float | None:
 def _data_uri(path: Path) -> str:
     if not path.is_file():
         raise ContractError(f"demo page: picture {path} does not exist")
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+    return data_uri(path.read_bytes(), "image/png")

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from coordexp.errors import ConfigError, ContractError
-from coordexp.geometry import FloatArray, pairwise_iou
+from coordexp.geometry import FloatArray, IntArray, box_areas, pairwise_iou
 from coordexp.matching import MatchResult
 
 COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
@@ -99,6 +99,18 @@ class DetectionSummary:
         return float(np.mean([summary.micro.f1 for summary in self.by_threshold]))
 
 
+@dataclass(frozen=True)
+class ImageMatches:
+    """What was counted for one image.
+
+    counts: int64 [thresholds, (tp, fp, fn)].  pairs: at each threshold the (pred, gt) pairs, ascending by pred,
+    as indices into the lists that `update` was given.
+    """
+
+    counts: IntArray
+    pairs: list[list[tuple[int, int]]]
+
+
 def match_at_threshold(iou_PG: FloatArray, threshold: float) -> list[tuple[int, int]]:
     """One-to-one pairs with IoU >= threshold: as many as possible, and among those the largest total IoU.
 
@@ -107,6 +119,9 @@ def match_at_threshold(iou_PG: FloatArray, threshold: float) -> list[tuple[int, 
     feasible_PG = iou_PG >= threshold
     if not feasible_PG.any():
         return []
+    if feasible_PG.sum(axis=0).max() == 1 and feasible_PG.sum(axis=1).max() == 1:
+        rows, columns = np.nonzero(feasible_PG)  # nobody has a choice
+        return list(zip(rows.tolist(), columns.tolist(), strict=True))
     one_more_pair = min(iou_PG.shape) + 1.0  # outweighs any total IoU
     rows, columns = linear_sum_assignment((one_more_pair + iou_PG) * feasible_PG, maximize=True)
     is_pair = feasible_PG[rows, columns]
@@ -150,28 +165,37 @@ class DetectionMetrics:
         pred_descs: Sequence[str],
         gt_boxes_xyxy: ArrayLike,
         gt_descs: Sequence[str],
-    ) -> None:
+        gt_crowd: Sequence[bool] | None = None,
+    ) -> ImageMatches:
         """Add one image.
 
         Boxes are [P, 4] and [G, 4] xyxy, both in pixels or both in bins (box IoU is the same in either up to
-        quantisation); descs are their P and G descriptions.
+        quantisation); descs are their P and G descriptions.  gt_crowd: G flags; a crowd region is neither found
+        nor missed, and an unmatched prediction of which the threshold's share lies inside one is not counted.
         """
         pred_boxes = _boxes(pred_boxes_xyxy, pred_descs, "pred")
         gt_boxes = _boxes(gt_boxes_xyxy, gt_descs, "gt")
-        iou_PG = pairwise_iou(pred_boxes, gt_boxes)
-        if self.scope == "annotated":
-            annotated = set(gt_descs)
-            kept = [index for index, desc in enumerate(pred_descs) if desc in annotated]
-            iou_PG, pred_descs = iou_PG[kept], [pred_descs[index] for index in kept]
-        preds_by_class, gts_by_class = self._by_class(pred_descs), self._by_class(gt_descs)
-        image_counts = np.zeros((len(self.thresholds), 3), dtype=np.int64)
+        crowd = set(np.flatnonzero(gt_crowd).tolist()) if gt_crowd is not None else set()
+        overlap_PG = pairwise_iou(pred_boxes, gt_boxes)
+        if crowd:
+            columns = sorted(crowd)
+            overlap_PG[:, columns] = _share_inside(pred_boxes, gt_boxes[columns])
+        annotated = set(gt_descs) if self.scope == "annotated" else None
+        kept = [p for p, desc in enumerate(pred_descs) if annotated is None or desc in annotated]
+        preds_by_class = self._by_class(pred_descs, kept)
+        gts_by_class = self._by_class(gt_descs, [g for g in range(len(gt_descs)) if g not in crowd])
+        crowds_by_class = self._by_class(gt_descs, sorted(crowd))
+        image = ImageMatches(
+            np.zeros((len(self.thresholds), 3), dtype=np.int64), [[] for _ in self.thresholds]
+        )
         for desc in {**gts_by_class, **preds_by_class}:
             preds, gts = preds_by_class.get(desc, []), gts_by_class.get(desc, [])
-            counts = self._count(iou_PG[np.ix_(preds, gts)])
+            counts = self._count(overlap_PG, preds, gts, crowds_by_class.get(desc, []), image.pairs)
             self._class_counts[desc] = self._class_counts.get(desc, 0) + counts
-            image_counts += counts
-        self._image_scores += [Counts(*row).scores for row in image_counts.tolist()]
+            image.counts[:] += counts
+        self._image_scores += [Counts(*row).scores for row in image.counts.tolist()]
         self._num_images += 1
+        return ImageMatches(image.counts, [sorted(pairs) for pairs in image.pairs])
 
     def merge(self, other: DetectionMetrics) -> None:
         """Add the images that another accumulator with the same settings has seen (another rank's, say)."""
@@ -192,22 +216,36 @@ class DetectionMetrics:
         summaries = [self._summary(index) for index in range(len(self.thresholds))]
         return DetectionSummary(self._num_images, summaries)
 
-    def _by_class(self, descs: Sequence[str]) -> dict[str, list[int]]:
-        if not self.class_aware:
-            return {"any": list(range(len(descs)))} if len(descs) else {}
+    def _by_class(self, descs: Sequence[str], indices: Sequence[int]) -> dict[str, list[int]]:
         groups: dict[str, list[int]] = {}
-        for index, desc in enumerate(descs):
-            groups.setdefault(desc, []).append(index)
+        for index in indices:
+            groups.setdefault(descs[index] if self.class_aware else "any", []).append(index)
         return groups
 
-    def _count(self, iou_PG: FloatArray) -> np.ndarray:
-        """(tp, fp, fn) at every threshold for the boxes of one class in one image.  int64 [thresholds, 3]."""
-        num_preds, num_gts = iou_PG.shape
+    def _count(
+        self,
+        overlap_PG: FloatArray,
+        preds: list[int],
+        gts: list[int],
+        crowds: list[int],
+        pairs: list[list[tuple[int, int]]],
+    ) -> IntArray:
+        """(tp, fp, fn) at every threshold for the boxes of one class; its pairs are added to `pairs`."""
         counts = np.zeros((len(self.thresholds), 3), dtype=np.int64)
+        counts[:, 1:] = len(preds), len(gts)
+        if not preds or not (gts or crowds):
+            return counts
+        iou_PG = overlap_PG[np.ix_(preds, gts)]
+        highest = iou_PG.max(initial=0.0)
+        in_crowd_P = overlap_PG[np.ix_(preds, crowds)].max(axis=1, initial=0.0) if crowds else None
         for index, threshold in enumerate(self.thresholds):
-            pairs = match_at_threshold(iou_PG, threshold)
-            counts[index] = len(pairs), num_preds - len(pairs), num_gts - len(pairs)
-            self._iou_sums[index] += sum(iou_PG[pair] for pair in pairs)
+            found = match_at_threshold(iou_PG, threshold) if highest >= threshold else []
+            counts[index] += len(found), -len(found), -len(found)
+            self._iou_sums[index] += sum(iou_PG[pair] for pair in found)
+            pairs[index] += [(preds[p], gts[g]) for p, g in found]
+            if in_crowd_P is not None:
+                unmatched = np.delete(in_crowd_P, [p for p, _ in found])
+                counts[index, 1] -= int((unmatched >= threshold).sum())
         return counts
 
     def _summary(self, index: int) -> ThresholdSummary:
@@ -284,3 +322,13 @@ def _boxes(boxes_xyxy: ArrayLike, descs: Sequence[str], side: str) -> FloatArray
             f"{side} boxes have shape {boxes.shape} for {len(descs)} descs: expected [{len(descs)}, 4]"
         )
     return boxes.reshape(-1, 4)
+
+
+def _share_inside(boxes_N4: FloatArray, regions_M4: FloatArray) -> FloatArray:
+    """Share of each box's area that lies inside each region.  [N, 4], [M, 4] xyxy -> float64 [N, M] in [0, 1]."""
+    top_left = np.maximum(boxes_N4[:, None, :2], regions_M4[None, :, :2])
+    bottom_right = np.minimum(boxes_N4[:, None, 2:], regions_M4[None, :, 2:])
+    inside_NM = np.clip(bottom_right - top_left, 0.0, None).prod(axis=-1)
+    areas_N1 = box_areas(boxes_N4)[:, None]
+    share: FloatArray = np.divide(inside_NM, areas_N1, out=np.zeros_like(inside_NM), where=areas_N1 > 0)
+    return share

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from coordexp.codec.parse import parse_rollout
+from coordexp.codec.parse import desc_token_positions, parse_rollout
 from coordexp.codec.records import Record
 from coordexp.codec.serialize import to_strict_json
-from coordexp.eval.artifacts import GT_VS_PRED, TOKEN_TRACE, artifact_line, write_jsonl
+from coordexp.eval.artifacts import artifact_line
+from coordexp.eval.prediction_log import PredictionLog
+from coordexp.rollout.openai_server import ServerRollout
 from coordexp.rollout.types import Rollout, RolloutBackend, RolloutRequest
 
 
@@ -19,30 +21,28 @@ def predict(
     requests: Sequence[RolloutRequest],
     backend: RolloutBackend,
     tokenizer: Any,
-    output_dir: Path,
+    log: PredictionLog,
     *,
     field_order: str = "desc_first",
     chunk_size: int = 64,
     on_images: Callable[[int], object] | None = None,
-) -> list[dict[str, Any]]:
-    """Write `gt_vs_pred.jsonl` and `pred_token_trace.jsonl`; returns the lines of the former.
+) -> None:
+    """Write the lines of every image that `log` does not hold yet, and finish it.
 
     requests: one per record, in order.  on_images: called with the number of images just done.
     """
-    lines, traces = [], []
-    for start in range(0, len(records), chunk_size):
+    for start in range(log.num_done, len(records), chunk_size):
         chunk = slice(start, start + chunk_size)
         rollouts = backend.generate(requests[chunk])
-        for offset, (record, rollout) in enumerate(zip(records[chunk], rollouts, strict=True)):
-            image_id = start + offset
+        lines, traces = [], []
+        for image_id, (record, rollout) in enumerate(zip(records[chunk], rollouts, strict=True), start=start):
             parsed = parse_rollout(rollout.response_token_ids, tokenizer, field_order=field_order)
             lines.append(artifact_line(record, image_id, parsed, _strict_json(parsed)))
-            traces.append(_trace_line(image_id, rollout, parsed, tokenizer))
+            traces.append(_trace_line(record, image_id, rollout, parsed, tokenizer))
+        log.append(lines, traces)
         if on_images is not None:
             on_images(len(rollouts))
-    write_jsonl(output_dir / TOKEN_TRACE, traces)
-    write_jsonl(output_dir / GT_VS_PRED, lines)
-    return lines
+    log.finish()
 
 
 def _strict_json(parsed: Any) -> str | None:
@@ -55,14 +55,23 @@ def _strict_json(parsed: Any) -> str | None:
     return text
 
 
-def _trace_line(image_id: int, rollout: Rollout, parsed: Any, tokenizer: Any) -> dict[str, Any]:
+def _trace_line(
+    record: Record, image_id: int, rollout: Rollout, parsed: Any, tokenizer: Any
+) -> dict[str, Any]:
+    desc_positions = desc_token_positions(rollout.response_token_ids, tokenizer)
     return {
         "image_id": image_id,
+        "image": record.images[0],
         "text": parsed.text,
         "generated_token_text": tokenizer.convert_ids_to_tokens(list(rollout.response_token_ids)),
-        "token_logprobs": list(rollout.token_logprobs),
+        "token_logprobs": [value if math.isfinite(value) else None for value in rollout.token_logprobs],
         "object_token_positions": [list(obj.token_positions) for obj in parsed.objects],
-        "num_prompt_tokens": len(rollout.prompt_token_ids),
+        "object_desc_token_positions": [
+            [p for p in desc_positions if obj.token_span[0] <= p < obj.token_span[1]]
+            for obj in parsed.objects
+        ],
+        "num_prompt_tokens": len(rollout.prompt_token_ids) or None,
         "finish_reason": rollout.finish_reason,
         "seconds": rollout.seconds,
+        "retokenized": isinstance(rollout, ServerRollout) and rollout.retokenized,
     }

@@ -67,7 +67,21 @@ def sft_flags(model: Path, data: Path, output: Path, **overrides: object) -> lis
 
 def run_swift(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     """`swift ARGUMENTS` in a process of its own; output captured as text."""
-    env = {
+    command = [sys.executable, "-m", "swift.cli.main", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=swift_environment(**environment),
+        cwd=ROOT,
+        check=False,
+        timeout=300,
+    )
+
+
+def swift_environment(**environment: str) -> dict[str, str]:
+    """Environment of a CPU run: one thread, no hub, unknown metrics are errors."""
+    return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -75,10 +89,6 @@ def run_swift(*arguments: object, **environment: str) -> subprocess.CompletedPro
         "COORDEXP_STRICT_METRICS": "1",
         **environment,
     }
-    command = [sys.executable, "-m", "swift.cli.main", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=env, cwd=ROOT, check=False, timeout=300
-    )
 
 
 def run_coordexp(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

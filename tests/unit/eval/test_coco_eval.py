@@ -2,123 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from support.coco_reference import brute_force_ap, pycocotools_directly, random_pair
 
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.coco import ENGINES, METRIC_NAMES, ImageDetections, evaluate_coco, run_coco, to_coco
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "coco_val2014_100"
-IOU_THRESHOLDS = [0.5 + 0.05 * i for i in range(10)]
 
 
 @pytest.fixture(scope="module")
 def real_pair():
     gt = json.loads((FIXTURE / "instances_val2014_100.json").read_text())
     return gt, json.loads((FIXTURE / "instances_val2014_fakebbox100_results.json").read_text())
-
-
-def random_pair(num_images: int, seed: int) -> tuple[dict, list]:
-    """A data set with crowds, empty images and all sizes; results near the truth, with tied scores."""
-    rng = np.random.default_rng(seed)
-    images = [{"id": 10 * i + 3, "width": 640, "height": 480} for i in range(num_images)]
-    categories = [{"id": 5, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 9, "name": "never annotated"}]
-    annotations, preds = [], []
-    for image in images[: -max(1, num_images // 10)]:
-        for _ in range(rng.integers(0, 7)):
-            size = rng.choice([12.0, 60.0, 200.0]) * rng.uniform(0.5, 1.5, 2)
-            x, y = rng.uniform(0, 400, 2)
-            box = [float(x), float(y), float(size[0]), float(size[1])]
-            category = int(rng.choice([5, 2]))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image["id"],
-                    "category_id": category,
-                    "bbox": box,
-                    "area": box[2] * box[3] * 0.7,
-                    "iscrowd": int(rng.random() < 0.1),
-                }
-            )
-            for _ in range(rng.integers(0, 4)):
-                near = [float(value) for value in np.array(box) + rng.normal(0, 0.06, 4) * max(size)]
-                category_id = category if rng.random() < 0.9 else 9
-                score = round(float(rng.random()), 1)
-                near[2:] = [max(1.0, side) for side in near[2:]]
-                preds.append(
-                    {"image_id": image["id"], "category_id": category_id, "bbox": near, "score": score}
-                )
-    preds += [
-        {"image_id": image["id"], "category_id": 5, "bbox": [1.0, 2.0, 50.0, 60.0], "score": 0.5}
-        for image in images[::7]
-    ]
-    gt = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-    return gt, [preds[i] for i in rng.permutation(len(preds))]
-
-
-def pycocotools_directly(gt: dict, preds: list, iou_type: str = "bbox") -> list[float]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco_gt = COCO()
-        coco_gt.dataset = copy.deepcopy(gt)
-        coco_gt.createIndex()
-        evaluator = COCOeval(coco_gt, coco_gt.loadRes(copy.deepcopy(preds)), iou_type)
-        evaluator.evaluate()
-        evaluator.accumulate()
-        evaluator.summarize()
-    return [float(value) for value in evaluator.stats]
-
-
-def brute_force_ap(gt: dict, preds: list) -> float:
-    """AP over IoU 0.50:0.05:0.95 by definition: greedy matching by score, precision at 101 recalls."""
-
-    def iou(a, b, is_crowd):
-        width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-        height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-        shared = max(width, 0) * max(height, 0)
-        return shared / (a[2] * a[3] if is_crowd else a[2] * a[3] + b[2] * b[3] - shared)
-
-    def flags(threshold, category, image):
-        """(score, is true positive or None for ignored) of the image's detections, best score first."""
-        truths = [a for a in gt["annotations"] if (a["image_id"], a["category_id"]) == (image, category)]
-        found = [p for p in preds if (p["image_id"], p["category_id"]) == (image, category)]
-        taken, result = set(), []
-        for pred in sorted(found, key=lambda p: -p["score"])[:100]:
-            overlaps = [iou(pred["bbox"], t["bbox"], t["iscrowd"]) for t in truths]
-            regular = [j for j, t in enumerate(truths) if not t["iscrowd"] and j not in taken]
-            hits = [j for j in regular if overlaps[j] >= threshold]
-            if hits:
-                best = max(hits, key=lambda j: (overlaps[j], j))
-                taken.add(best)
-                result.append((pred["score"], True))
-            elif any(t["iscrowd"] and o >= threshold for t, o in zip(truths, overlaps, strict=True)):
-                result.append((pred["score"], None))
-            else:
-                result.append((pred["score"], False))
-        return result
-
-    aps = []
-    for category in (c["id"] for c in gt["categories"]):
-        num_gt = sum(a["category_id"] == category and not a["iscrowd"] for a in gt["annotations"])
-        if not num_gt:
-            continue
-        for threshold in IOU_THRESHOLDS:
-            ranked = [flag for image in gt["images"] for flag in flags(threshold, category, image["id"])]
-            ranked = [hit for _, hit in sorted(ranked, key=lambda flag: -flag[0]) if hit is not None]
-            hits = np.cumsum(ranked) if ranked else np.zeros(0)
-            precision = hits / np.arange(1, len(hits) + 1)
-            recall = hits / num_gt
-            points = [max(precision[recall >= r], default=0.0) for r in np.linspace(0, 1, 101)]
-            aps.append(np.mean(points))
-    return float(np.mean(aps))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -314,3 +216,50 @@ def test_to_coco_refuses_a_repeated_image_and_a_missing_or_infinite_score():
         to_coco([image])
     with pytest.raises(RecordError, match="repeats id 5"):
         to_coco([image, image])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_other_detection_limits_are_those_of_pycocotools(engine):
+    gt, preds = random_pair(40, seed=9)
+    crowded = [
+        {**pred, "score": pred["score"] / 2} for pred in preds
+    ]  # so that limits of 2 and 3 cut something
+    evaluation = run_coco(gt, preds + crowded, engine=engine, max_dets=(1, 2, 3))
+    expected = pycocotools_directly(gt, preds + crowded, max_dets=[1, 2, 3])
+    # pycocotools' own AP (its first number) only knows a limit of 100; AP50, AP75, AP by size and AR take the last.
+    assert list(evaluation.metrics.values())[1:] == pytest.approx(expected[1:], abs=1e-9)
+    assert [name for name in evaluation.metrics if name.startswith("AR")][:3] == ["AR1", "AR2", "AR3"]
+    assert evaluation.metrics["AR3"] < run_coco(gt, preds + crowded, engine=engine).metrics["AR100"]
+
+
+@pytest.mark.parametrize("limits", [(), (0, 10), (10, 1), (5, 5)])
+def test_detection_limits_have_to_ascend(limits):
+    with pytest.raises(ConfigError, match="max_dets are"):
+        run_coco(*random_pair(2, seed=0), max_dets=limits)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_numbers_by_class_are_those_of_pycocotools_on_that_class(engine):
+    gt, preds = random_pair(60, seed=8)
+    by_class = run_coco(gt, preds, engine=engine).per_category()
+    for category_id, name in ((5, "cat"), (2, "dog")):
+        expected = pycocotools_directly(gt, preds, category_ids=[category_id])
+        assert list(by_class[name].values()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_precision_over_recall_averages_to_ap():
+    evaluation = run_coco(*random_pair(60, seed=8))
+    assert len(evaluation.pr_curve()) == 101
+    for iou, name in ((None, "AP"), (0.5, "AP50"), (0.75, "AP75")):
+        assert np.mean(evaluation.pr_curve(iou)) == pytest.approx(evaluation.metrics[name], abs=1e-12)
+    assert run_coco({**random_pair(3, seed=1)[0], "annotations": []}, []).pr_curve() == []
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_masks_need_outlines_in_the_ground_truth_and_image_sizes(engine):
+    gt, preds = random_pair(5, seed=3)
+    with pytest.raises(RecordError, match=r"gt annotations\[0\] \(id 1\) has no segmentation.*bbox"):
+        evaluate_coco(gt, preds, iou_type="segm", engine=engine)
+    square = to_coco([ImageDetections(1, 50, 50, [("cat", (1, 1, 20, 20))], [])]).gt
+    with pytest.raises(RecordError, match=r"images\[0\] \(id 1\) has no width and height"):
+        evaluate_coco({**square, "images": [{"id": 1}]}, [], iou_type="segm", engine=engine)

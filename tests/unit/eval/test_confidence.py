@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from coordexp.errors import RecordError
+from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.artifacts import GT_VS_PRED, SCORED, TOKEN_TRACE, write_jsonl
-from coordexp.eval.confidence import ScoreFailure, object_score, score_directory, score_lines
+from coordexp.eval.confidence import ScoreFailure, Scoring, object_score, score_directory, score_lines
 
 # On a 1000 x 1000 image a bin is a pixel.
 BOX = {"type": "bbox_2d", "points": [10.0, 20.0, 30.0, 40.0], "desc": "cat"}
@@ -35,22 +35,52 @@ def line(**changes):
 
 
 def test_score_is_the_geometric_mean_probability_of_the_coordinates():
-    assert object_score(BOX, POSITIONS, trace(), 1000, 1000) == pytest.approx(math.exp(-0.25))
+    assert object_score(BOX, 0, trace(), 1000, 1000) == pytest.approx(math.exp(-0.25))
+
+
+@pytest.mark.parametrize(("weight", "mean"), [(0.0, -0.25), (0.5, -0.625), (0.2, -0.4), (1.0, -1.0)])
+def test_desc_fusion_is_a_weighted_geometric_mean(weight, mean):
+    # "cat" is written by two tokens of mean log-probability -1.0, the box by four of mean -0.25.
+    tokens = ["c", "at", *TOKENS]
+    fused = trace(
+        generated_token_text=tokens,
+        token_logprobs=[-0.4, -1.6, *LOGPROBS],
+        object_token_positions=[[p + 2 for p in POSITIONS]],
+        object_desc_token_positions=[[0, 1]],
+    )
+    assert object_score(BOX, 0, fused, 1000, 1000, Scoring(weight)) == pytest.approx(math.exp(mean))
+
+
+def test_descriptions_are_compared_as_bytes_of_tokens():
+    # "déjà" in byte-level BPE, cut inside a character.
+    tokens = ["dÃ", "©j", "Ã", "\u0142"]  # U+0142 is the symbol of byte 0xA0
+    obj = {**BOX, "desc": "déjà"}
+    fused = trace(
+        generated_token_text=[*TOKENS, *tokens],
+        token_logprobs=[-1.0] * 13,
+        object_desc_token_positions=[[9, 10, 11, 12]],
+    )
+    assert object_score(obj, 0, fused, 1000, 1000, Scoring(0.5)) == pytest.approx(math.exp(-1.0))
+    assert object_score(BOX, 0, fused, 1000, 1000, Scoring(0.5)) is ScoreFailure.DESC_MISMATCH
 
 
 @pytest.mark.parametrize(
     ("positions", "changes", "reason"),
     [
         ([1, 3, 5, 9], {}, ScoreFailure.POSITION_OUT_OF_RANGE),  # beyond the last token
-        ([], {}, ScoreFailure.POSITION_OUT_OF_RANGE),  # no position recorded
+        ([], {}, ScoreFailure.MISSING_POSITIONS),
         ([1, 3, 5, 8], {}, ScoreFailure.TOKEN_MISMATCH),  # not a coordinate
         ([3, 1, 5, 7], {}, ScoreFailure.TOKEN_MISMATCH),  # the right tokens in the wrong order
+        ([1, 3, 5], {}, ScoreFailure.TOKEN_MISMATCH),  # too few
+        (POSITIONS, {"token_logprobs": []}, ScoreFailure.MISSING_LOGPROBS),
         (POSITIONS, {"token_logprobs": [math.nan] * 9}, ScoreFailure.NONFINITE_LOGPROB),
+        (POSITIONS, {"token_logprobs": [-math.inf] * 9}, ScoreFailure.NONFINITE_LOGPROB),
         (POSITIONS, {"token_logprobs": [None] * 9}, ScoreFailure.NONFINITE_LOGPROB),
+        (POSITIONS, {"token_logprobs": [0.3] * 9}, ScoreFailure.POSITIVE_LOGPROB),
     ],
 )
 def test_reasons_for_no_score(positions, changes, reason):
-    assert object_score(BOX, positions, trace(**changes), 1000, 1000) is reason
+    assert object_score(BOX, 0, trace(object_token_positions=[positions], **changes), 1000, 1000) is reason
 
 
 def test_objects_without_a_score_are_left_out_and_counted():
@@ -59,19 +89,61 @@ def test_objects_without_a_score_are_left_out_and_counted():
     assert [obj["score"] for obj in scored[0]["pred"]] == [pytest.approx(math.exp(-0.25))]
     assert failures == {"token_mismatch": 1}
     assert scored[0]["pred_score_version"] == 1
+    assert scored[0]["pred_score_failures"] == {"token_mismatch": 1}
+
+
+def test_the_weight_of_a_fused_score_is_written_down():
+    traced = trace(object_desc_token_positions=[[0]], generated_token_text=["cat", *TOKENS[1:]])
+    [scored], _ = score_lines([line()], [traced], Scoring(0.25))
+    assert scored["pred_score_source"] == "coord_and_desc_token_logprob_mean_exp"
+    assert scored["pred_score_desc_fusion"] == 0.25
+    with pytest.raises(RecordError, match="object_desc_token_positions"):
+        score_lines([line()], [trace()], Scoring(0.25))
+    with pytest.raises(ConfigError, match=r"1.5: expected a weight"):
+        Scoring(1.5)
+
+
+def test_answers_without_log_probabilities():
+    traced = trace(token_logprobs=[])
+    with pytest.raises(RecordError, match=r"no answer has log-probabilities .*--constant"):
+        score_lines([line()], [traced])
+    [scored], failures = score_lines([line()], [traced], Scoring(constant=True))
+    assert [obj["score"] for obj in scored["pred"]] == [1.0]
+    assert (scored["pred_score_source"], failures) == ("constant", {})
+
+
+ANSWER = '{"objects": [{"desc": "cat", "bbox_2d": [<|coord_10|>, <|coord_20|>, <|coord_30|>, <|coord_40|>]}]}'
+STRICT = '{"objects": [{"desc": "cat", "bbox_2d": [10, 20, 30, 40]}]}'
 
 
 @pytest.mark.parametrize(
-    ("lines", "traces"),
+    ("lines", "traces", "message"),
     [
-        ([line()], [trace(image_id=5)]),  # another image
-        ([line()], []),  # a missing image
-        ([line(pred=[BOX, BOX])], [trace()]),  # another number of objects
+        ([line()], [trace(image_id=5)], r"line 1: image_id is 0 in .* and 5 in"),
+        ([line()], [trace(image="b.png")], r"line 1: image is 'a.png' in .* and 'b.png' in"),
+        ([line(), line(image_id=1)], [trace()], r"has 2 lines, .* 1;"),
+        ([line(pred=[BOX, BOX])], [trace()], r"image 0: 2 predictions but 1 traced objects"),
+        (
+            [line(raw_output_json=STRICT)],
+            [trace(text=ANSWER.replace("coord_40", "coord_41"))],
+            r"image 0: .* holds the answer .* another one .*coord_41",
+        ),
     ],
 )
-def test_files_of_different_runs_are_refused(lines, traces):
-    with pytest.raises(RecordError, match="same `coordexp infer` run"):
+def test_a_trace_of_another_run_is_refused_naming_the_mismatch(lines, traces, message):
+    with pytest.raises(RecordError, match=message) as caught:
         score_lines(lines, traces)
+    assert "same `coordexp infer` run" in str(caught.value)
+
+
+def test_the_trace_of_the_same_answer_is_taken():
+    _, failures = score_lines([line(raw_output_json=STRICT)], [trace(text=ANSWER)])
+    assert failures == {}
+
+
+def test_a_trace_must_have_one_log_probability_per_token():
+    with pytest.raises(RecordError, match="image 0: 9 tokens but 8 log-probabilities"):
+        score_lines([line()], [trace(token_logprobs=LOGPROBS[:-1])])
 
 
 def test_score_directory_writes_the_scored_file(tmp_path: Path):

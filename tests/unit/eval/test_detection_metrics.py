@@ -206,3 +206,30 @@ def test_match_metrics_sum_over_images():
     assert metrics.sample_any_match_rate == pytest.approx(2 / 3)
     metrics.reset()
     assert (metrics.num_images, metrics.counts, metrics.maskiou_sum) == (0, Counts(0, 0, 0), 0.0)
+
+
+def test_a_crowd_region_is_no_miss_and_excuses_only_unmatched_predictions_inside_it():
+    crowd, inside, half_inside = (0, 0, 100, 100), (10, 10, 20, 20), (90, 0, 110, 10)
+    metrics = DetectionMetrics([0.5, 0.75])
+    preds = [inside, half_inside, (300, 300, 320, 320)]
+    matches = metrics.update(preds, ["cat"] * 3, [crowd, inside], ["cat", "cat"], [True, False])
+    # inside: found (it is also a regular object); half_inside: excused at 0.5, not at 0.75; the third never.
+    assert matches.pairs == [[(0, 1)], [(0, 1)]]
+    assert [at.counts for at in metrics.compute().by_threshold] == [Counts(1, 1, 0), Counts(1, 2, 0)]
+
+
+def test_a_crowd_excuses_predictions_of_its_own_class_only():
+    metrics = DetectionMetrics([0.5])
+    metrics.update([(10, 10, 20, 20)], ["dog"], [(0, 0, 100, 100)], ["cat"], [True])
+    assert metrics.compute().at(0.5).counts == Counts(0, 1, 0)
+    agnostic = DetectionMetrics([0.5], class_aware=False)
+    agnostic.update([(10, 10, 20, 20)], ["dog"], [(0, 0, 100, 100)], ["cat"], [True])
+    assert agnostic.compute().at(0.5).counts == Counts(0, 0, 0)
+
+
+def test_pairs_are_indices_into_the_lists_given():
+    metrics = DetectionMetrics([0.5], scope="annotated")
+    preds = [((0, 0, 9, 9), "unicorn"), (FAR, "dog"), (BOX, "cat")]
+    matches = metrics.update(*zip(*preds, strict=True), [BOX, FAR], ["cat", "dog"])
+    assert matches.pairs == [[(1, 1), (2, 0)]]
+    assert matches.counts.tolist() == [[2, 0, 0]]

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from coordexp.errors import RecordError
 from coordexp.eval.artifacts import SCORED, write_jsonl
-from coordexp.eval.evaluate import evaluate_directory, evaluate_lines, read_scored
+from coordexp.eval.coco import ImageDetections
+from coordexp.eval.evaluate import (
+    Detections,
+    EvalSettings,
+    evaluate,
+    evaluate_directory,
+    evaluate_lines,
+    write_evaluation,
+)
+from coordexp.eval.online import map_of
+from coordexp.eval.scored import read_scored
 
 
 def obj(desc, *points, score=None):
@@ -123,3 +135,120 @@ def test_descriptions_with_unicode_line_separators_survive_the_file(tmp_path: Pa
     gt = [obj("a\u2028b\u0085c", 0, 0, 40, 40)]
     write_jsonl(tmp_path / SCORED, [line(0, gt, with_scores(gt))])
     assert read_scored(tmp_path / SCORED)[0]["gt"] == gt
+
+
+def test_f1_takes_any_thresholds_and_either_scope():
+    # IoU 0.4 with the cat; the cow is of a class that this image does not hold.
+    lines = [line(0, GT[0], [obj("cat", 0, 0, 40, 16, score=0.8), obj("cow", 50, 50, 90, 90, score=0.7)])]
+    both = EvalSettings(iou_thresholds=(0.3,)), EvalSettings(iou_thresholds=(0.3,), scope="annotated")
+    everything, annotated = (evaluate(Detections("run", lines), settings).metrics for settings in both)
+    assert [row["iou"] for row in everything["f1_by_iou"]] == pytest.approx(
+        [0.3, *np.arange(0.5, 0.96, 0.05)]
+    )
+    low = everything["f1_by_iou"][0]
+    assert [low[key] for key in ("tp", "fp", "fn", "precision", "recall", "f1")] == [1, 1, 1, 0.5, 0.5, 0.5]
+    assert low["macro_classes"]["f1"] == 0.5  # cat 1, dog 0; the cow has no ground truth
+    assert low["matched_iou_mean"] == pytest.approx(0.4)
+    assert annotated["f1_by_iou"][0]["precision"] == 1.0
+    assert everything["f1_50_95"] == annotated["f1_50_95"] == 0.0  # the extra threshold stays out of the mean
+
+
+def test_tables_by_image_by_class_and_by_size():
+    gt = [obj("cat", 0, 0, 20, 20), obj("dog", 0, 0, 50, 50), obj("dog", 0, 0, 99, 99)]
+    pred = [obj("dog", 0, 0, 50, 50, score=0.9), obj("cow", 0, 0, 9, 9, score=0.1)]
+    evaluation = evaluate(Detections("run", [{**line(7, gt, pred), "errors": {"wrong_arity": 2}}]))
+    image = evaluation.per_image[0]
+    assert [image[key] for key in ("image_id", "tp", "fp", "fn")] == [7, 1, 1, 2]
+    assert image["counts"] == [[1, 1, 2]] * 10
+    assert [o["matched"] for o in image["gt"]] == [None, 0, None]
+    assert [o["matched"] for o in image["pred"]] == [1, None]
+    rows = {row["desc"]: row for row in evaluation.per_class}
+    assert [rows["dog"][key] for key in ("num_gt", "num_pred", "tp", "fp", "fn", "recall")] == [
+        2,
+        1,
+        1,
+        0,
+        1,
+        0.5,
+    ]
+    assert rows["dog"]["AP"] == pytest.approx(51 / 101)  # recall 0.5 reaches 51 of the 101 recall points
+    assert rows["dog"]["AP_small"] is None
+    assert (rows["cat"]["AP"], rows["cow"]["AP"], rows["cow"]["num_pred"]) == (0.0, None, 1)
+    assert {size: row["num_gt"] for size, row in evaluation.metrics["by_size"].items()} == {
+        "small": 1, "medium": 1, "large": 1,
+    }  # fmt: skip
+    assert evaluation.metrics["by_size"]["medium"]["AR"] == 1.0
+    assert evaluation.metrics["drop_reasons"] == {"wrong_arity": 2}
+
+
+def test_written_files_hold_the_tables(tmp_path: Path):
+    evaluation = evaluate(Detections("run", [line(i, gt, with_scores(gt)) for i, gt in enumerate(GT)]))
+    write_evaluation(evaluation, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "metrics.json", "per_image.json", "per_class.csv", "desc_mapping.json", "coco_gt.json", "coco_preds.json",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "out" / "per_image.json").read_text()) == evaluation.per_image
+    with (tmp_path / "out" / "per_class.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["desc"], row["num_gt"], float(row["AP"])) for row in rows] == [
+        ("cat", "2", pytest.approx(1.0)), ("dog", "1", pytest.approx(1.0)),
+    ]  # fmt: skip
+    assert rows[0]["AP_small"] == ""
+
+
+def test_mapped_descriptions_count_in_ap_and_f1_and_unmapped_ones_are_false_positives():
+    pred = [obj("CAT ", 0, 0, 40, 40, score=0.9), obj("unicorn", 50, 50, 90, 90, score=0.8)]
+    evaluation = evaluate(Detections("run", [line(0, GT[0], pred)]))
+    assert (evaluation.metrics["mapped_desc"], evaluation.metrics["dropped_unknown_desc"]) == (1, 1)
+    assert evaluation.metrics["f1_at_50"] == 0.5
+    assert evaluation.metrics["AP"] == pytest.approx(0.5)  # cat 1, dog 0
+    assert len(evaluation.coco_preds) == 1
+    assert evaluation.per_image[0]["pred"][0]["desc"] == "cat"
+    assert evaluation.per_image[0]["pred"][0]["written_desc"] == "CAT "
+    assert evaluation.desc_mapping["dropped"] == [
+        {"desc": "unicorn", "nearest": None, "similarity": None, "count": 1}
+    ]
+
+
+def test_missing_image_files_are_counted(tmp_path: Path):
+    (tmp_path / "1.png").touch()
+    lines = [line(i, gt, with_scores(gt)) for i, gt in enumerate(GT)]
+    assert evaluate(Detections("run", lines), image_root=tmp_path).metrics["num_images_missing"] == 2
+    assert evaluate(Detections("run", lines)).metrics["num_images_missing"] is None
+    with pytest.raises(RecordError, match="is no folder"):
+        evaluate(Detections("run", lines), image_root=tmp_path / "nowhere")
+
+
+def test_masks_of_polygons_and_boxes():
+    # Two triangles make a square: each has half its mask, and all of its box.
+    square, triangle = (10, 10, 50, 50), (10, 10, 50, 10, 10, 50)
+    lines = [line(0, [obj("sail", *square)], [obj("sail", *triangle, score=0.5)])]
+    boxes, masks = (
+        evaluate(Detections("", lines), EvalSettings(iou_type=t)).metrics for t in ("bbox", "segm")
+    )
+    assert (boxes["AP50"], boxes["AP"]) == pytest.approx((1.0, 1.0))
+    assert masks["AP75"] == 0.0
+    assert masks["f1_at_50"] == 1.0
+
+
+def test_online_evaluation_gives_the_numbers_of_the_command(tmp_path: Path):
+    preds = [
+        [obj("cat", 0, 0, 40, 30, score=0.6), obj("Dog", 52, 50, 90, 92, score=0.3)],
+        [],
+        with_scores(GT[1]),
+    ]
+    lines = [line(i, gt, pred) for i, (gt, pred) in enumerate(zip(GT, preds, strict=True))]
+    write_jsonl(tmp_path / SCORED, lines)
+    written = evaluate_directory(tmp_path)
+    images = [
+        ImageDetections(
+            entry["image_id"], 100, 100,
+            gt=[(o["desc"], o["points"]) for o in entry["gt"]],
+            pred=[(o["desc"], o["points"], o["score"]) for o in entry["pred"]],
+        )
+        for entry in lines
+    ]  # fmt: skip
+    online = map_of(images)
+    assert online == {key: written[key] for key in online}
+    assert 0 < online["AP"] < 1
+    assert map_of(images, iou_type="segm")["AP50"] > 0

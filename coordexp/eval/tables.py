@@ -1,0 +1,132 @@
+"""The tables of an evaluation: by image, by class, by size, and the curves; and writing them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from coordexp.eval.artifacts import write_jsonl
+from coordexp.eval.coco import CocoEvaluation
+from coordexp.eval.detection import Counts, DetectionSummary, ImageMatches, ThresholdSummary
+
+PER_CLASS_COLUMNS = (
+    "desc",
+    "num_gt",
+    "num_pred",
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR",  # at the highest detection limit
+    "tp",  # from here on at IoU 0.50, by one-to-one matching
+    "fp",
+    "fn",
+    "precision",
+    "recall",
+    "f1",
+)
+_SMALL, _LARGE = 32.0**2, 96.0**2  # square pixels, where COCO's size classes meet
+
+
+def threshold_row(summary: ThresholdSummary) -> dict[str, Any]:
+    """One IoU threshold of the F1 table."""
+    return {
+        "iou": summary.threshold,
+        **summary.counts._asdict(),
+        **summary.micro._asdict(),
+        "macro_images": summary.macro_images._asdict(),
+        "macro_classes": summary.macro_classes._asdict(),
+        "matched_iou_mean": summary.matched_iou_mean,
+    }
+
+
+def image_row(line: Mapping[str, Any], matches: ImageMatches, thresholds: Sequence[float]) -> dict[str, Any]:
+    """One image of per_image.json.
+
+    counts: [tp, fp, fn] at every threshold of metrics.json's `f1_by_iou`; tp, fp, fn, precision, recall, f1 and
+    `matched` (the index of the partner, None without one) are at IoU 0.50.
+    """
+    half = thresholds.index(0.5)
+    counts = Counts(*matches.counts[half].tolist())
+    gt_of = dict(matches.pairs[half])
+    pred_of = {g: p for p, g in matches.pairs[half]}
+    return {
+        **{key: line[key] for key in ("image_id", "image", "width", "height")},
+        **counts._asdict(),
+        **counts.scores._asdict(),
+        "counts": matches.counts.tolist(),
+        "gt": [{**obj, "matched": pred_of.get(index)} for index, obj in enumerate(line["gt"])],
+        "pred": [{**obj, "matched": gt_of.get(index)} for index, obj in enumerate(line["pred"])],
+        "errors": line.get("errors", {}),
+    }
+
+
+def class_rows(
+    evaluation: CocoEvaluation, summary: DetectionSummary, num_pred: Counter[str]
+) -> list[dict[str, Any]]:
+    """Rows of per_class.csv, by description; a number that cannot be measured is None."""
+    per_category = evaluation.per_category()
+    counts_of = summary.at(0.5).per_class
+    rows = []
+    for desc in sorted({*evaluation.category_names, *counts_of}):
+        coco = per_category.get(desc, {})
+        counts = counts_of.get(desc, Counts(0, 0, 0))
+        scores = counts.scores._asdict() if any(counts) else {}
+        numbers = {**coco, "AR": coco.get(f"AR{evaluation.max_dets[-1]}"), **counts._asdict(), **scores}
+        row = {
+            "desc": desc, "num_gt": counts.tp + counts.fn, "num_pred": num_pred[desc],
+            **{name: _measured(numbers.get(name)) for name in PER_CLASS_COLUMNS[3:]},
+        }  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def size_table(evaluation: CocoEvaluation, annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Ground-truth objects (no crowds), AP and AR by COCO's size classes of ground-truth area."""
+    counts: Counter[str] = Counter()
+    for annotation in annotations:
+        if not annotation.get("iscrowd"):
+            area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+            counts["small" if area < _SMALL else "medium" if area < _LARGE else "large"] += 1
+    metrics = evaluation.metrics
+    return {
+        size: {"num_gt": counts[size], "AP": metrics[f"AP_{size}"], "AR": metrics[f"AR_{size}"]}
+        for size in ("small", "medium", "large")
+    }
+
+
+def pr_curves(evaluation: CocoEvaluation) -> dict[str, list[float]]:
+    """Precision at the 101 recall points, mean over classes: at IoU 0.50, at 0.75, and over 0.50:0.05:0.95."""
+    return {
+        "recall": evaluation.recall_points.tolist(),
+        "precision_at_50": evaluation.pr_curve(0.5),
+        "precision_at_75": evaluation.pr_curve(0.75),
+        "precision_50_95": evaluation.pr_curve(),
+    }
+
+
+def write_compact_json(path: Path, value: Any) -> None:
+    """One JSON value on one line, written under a temporary name and renamed."""
+    write_jsonl(path, [value])
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """A CSV file, written under a temporary name and renamed; None becomes an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text.getvalue(), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _measured(value: float | None) -> float | None:
+    return None if value is None or value < 0 else value

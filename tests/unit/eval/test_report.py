@@ -1,0 +1,410 @@
+"""The report page: its numbers, its intervals, its pictures, and that it asks nobody for anything."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coordexp.errors import ConfigError, RecordError
+from coordexp.eval.artifacts import RUN_META, SCORED, TOKEN_TRACE, write_json, write_jsonl
+from coordexp.eval.coco import run_coco
+from coordexp.eval.detection import Counts, DetectionMetrics
+from coordexp.eval.evaluate import evaluate_directory
+from coordexp.eval.report import MEASURES, ReportOptions, bootstrap, write_report
+from coordexp.eval.report_bootstrap import (
+    affordable_resamples,
+    coco_matches,
+    image_weights,
+    resample_indices,
+    resampled_ap,
+    resampled_f1,
+)
+from coordexp.eval.report_data import Prediction, ReportImage, Truth, load_run
+from coordexp.eval.report_gallery import select_images
+from coordexp.eval.report_numbers import compute_numbers, confidence_curve, size_rows
+
+COCO_FIXTURE = Path(__file__).resolve().parents[2] / "fixtures" / "coco_val2014_100"
+CLASSES = ("cat", "dog", "bird")
+QUICK = ReportOptions(num_worst=4, num_best=2, num_resamples=20)
+
+
+class Page(HTMLParser):
+    """Elements of a page that matter to the tests."""
+
+    VOID = ("meta", "img", "input")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.headline: dict[str, list[float]] = {}
+        self._open: list[str] = []
+        self.feed(html)
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.elements.append((tag, values))
+        if tag not in self.VOID:
+            self._open.append(tag)
+        if tag == "tr" and "data-key" in values:
+            self.headline[values["data-key"]] = []
+        if tag == "td" and values.get("data-value"):
+            list(self.headline.values())[-1].append(float(values["data-value"]))
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def all(self, tag: str, css_class: str = "") -> list[dict[str, str | None]]:
+        return [
+            values
+            for name, values in self.elements
+            if name == tag and css_class in [*(values.get("class") or "").split(" "), ""]
+        ]
+
+
+def make_run(
+    folder: Path, *, seed: int, noise: float, num_images: int = 12, data: Path | None = None
+) -> Path:
+    """A scored run of random scenes. The scenes depend on the image only, the predictions on `seed` and `noise`."""
+    lines, traces = [], []
+    for image_id in range(num_images):
+        scene, answer = np.random.default_rng(image_id), np.random.default_rng([seed, image_id])
+        gt, pred = [], []
+        for _ in range(int(scene.integers(0, 5))):
+            x, y, side = scene.uniform(0, 200), scene.uniform(0, 200), scene.uniform(10, 120)
+            desc = CLASSES[scene.integers(3)]
+            gt.append({"type": "bbox_2d", "points": [x, y, x + side, y + side], "desc": desc})
+            if answer.random() < 0.85:
+                box = np.array([x, y, x + side, y + side]) + answer.normal(0, noise * side, 4)
+                box = [*np.minimum(box[:2], box[2:]), *np.maximum(box[:2], box[2:])]
+                named = desc if answer.random() < 0.9 else "zebra"
+                pred.append({"type": "bbox_2d", "points": [float(v) for v in box], "desc": named})
+        for obj in pred:
+            obj["score"] = float(np.round(answer.uniform(0.05, 1), 1))  # ties
+        errors = {"wrong_arity": image_id % 3} if image_id % 3 else {}
+        lines.append(
+            {
+                "image_id": image_id, "image": f"{image_id}.png", "width": 320, "height": 320,
+                "coord_mode": "pixel", "gt": gt, "pred": pred, "errors": errors,
+                "pred_score_source": "test", "pred_score_version": 1,
+            }
+        )  # fmt: skip
+        text = f'{{"objects": []}} <b>{image_id}</b>'
+        traces.append(
+            {
+                "image_id": image_id,
+                "text": text,
+                "generated_token_text": ["a"] * (image_id + 1),
+                "seconds": 0.5,
+            }
+        )
+    folder.mkdir(parents=True)
+    write_jsonl(folder / SCORED, lines)
+    write_jsonl(folder / TOKEN_TRACE, traces)
+    if data is not None:
+        meta = {
+            "model": "m",
+            "data": str(data / "val.jsonl"),
+            "backend": "hf",
+            "decoding": {"max_new_tokens": 9},
+        }
+        write_json(folder / RUN_META, meta)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Pictures of all images but number 3."""
+    folder = tmp_path_factory.mktemp("data")
+    for image_id in range(12):
+        if image_id != 3:
+            Image.new("RGB", (320, 320), (20 * image_id, 90, 120)).save(folder / f"{image_id}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data: Path) -> list[Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    return [
+        make_run(folder / "loose", seed=1, noise=0.15, data=data),
+        make_run(folder / "tight", seed=2, noise=0.03, data=data),
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(runs, tmp_path_factory) -> Path:
+    """The page of both runs."""
+    return write_report(runs, tmp_path_factory.mktemp("page") / "r.html", options=QUICK).path
+
+
+def test_headline_numbers_are_those_of_evaluation(runs, compared, tmp_path):
+    page = Page(compared.read_text())
+    metrics = [evaluate_directory(shutil.copytree(run, tmp_path / run.name)) for run in runs]
+    assert set(page.headline) == {measure.key for measure in MEASURES}
+    for key, values in page.headline.items():
+        assert values == pytest.approx([found[key] for found in metrics], abs=1e-12), key
+    assert 0 < metrics[0]["AP"] < metrics[1]["AP"]
+
+
+def test_the_page_holds_everything_and_fetches_nothing(compared):
+    html = compared.read_text()
+    page = Page(html)
+    sources = [
+        values[key]
+        for _, values in page.elements
+        for key in ("src", "href", "xlink:href", "action", "poster", "srcset")
+        if key in values
+    ]
+    assert sources
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert not page.all("link")
+    assert not re.search(r"(?:https?:)?//[a-z]|@import|url\(", re.sub(r"data:[^\"]*", "", html))
+    [policy] = [v["content"] for v in page.all("meta") if v.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'")
+    assert "<b>" not in html  # what the model wrote is escaped
+
+
+def test_a_missing_picture_has_a_placeholder_and_is_counted(runs, tmp_path):
+    every = ReportOptions(num_worst=12, num_best=12, num_resamples=0)
+    written = write_report(runs[:1], tmp_path / "r.html", options=every)
+    page = Page((tmp_path / "r.html").read_text())
+    assert written.num_missing == 1
+    assert len(page.all("rect", "placeholder")) == 1
+    assert len(page.all("image")) == written.num_pictures - 1
+    assert next(v for _, v in page.elements if v.get("id") == "missing")["data-missing"] == "1"
+    elsewhere = write_report(runs[:1], tmp_path / "s.html", image_root=tmp_path, options=every)
+    assert elsewhere.num_missing == elsewhere.num_pictures
+
+
+def test_every_box_is_drawn_under_its_role(runs, tmp_path):
+    everything = ReportOptions(num_worst=12, num_best=12, num_resamples=0)
+    write_report(runs[:1], tmp_path / "r.html", options=everything)
+    page = Page((tmp_path / "r.html").read_text())
+    numbers = compute_numbers(load_run(runs[0]))
+    shown = select_images([numbers], 12, 12)
+    tp, fp, fn = np.sum([numbers.matches[i].counts for i in shown], axis=0)
+    drawn = {
+        role: sum((values.get("class") or "") == role for values in page.all("g"))
+        for role in ("gt", "tp", "fp", "fn")
+    }
+    assert drawn == {"gt": tp, "tp": tp, "fp": fp, "fn": fn}
+
+
+def test_gallery_is_bounded_and_starts_with_the_worst(runs, tmp_path):
+    written = write_report(runs[:1], tmp_path / "r.html", options=QUICK)
+    f1 = [
+        float(values["data-f1"]) for values in Page((tmp_path / "r.html").read_text()).all("figure", "shot")
+    ]
+    assert len(f1) == written.num_pictures <= 6
+    all_f1 = sorted(match.scores.f1 for match in compute_numbers(load_run(runs[0])).matches)
+    assert f1[:4] == pytest.approx(all_f1[:4], abs=1e-6)
+    assert f1[-1] == pytest.approx(all_f1[-1])
+
+
+def test_f1_intervals_equal_a_loop_over_resamples(runs):
+    numbers = compute_numbers(load_run(runs[0]))
+    indices = resample_indices(12, 30, seed=5)
+    fast = resampled_f1(image_weights(indices), numbers.counts_NT3)
+    for b, drawn in enumerate(indices):
+        metrics = DetectionMetrics()
+        for i in drawn:
+            image = numbers.run.images[i]
+            metrics.update(
+                [p.box_xyxy for p in image.pred], [p.desc for p in image.pred],
+                [t.box_xyxy for t in image.gt], [t.desc for t in image.gt],
+            )  # fmt: skip
+        summary = metrics.compute()
+        expected = {
+            "f1_at_50": summary.f1_at(0.5),
+            "f1_50_95": summary.mean_f1,
+            "precision_at_50": summary.at(0.5).micro.precision,
+            "recall_at_50": summary.at(0.5).micro.recall,
+        }
+        assert {key: values[b] for key, values in fast.items()} == pytest.approx(expected, abs=1e-12)
+
+
+def coco_copies(gt: dict, preds: list[dict], drawn: np.ndarray) -> tuple[dict, list[dict]]:
+    """The data set in which the drawn images stand as images of their own.
+
+    Scores become ranks that put the copies of a detection beside each other, also where detections tie.
+    """
+    ids = sorted(image["id"] for image in gt["images"])
+    position = {image_id: index for index, image_id in enumerate(ids)}
+    ranked = sorted(preds, key=lambda pred: (-pred["score"], position[pred["image_id"]]))
+    images, annotations, results = [], [], []
+    for new_id, index in enumerate(sorted(drawn)):
+        images.append({**next(i for i in gt["images"] if i["id"] == ids[index]), "id": new_id})
+        annotations += [{**a, "image_id": new_id} for a in gt["annotations"] if a["image_id"] == ids[index]]
+        results += [
+            {**pred, "image_id": new_id, "score": -float(rank * len(ids) + new_id)}
+            for rank, pred in enumerate(ranked)
+            if pred["image_id"] == ids[index]
+        ]
+    for number, annotation in enumerate(annotations):
+        annotation["id"] = number
+    return {**gt, "images": images, "annotations": annotations}, results
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_ap_of_a_resample_is_pycocotools_on_the_drawn_images(constant):
+    """On real annotations (crowds, classes that drop out of a resample), with and without ties."""
+    gt = json.loads((COCO_FIXTURE / "instances_val2014_100.json").read_text())
+    preds = json.loads((COCO_FIXTURE / "instances_val2014_fakebbox100_results.json").read_text())
+    if constant:
+        preds = [{**pred, "score": 1.0} for pred in preds]
+    indices = np.vstack([np.arange(100), resample_indices(100, 3, seed=1)])
+    fast = resampled_ap(image_weights(indices), coco_matches(gt, preds))
+    for b, drawn in enumerate(indices):
+        expected = run_coco(*coco_copies(gt, preds, drawn)).metrics
+        for key, values in fast.items():
+            assert values[b] == pytest.approx(expected[key], abs=1e-12), (key, b)
+
+
+def test_intervals_of_differences_are_paired(runs):
+    numbers = [compute_numbers(load_run(run)) for run in (runs[0], runs[0], runs[1])]
+    intervals = bootstrap(numbers, 200, seed=0)
+    assert intervals.of_difference[0] is None
+    assert set(intervals.of_difference[1].values()) == {(0.0, 0.0)}  # a run and itself
+    low, high = intervals.of_difference[2]["f1_50_95"]
+    assert 0 < low < numbers[2].summary.mean_f1 - numbers[0].summary.mean_f1 < high
+    assert bootstrap(numbers, 200, seed=0) == intervals
+
+
+def test_ap_intervals_use_as_many_resamples_as_they_can_afford():
+    assert affordable_resamples(1000, num_detections=300, num_categories=12) == 1000
+    assert 200 <= affordable_resamples(1000, num_detections=36_000, num_categories=80) < 1000
+    assert affordable_resamples(1000, num_detections=500_000, num_categories=80) == 0
+    assert affordable_resamples(20, num_detections=100, num_categories=3) == 20
+
+
+def random_image(rng: np.random.Generator, image_id: int, crowd: bool) -> ReportImage:
+    def boxes(count):
+        corner, side = rng.uniform(0, 40, (count, 2)), rng.uniform(5, 40, (count, 2))
+        return [tuple(box) for box in np.hstack([corner, corner + side]).tolist()]
+
+    def truths(count):
+        return tuple(Truth(CLASSES[rng.integers(2)], box, 100.0) for box in boxes(count))
+
+    pred = tuple(
+        Prediction(CLASSES[rng.integers(2)], box, float(rng.integers(1, 6)) / 5)
+        for box in boxes(rng.integers(0, 9))
+    )
+    return ReportImage(image_id, "", 80, 80, truths(rng.integers(0, 7)), pred, truths(1) if crowd else ())
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_confidence_curve_equals_matching_anew_at_every_threshold(seed, crowd):
+    rng = np.random.default_rng(seed)
+    images = [random_image(rng, image_id, crowd) for image_id in range(6)]
+    curve = confidence_curve(images)
+    scores = sorted({pred.score for image in images for pred in image.pred}, reverse=True)
+    assert curve.confidence.tolist() == scores
+    for s, threshold in enumerate(scores):
+        metrics = DetectionMetrics((0.5,))
+        for image in images:
+            kept = [pred for pred in image.pred if pred.score >= threshold]
+            annotated = [*image.gt, *image.crowd]
+            metrics.update(
+                [p.box_xyxy for p in kept], [p.desc for p in kept],
+                [t.box_xyxy for t in annotated], [t.desc for t in annotated],
+                [t in image.crowd for t in annotated],
+            )  # fmt: skip
+        expected = metrics.compute().at(0.5).micro
+        assert (curve.precision[s], curve.recall[s], curve.f1[s]) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_sizes_sum_to_the_counts_and_follow_the_areas(runs):
+    numbers = compute_numbers(load_run(runs[0]))
+    rows = {row.name: row for row in size_rows(numbers)}
+    total = numbers.summary.at(0.5).counts
+    assert sum(row.found for row in rows.values()) == total.tp
+    assert sum(row.right for row in rows.values()) == total.tp
+    assert sum(row.num_pred for row in rows.values()) == total.tp + total.fp
+    sides = [t.box_xyxy[2] - t.box_xyxy[0] for image in numbers.run.images for t in image.gt]
+    assert rows["small"].num_gt == sum(side < 32 for side in sides)
+    assert rows["large"].num_gt == sum(side >= 96 for side in sides)
+
+
+def test_class_table_has_the_counts_of_each_description(runs, tmp_path):
+    write_report(runs[:1], tmp_path / "r.html", options=QUICK)
+    html = (tmp_path / "r.html").read_text()
+    per_class = compute_numbers(load_run(runs[0])).summary.at(0.5).per_class
+    assert "zebra" in per_class  # predicted, never annotated
+    for desc, counts in per_class.items():
+        row = html.split(f'data-class="{desc}"')[1].split("</tr>")[0]
+        cells = [float(text) for text in re.findall(r'<td data-sort="([^"]*)"', row)]
+        scores = Counts(*counts).scores
+        assert cells[:4] == [counts.tp + counts.fn, counts.tp, counts.fp, counts.fn]
+        assert cells[6] == pytest.approx(scores.f1)
+
+
+def test_coco_files_of_any_detector(tmp_path):
+    shutil.copy(COCO_FIXTURE / "instances_val2014_100.json", tmp_path / "coco_gt.json")
+    shutil.copy(COCO_FIXTURE / "instances_val2014_fakebbox100_results.json", tmp_path / "coco_preds.json")
+    written = write_report([tmp_path], tmp_path / "r.html", options=QUICK)
+    page = Page((tmp_path / "r.html").read_text())
+    expected = {"AP": 0.505, "AP50": 0.697, "AP75": 0.573, "AR100": 0.595}
+    assert {key: round(page.headline[key][0], 3) for key in expected} == expected
+    assert written.num_missing == written.num_pictures == 6  # the fixture holds no pictures
+
+
+def test_runs_of_other_images_or_objects_are_refused(runs, tmp_path):
+    shorter = make_run(tmp_path / "short", seed=1, noise=0.1, num_images=11)
+    with pytest.raises(RecordError, match=r"12 and 11 images; image_id 11 is in .*loose only"):
+        write_report([runs[0], shorter], tmp_path / "r.html")
+    moved = make_run(tmp_path / "moved", seed=1, noise=0.1)
+    lines = [json.loads(text) for text in (moved / SCORED).read_text().splitlines()]
+    changed = next(line for line in lines if line["gt"])
+    changed["gt"][0]["points"][0] -= 1.0
+    write_jsonl(moved / SCORED, lines)
+    with pytest.raises(RecordError, match=rf"image_id {changed['image_id']} .*other ground truth"):
+        write_report([runs[0], moved], tmp_path / "r.html")
+    with pytest.raises(RecordError, match="given twice"):
+        write_report([runs[0], runs[0]], tmp_path / "r.html")
+    with pytest.raises(ConfigError, match="at least one run"):
+        write_report([], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_folder_of_neither_layout_says_what_makes_one(tmp_path):
+    with pytest.raises(RecordError, match=r"coordexp score --run .*coordexp eval --format coco"):
+        load_run(tmp_path)
+
+
+def test_no_object_and_no_prediction_at_all(tmp_path):
+    run = make_run(tmp_path / "empty", seed=0, noise=0.0, num_images=2)
+    lines = [{**json.loads(text), "gt": [], "pred": []} for text in (run / SCORED).read_text().splitlines()]
+    write_jsonl(run / SCORED, lines)
+    written = write_report([run], tmp_path / "r.html", options=QUICK)
+    page = Page((tmp_path / "r.html").read_text())
+    assert written.num_pictures == 0
+    assert page.headline["AP"] == []  # a dash: there is nothing to measure AP on
+    assert page.headline["f1_at_50"] == [1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on the PATH")
+def test_a_browser_shows_it_without_a_complaint(compared, tmp_path):
+    done = subprocess.run(
+        [
+            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom",
+            f"file://{compared}",
+        ],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert "CONSOLE" not in done.stderr, done.stderr
+    assert 'tabindex="0"' in done.stdout  # the script ran
