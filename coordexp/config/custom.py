@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from coordexp.config.section import Section
 
@@ -68,26 +68,51 @@ class CoordOffset(Section):
     enabled: bool = Field(default=False, description="Use the adapter.")
     tie_head: bool = Field(default=True, description="One offset table for the embedding and the head.")
     embed_lr: float | None = Field(
-        default=None, gt=0, description="Learning rate of the embedding offsets; null: the run's."
+        default=None,
+        gt=0,
+        description="Learning rate of the embedding offsets (with tie_head of the one table); null: "
+        "the run's.",
     )
     head_lr: float | None = Field(
-        default=None, gt=0, description="Learning rate of the head offsets; null: the run's."
+        default=None,
+        gt=0,
+        description="Learning rate of the head offsets, with tie_head: false; null: the run's.",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of the offsets.")
+
+    @model_validator(mode="after")
+    def _one_table_has_one_rate(self) -> CoordOffset:
+        if self.tie_head and self.head_lr not in (None, self.embed_lr):
+            raise ValueError(
+                "head_lr cannot take effect with tie_head: true (one table, trained with embed_lr); set tie_head: "
+                "false, or leave head_lr out"
+            )
+        return self
 
 
 class TokenTypeMetrics(Section):
     """Accuracy split by token type, and the coord_monitor/* numbers."""
 
-    enabled: bool = Field(default=False, description="Log them.")
-    include: list[str] = Field(default=["lvis"], description="Datasets (by name) whose samples count.")
-    exclude: list[str] = Field(default=[], description="Datasets whose samples do not count.")
+    enabled: bool = Field(default=False, description="Log them (stage 1).")
+    include: list[str] = Field(
+        default=["lvis"],
+        description="Datasets whose samples count in the numbers split by type: names or shell patterns, in upper or "
+        "lower case; `['*']` is every dataset. A sample's dataset is `metadata.dataset` of its record; without it, the "
+        "name of the folder that holds the JSONL file (`lvis` for data/lvis/train.jsonl). Where no sample counts, the "
+        "run says so at its start.",
+    )
+    exclude: list[str] = Field(
+        default=[],
+        description="Datasets whose samples do not count, named like those of `include`; wins over it.",
+    )
     log_top5: bool = Field(default=True, description="Log the top-5 accuracies too.")
     coord_monitor_mass: bool = Field(
         default=True, description="Log the coordinate-vocabulary mass by token type."
     )
     coord_monitor_mass_max_tokens: int = Field(
-        default=0, ge=0, description="Rows the mass is computed on at most, per micro-batch; 0: all."
+        default=0,
+        ge=0,
+        description="Rows the mass is computed on at most, per micro-batch, spread evenly over it; 0: all.",
     )
 
 
@@ -129,7 +154,8 @@ class Custom(Section):
     )
     on_nonfinite_loss: Literal["stop", "skip_step"] = Field(
         default="stop",
-        description="A loss that is NaN or infinite stops the run on all ranks, or skips the step.",
+        description="A loss that is NaN or infinite stops the run on all ranks, or (not under DeepSpeed) the update of "
+        "that step is left out on all ranks and counted in health/nonfinite_loss_total.",
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from coordexp.config import swift_arguments
 from coordexp.config.problems import KeyPath, Place, Problem, closest, dotted, raise_problems
 from coordexp.config.sections import launcher_only_problems
-from coordexp.config.training import Training
+from coordexp.config.training import PACKING_KEYS, Training
 from coordexp.config.yaml_tree import Tree, read_yaml
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
@@ -39,6 +39,11 @@ class Draft:
     variant: Written | None = None
     env: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+
+    def written(self, name: str) -> tuple[str, Place | None]:
+        """Dotted path and place of an ms-swift argument, as it was written."""
+        value = self.swift.get(name)
+        return (name, None) if value is None else (value.path, value.place)
 
     def put_swift(self, name: str, value: Any, path: KeyPath, place: Place | None) -> None:
         """Take a value for ms-swift; a name nobody knows, or one that is set twice, becomes a problem."""
@@ -123,9 +128,13 @@ def _take_flat(tree: Tree, draft: Draft) -> None:
         elif key not in ("ENV", "ignore_args_error"):
             draft.put_swift(key, value, (key,), place)
     draft.problems += launcher_only_problems(draft.ours)
-    for key in list(draft.ours.data):
-        if key in ("training", "deepspeed", "global_max_length"):
-            del draft.ours.data[key]  # already a problem
+    for key in ("deepspeed", "global_max_length"):
+        draft.ours.data.pop(key, None)  # already a problem
+    training = draft.ours.data.get("training")
+    if isinstance(training, dict):
+        draft.ours.data["training"] = {
+            key: training[key] for key in training if key in PACKING_KEYS
+        }  # as well
 
 
 def unknown_argument(name: str) -> str:

@@ -12,12 +12,13 @@ from pydantic import Field
 from coordexp.config import swift_arguments
 from coordexp.config.custom import DEFAULT_VARIANT
 from coordexp.config.draft import Draft, draft_of
-from coordexp.config.not_built import SWIFT_NOT_BUILT, find_not_built, refuse, refuse_variant
+from coordexp.config.not_built import SWIFT_NOT_BUILT, find_not_built, refuse
 from coordexp.config.overrides import apply_overrides
+from coordexp.config.packing import packing_problems
 from coordexp.config.problems import KeyPath, Place, Problem, dotted, raise_problems
 from coordexp.config.run_config import RunConfig, is_our_plugin
 from coordexp.config.sections import Sections, check_sections_fit, check_variant
-from coordexp.config.training import DeepSpeed, Training, accumulation_steps
+from coordexp.config.training import DeepSpeed, accumulation_steps
 from coordexp.config.validation import validate
 from coordexp.config.yaml_tree import read_yaml
 from coordexp.errors import ConfigError
@@ -29,13 +30,13 @@ BECOMES: dict[KeyPath, str] = {
     ("global_max_length",): "max_length",
     ("deepspeed",): "deepspeed",
     ("training", "effective_batch_size"): "gradient_accumulation_steps",
+    ("training", "packing"): "lazy_tokenize",
 }
 
 
 class LaunchSections(Sections):
     """Our sections, and the keys of ours that `coordexp train` turns into ms-swift arguments."""
 
-    training: Training = Training()
     deepspeed: DeepSpeed | None = Field(
         default=None, description="DeepSpeed; also just its name: `deepspeed: zero2`."
     )
@@ -72,13 +73,14 @@ def load_run_config(
     assert isinstance(launch, LaunchSections)
     variant = _variant(draft, launch)
     if refuse_not_built:
-        raise_problems(_not_built(draft, swift, variant))
+        raise_problems(_not_built(draft, swift))
     sections = Sections(
         **{name: getattr(launch, name) for name in launch.model_fields_set & Sections.model_fields.keys()}
     )
     raise_problems(check_sections_fit(sections, variant, draft.ours))
     world_size = world_size or _world_size(draft.env)
     raise_problems(_derive_swift(draft, launch, swift, world_size))
+    raise_problems(packing_problems(swift, launch.training, variant, draft.written, draft.ours.place))
     return RunConfig(
         path=str(path),
         variant=variant,
@@ -123,10 +125,8 @@ def _variant(draft: Draft, launch: LaunchSections) -> str:
     return variant
 
 
-def _not_built(draft: Draft, swift: Mapping[str, Any], variant: str) -> list[Problem]:
+def _not_built(draft: Draft, swift: Mapping[str, Any]) -> list[Problem]:
     problems = find_not_built(draft.ours)
-    if draft.variant is not None:
-        problems += refuse_variant(draft.variant.path, variant, draft.variant.place)
     for feature in SWIFT_NOT_BUILT:
         name = str(feature.path[0])
         if feature.asked_for(swift.get(name)):
@@ -145,6 +145,7 @@ def _derive_swift(
         ("custom", "val_jsonl"): None if custom.val_jsonl is None else [custom.val_jsonl],
         ("global_max_length",): launch.global_max_length,
         ("deepspeed",): launch.deepspeed.config if launch.deepspeed and launch.deepspeed.enabled else None,
+        ("training", "packing"): False if launch.training.packing else None,
     }
     problems = []
     size = training.effective_batch_size

@@ -12,8 +12,6 @@ from typing import Any
 from coordexp.config.problems import COMMAND_LINE, KeyPath, Place, Problem, as_yaml, dotted
 from coordexp.config.yaml_tree import Tree
 
-VARIANT_PATH: KeyPath = ("custom", "trainer_variant")
-
 
 @dataclass(frozen=True)
 class Feature:
@@ -39,28 +37,13 @@ class Feature:
 
 
 FEATURES_NOT_BUILT: tuple[Feature, ...] = (
-    Feature(VARIANT_PATH, "stage-2 training", ("stage2_two_channel", "stage2_rollout_aligned")),
-    Feature(("stage2_ab",), "two-channel training"),
-    Feature(("rollout_matching",), "training on rollouts"),
     Feature(("custom", "coord_tokens", "enabled"), "writing coordinates as plain numbers", (False,)),
     Feature(("custom", "coord_tokens", "skip_bbox_norm"), "normalising boxes at load time", (False,)),
-    Feature(("custom", "coord_offset", "enabled"), "the coord-offset adapter", (True,)),
-    Feature(("custom", "token_type_metrics", "enabled"), "token-type metrics", (True,)),
-    Feature(("custom", "on_nonfinite_loss"), "skipping a step", ("skip_step",)),
-    Feature(("debug", "enabled"), "the runtime checks of debug mode", (True,)),
-    Feature(("debug", "train_sample_limit"), "limiting the number of records"),
-    Feature(("debug", "val_sample_limit"), "limiting the number of records"),
-    Feature(("training", "packing_buffer"), "packing"),
-    Feature(("training", "packing_min_fill_ratio"), "packing"),
-    Feature(("training", "packing_drop_last"), "packing"),
-    Feature(("training", "eval_packing"), "packing of evaluation samples"),
+    Feature(("rollout_matching", "vllm", "mode"), "generating on a vLLM server", ("server",)),
 )
 
 SWIFT_NOT_BUILT: tuple[Feature, ...] = (
-    Feature(("packing",), "packing", (True,)),
-    Feature(("packing_length",), "packing"),
     Feature(("streaming",), "streaming of data files", (True,)),
-    Feature(("padding_free",), "padding-free batches", (True,)),
     Feature(("sequence_parallel_size",), "sequence parallelism", unless=(None, 1)),
 )
 """ms-swift arguments that our trainers do not handle yet."""
@@ -72,12 +55,6 @@ def refuse(path: str, feature: Feature, value: Any, place: Place | None) -> Prob
     if isinstance(value, Mapping):
         return Problem(path, text, place=place)
     return Problem(path, text, value=value, place=place)
-
-
-def refuse_variant(path: str, variant: str, place: Place | None) -> list[Problem]:
-    """The refusal of a trainer variant that is not built, or nothing."""
-    features = [feature for feature in FEATURES_NOT_BUILT if feature.path == VARIANT_PATH]
-    return [refuse(path, feature, variant, place) for feature in features if feature.asked_for(variant)]
 
 
 def swift_not_built(swift: Mapping[str, Any]) -> list[Problem]:

@@ -64,7 +64,12 @@ def config_hash(variant: str, sections: Sections, swift: Mapping[str, Any]) -> s
     """
     arguments = all_arguments()
     ours = sections.model_dump(
-        exclude={"debug": True, "experiment": True, "custom": {"trainer_variant", "train_jsonl", "val_jsonl"}}
+        exclude={
+            "debug": True,
+            "experiment": True,
+            "custom": {"trainer_variant", "train_jsonl", "val_jsonl"},
+            "training": {"effective_batch_size"},
+        }
     )
     theirs = {
         name: value

@@ -167,6 +167,20 @@ class RolloutMatching(Section):
         default=4, ge=1, description="Rollouts generated at once: the only chunking knob."
     )
     max_new_tokens: int = Field(default=1024, gt=0, description="Longest rollout.")
+    generate_timeout_s: float | None = Field(
+        default=1800.0, gt=0, description="Longest wait for decode_batch_size rollouts; null: no limit."
+    )
+    preflight_timeout_s: float = Field(
+        default=300.0, gt=0, description="Longest wait for the tiny rollout before step 1."
+    )
+    packing: bool = Field(
+        default=True,
+        description="Train on several samples in one sequence, kept apart by their position ids. false: padded batches "
+        "of per_device_train_batch_size samples.",
+    )
+    packing_length: int | None = Field(
+        default=None, gt=0, description="Tokens of a packed sequence; null: ms-swift's max_length."
+    )
     repetition_penalty: float = Field(default=1.0, gt=0, description="1: none.")
     decoding: Decoding = Decoding()
     repeat_terminate: RepeatTerminate = RepeatTerminate()

@@ -78,6 +78,7 @@ class RunConfig:
         sections = self.sections.to_json()
         for key in ("train_jsonl", "val_jsonl", "trainer_variant"):
             sections.get("custom", {}).pop(key, None)
+        sections.get("training", {}).pop("effective_batch_size", None)
         plugins = [plugin for plugin in self.swift.get("external_plugins", []) if not is_our_plugin(plugin)]
         return {
             **self.swift,

@@ -16,6 +16,7 @@ from coordexp.config.removed import removed_variant
 from coordexp.config.rollout import RolloutMatching
 from coordexp.config.section import Section
 from coordexp.config.stage2 import Stage2AB
+from coordexp.config.training import Training
 from coordexp.config.validation import validate
 from coordexp.config.yaml_tree import Tree, read_yaml
 
@@ -28,6 +29,7 @@ class Sections(Section):
     rollout_matching: RolloutMatching | None = Field(
         default=None, description="Needed by both stage-2 variants."
     )
+    training: Training = Training()
     debug: Debug = Debug()
     experiment: Experiment = Experiment()
 
@@ -41,7 +43,7 @@ LAUNCHER_ONLY: dict[tuple[str, ...], str] = {
     ("custom", "train_jsonl"): "`dataset: [FILE]`",
     ("custom", "val_jsonl"): "`val_dataset: [FILE]`",
     ("global_max_length",): "`max_length`",
-    ("training",): "ms-swift's own arguments, `gradient_accumulation_steps` among them,",
+    ("training", "effective_batch_size"): "`gradient_accumulation_steps`",
     ("deepspeed",): "`deepspeed: zero2`",
 }
 
@@ -93,6 +95,11 @@ def launcher_only_problems(tree: Tree) -> list[Problem]:
         if here is not None:
             text = f"has no effect here; write {instead} at the top level, where ms-swift reads it."
             problems.append(Problem(".".join(path), text, place=tree.place(path)))
+    training = tree.data.get("training")
+    for key in training if isinstance(training, Mapping) else ():
+        if key not in Training.model_fields:
+            text = f"has no effect here; write {key} at the top level, where ms-swift reads it."
+            problems.append(Problem(f"training.{key}", text, place=tree.place(("training", key))))
     return problems
 
 
@@ -117,8 +124,9 @@ _SECTIONS_OF = {
 }
 
 
-def check_sections_fit(sections: Sections, variant: str, tree: Tree) -> list[Problem]:
-    """Sections that a variant needs and lacks, or that it would not read."""
+def check_sections_fit(sections: Sections, variant: str, tree: Tree | None = None) -> list[Problem]:
+    """Sections that a variant needs and lacks, or that it would not read. `tree` knows where they were written."""
+    tree = tree or Tree({}, {})
     problems = []
     for name in ("stage2_ab", "rollout_matching"):
         given, needed = getattr(sections, name) is not None, name in _SECTIONS_OF[variant]
@@ -147,7 +155,9 @@ def check_sections_fit(sections: Sections, variant: str, tree: Tree) -> list[Pro
 
 def sections_hash(sections: Sections) -> str:
     """sha256 of what the sections say about training; `debug` and `experiment` are run context."""
-    return canonical_hash(sections.model_dump(exclude={"debug", "experiment"}))
+    return canonical_hash(
+        sections.model_dump(exclude={"debug": True, "experiment": True, "training": {"effective_batch_size"}})
+    )
 
 
 def pipeline_of(sections: Sections, variant: str) -> tuple[Any, dict[str, Any]] | None:

@@ -17,15 +17,27 @@ class Training(Section):
     effective_batch_size: int | None = Field(
         default=None,
         gt=0,
-        description="Samples of an optimizer step over all ranks; gradient_accumulation_steps is derived "
-        "and must come out whole.",
+        description="Samples (with packing: packs) of an optimizer step over all ranks; "
+        "gradient_accumulation_steps is derived and must come out whole.",
     )
-    packing_buffer: int = Field(default=512, gt=0, description="Samples from which packs are chosen.")
-    packing_min_fill_ratio: float = Field(
-        default=0.0, ge=0, le=1, description="Packs filled less wait for more samples."
+    packing: bool = Field(
+        default=False,
+        description="Stage 1: train on packs of up to packing_length tokens (ms-swift's argument; max_length when "
+        "left out), under any attention implementation. runbooks/train_stage1.md, section 6.",
     )
-    packing_drop_last: bool = Field(default=False, description="Leave the last, partly filled pack out.")
-    eval_packing: bool = Field(default=False, description="Pack evaluation samples too.")
+    eval_packing: bool = Field(
+        default=False,
+        description="Pack evaluation samples too; the numbers are the same, memory and speed differ.",
+    )
+    packing_buffer: int = Field(
+        default=512, gt=0, description="Refused: no packer here carries samples over to a later step."
+    )
+    packing_min_fill_ratio: float = Field(default=0.0, ge=0, le=1, description="Refused, as packing_buffer.")
+    packing_drop_last: bool = Field(default=False, description="Refused, as packing_buffer.")
+
+
+PACKING_KEYS = Training.model_fields.keys() - {"effective_batch_size"}
+"""What a trainer reads of `training`; it reaches it in `--coordexp` too."""
 
 
 class DeepSpeed(Section):

@@ -72,6 +72,13 @@ def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
     )
 
 
+def adapter_folders(argv: Sequence[str]) -> list[str]:
+    """Values of `--adapters` on the command line of any ms-swift command."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--adapters", nargs="*", default=[])
+    return list(parser.parse_known_args(list(argv))[0].adapters)
+
+
 def reject_unknown_flags(argv: Sequence[str], known: Sequence[str]) -> None:
     """ConfigError that names every flag of `argv` missing from `known`, each with the nearest valid one."""
     valid = [*known, *(f"--{flag}" for flag in OUR_FLAGS)]

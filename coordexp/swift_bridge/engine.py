@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ def quiet() -> None:
 def load_engine(
     checkpoint: str | Path,
     *,
+    prepare_model: Callable[[Any], Any] | None,
     model_type: str = "qwen3_vl",
     torch_dtype: torch.dtype = torch.float32,
     attn_impl: str = "sdpa",
@@ -43,7 +44,10 @@ def load_engine(
     max_length: int | None = None,
     device_map: str | None = None,
 ) -> TransformersEngine:
-    """A TransformersEngine for a checkpoint folder; ConfigError when the folder is no checkpoint."""
+    """A TransformersEngine for a checkpoint folder; ConfigError when the folder is no checkpoint.
+
+    prepare_model: gives the loaded model what it lacks (an adapter, LoRA weights) and returns it; None for a plain one.
+    """
     path = Path(checkpoint)
     if not (path / "config.json").is_file():
         raise ConfigError(
@@ -54,6 +58,8 @@ def load_engine(
     model, processor = get_model_processor(
         str(path), model_type=model_type, torch_dtype=torch_dtype, attn_impl=attn_impl, device_map=device_map
     )
+    if prepare_model is not None:
+        model = prepare_model(model)
     template = get_template(processor, max_length=max_length)
     return TransformersEngine(model.eval(), template=template, max_batch_size=max_batch_size)
 

@@ -2,13 +2,14 @@
 
 The stock template carries the ids of the released checkpoints as class attributes, so a model with another
 tokenizer (a tiny test model, an expanded vocabulary) would look for the wrong image placeholder. Answers end with
-`<|im_end|>`, the last token that is trained.
+`<|im_end|>`, the last token that is trained. Packed batches keep the text row of their position ids.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from swift.template.register import register_template
 from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
 
@@ -39,6 +40,15 @@ class CoordQwen3VLTemplate(Qwen3VLTemplate):
                     f"{from_tokenizer}; save model and tokenizer together."
                 )
             setattr(self, name, from_config)
+
+    def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
+        collated = super()._data_collator(batch, padding_to=padding_to)
+        if self.padding_free and self.is_training:
+            # The stock template leaves three rows and the cumulative lengths, which only flash attention reads;
+            # under sdpa and eager attention samples would see each other. Four rows keep them apart everywhere.
+            text_1T, mrope_31T = collated["text_position_ids"], collated["position_ids"]
+            collated["position_ids"] = torch.cat([text_1T[None], mrope_31T])
+        return collated
 
 
 def register_coord_template() -> None:

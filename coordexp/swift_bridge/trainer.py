@@ -1,6 +1,7 @@
-"""ms-swift's SFT trainer with the three seams our trainers use.
+"""ms-swift's SFT trainer with the seams our trainers use.
 
-1. `plan_step(batches)`: called once per optimizer step with all its micro-batches, before the first forward.
+1. `plan_step(batches)`: called once per optimizer step with all its micro-batches, before the first forward; and
+   `on_step(num_micro_steps)` just before it.
 2. `compute_loss` of a subclass sees model inputs only; supervision travels in `SUPERVISION_KEYS`.
 3. `window_metrics(mode)`: what a subclass adds to every log record, called on all ranks; `on_record` receives the
    finished record on the main process.
@@ -32,6 +33,9 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
     def plan_step(self, batches: list[dict[str, Any]]) -> None:
         """All micro-batches of the coming optimizer step on this rank. Collectives are allowed: all ranks call it."""
 
+    def on_step(self, num_micro_steps: int) -> None:
+        """An optimizer step of so many micro-batches is about to be planned. Called on every rank."""
+
     def window_metrics(self, mode: str) -> dict[str, float]:
         """Metrics gathered since the last call for `mode` ("train" or "eval"). Called on every rank."""
         return {}
@@ -44,6 +48,7 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
     ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
+            self.on_step(len(batches))
             self.plan_step(batches)
         return batches, num_items
 

@@ -222,6 +222,11 @@ WRONG = {
         "run.yaml:3: key 'max_steps' is already set on line 2; keep one of them.",
     ),
     "key that is no text": ("model: m\nno: 1\n", "run.yaml:2: key 'no' is not text; put it in quotes."),
+    "a rate for a table that is not there": (
+        "custom:\n  coord_offset: {enabled: true, head_lr: 0.1}\n",
+        "custom.coord_offset in run.yaml:2: head_lr cannot take effect with tie_head: true (one table, trained with "
+        "embed_lr); set tie_head: false, or leave head_lr out.",
+    ),
     "a list instead of settings": ("- a\n", "run.yaml:1: expected a mapping of settings, found list."),
     "missing base": ("extends: base.yaml\n", "extends in run.yaml:1: base.yaml does not exist."),
 }
@@ -233,14 +238,7 @@ def test_wrong_files_say_what_to_do(tmp_path: Path, text: str, expected: str) ->
 
 
 NOT_BUILT = {
-    "custom:\n  trainer_variant: stage2_two_channel\n": ('custom.trainer_variant = "stage2_two_channel"', 2),
-    "custom:\n  coord_offset: {enabled: true}\n": ("custom.coord_offset.enabled = true", 2),
-    "custom:\n  token_type_metrics:\n    enabled: true\n": ("custom.token_type_metrics.enabled = true", 3),
-    "training:\n  packing: true\n": ("training.packing = true", 2),
-    "training:\n  packing_buffer: 5\n": ("training.packing_buffer = 5", 2),
-    "rollout_matching:\n  backend: hf\n": ("rollout_matching", 1),
-    "debug:\n  train_sample_limit: 5\n": ("debug.train_sample_limit = 5", 2),
-    "model: m\npadding_free: true\n": ("padding_free = true", 2),
+    "custom:\n  coord_tokens: {enabled: false}\n": ("custom.coord_tokens.enabled = false", 2),
     "model: m\nsequence_parallel_size: 2\n": ("sequence_parallel_size = 2", 2),
 }
 
@@ -255,7 +253,7 @@ def test_valid_keys_without_their_feature_are_refused(tmp_path: Path, text: str,
 @pytest.mark.parametrize(
     "text",
     [
-        "custom: {coord_offset: {enabled: false, tie_head: false}, head: fused}\n",
+        "custom: {coord_offset: {enabled: true, embed_lr: 0.1, head_lr: 0.1}, head: fused}\n",
         "training: {packing: false}\n",
         "model: m\nsequence_parallel_size: 1\n",
         "custom: {trainer_variant: stage1}\n",
@@ -327,7 +325,8 @@ def test_sections_that_arrive_as_json_name_their_source() -> None:
 @pytest.mark.parametrize(
     ("sections", "key"),
     [
-        ({"training": {"effective_batch_size": 8}}, "training"),
+        ({"training": {"effective_batch_size": 8}}, "training.effective_batch_size"),
+        ({"training": {"max_steps": 8}}, "training.max_steps"),
         ({"global_max_length": 100}, "global_max_length"),
         ({"custom": {"val_jsonl": "x"}}, "custom.val_jsonl"),
     ],

@@ -1,0 +1,54 @@
+"""Before the first step: does the backend answer at all, in time, and to the prompt that will be trained on?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from coordexp.rollout.checks import PREFLIGHT_TIMEOUT_KEY, TimeLimit, check_answers, check_prompt, name_of
+from coordexp.rollout.types import PolicyBackend, Rollout, RolloutRequest
+from coordexp.swift_bridge.generation_prompts import (
+    encode_question,
+    questions_template,
+    without_training_hooks,
+)
+
+PREFLIGHT_TOKENS = 4
+
+
+class TimedBackend(PolicyBackend, Protocol):
+    """A backend that can be asked for short answers within a time. All of ours can."""
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        max_new_tokens: int | None = None,
+        time_limit: TimeLimit | None = None,
+    ) -> list[Rollout]: ...
+
+
+def preflight(
+    backend: TimedBackend, request: RolloutRequest, template: Any, *, timeout_s: float | None = 300.0
+) -> Rollout:
+    """Push the weights, generate a few tokens, compare the engine's prompt with the template's. All ranks call it.
+
+    Arguments:
+        request: any question of the data set, with its image.
+        timeout_s: `rollout_matching.preflight_timeout_s`.
+
+    Returns the short answer.
+
+    Raises:
+        RolloutError: the backend does not answer in time, not once, with other weights, or to another prompt.
+    """
+    backend.push_policy(backend.policy_version)
+    limit = TimeLimit(timeout_s, PREFLIGHT_TIMEOUT_KEY)
+    rollouts = backend.generate([request], max_new_tokens=PREFLIGHT_TOKENS, time_limit=limit)
+    name = f"{name_of(request, 0)} (preflight)"
+    limit.check(backend.name, name)
+    check_answers(backend.name, [request], rollouts)
+    with without_training_hooks(template):
+        encoded = encode_question(questions_template(template, None), request.messages, request.images)
+    check_prompt(backend.name, name, encoded["input_ids"], rollouts[0].prompt_token_ids)
+    return rollouts[0]

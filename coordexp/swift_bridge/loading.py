@@ -1,0 +1,29 @@
+"""A seam in ms-swift's loading of Qwen3-VL: a function that sees each model right after it was loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from swift.model.constant import MLLMModelType
+from swift.model.model_meta import MODEL_MAPPING
+from swift.model.models.qwen import Qwen3VLLoader
+
+PrepareModel = Callable[[Any, Any, Path], None]
+"""(model, tokenizer, model folder); before tuners, freezing and wrappers. Changes the model in place."""
+
+
+def prepare_loaded_models(prepare: PrepareModel) -> None:
+    """From here on ms-swift hands every model of type `qwen3_vl` that it loads in this process to `prepare`."""
+
+    class PreparingLoader(Qwen3VLLoader):
+        def load(self) -> Any:
+            model, processor = super().load()
+            if model is not None:
+                prepare(model, self._get_tokenizer(processor), Path(self.model_info.model_dir))
+            return model, processor
+
+    name = MLLMModelType.qwen3_vl
+    MODEL_MAPPING[name] = replace(MODEL_MAPPING[name], loader=PreparingLoader)

@@ -1,0 +1,83 @@
+"""ms-swift's vLLM engine inside the training process, and questions encoded for it.
+
+vLLM itself is imported when an engine is built; `set_environment` comes before that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+
+MAX_IMAGES = 1  # of a question; the engine reserves memory for so many
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine core runs in this process, so that weights are handed over
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB, CPU builds only
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # CPU builds only: leave the threads of training where they are
+}
+
+
+def set_environment() -> None:
+    """What vLLM must find in the environment when it is imported; what the user has set stays."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def build_vllm_engine(
+    model_dir: str,
+    template: Any,
+    *,
+    dtype: torch.dtype,
+    engine_settings: Mapping[str, Any],
+    world_size: int,
+    seed: int,
+    own_head: bool | None,
+    logits_processors: Sequence[str] = (),
+) -> Any:
+    """A GRPOVllmEngine that was started from a checkpoint folder.
+
+    engine_settings: arguments of the engine by ms-swift's names (`tensor_parallel_size`, `max_model_len`, ...).
+    world_size: training processes; with more than one, vLLM joins their process group.
+    own_head: whether the engine must hold embedding and head apart; None leaves it to the model's config.
+    """
+    set_environment()
+    from swift.infer_engine import GRPOVllmEngine
+
+    class PolicyEngine(GRPOVllmEngine):
+        def _prepare_engine(self) -> None:
+            self.engine_args.dtype = str(dtype).removeprefix("torch.")
+            super()._prepare_engine()
+
+    options: dict[str, Any] = {"logits_processors": list(logits_processors)} if logits_processors else {}
+    if own_head:
+        untied = {"tie_word_embeddings": False}
+        options["hf_overrides"] = {**untied, "text_config": untied}
+    return PolicyEngine(
+        model_dir,
+        template=copy(template),
+        use_async_engine=False,
+        seed=seed,
+        limit_mm_per_prompt={"image": MAX_IMAGES, "video": 0},
+        mm_processor_cache_gb=0,
+        distributed_executor_backend="external_launcher" if world_size > 1 else None,
+        engine_kwargs=options,
+        **engine_settings,
+    )
+
+
+def encode_for_vllm(engine: Any, messages: Sequence[dict[str, str]], images: Sequence[str]) -> dict[str, Any]:
+    """A conversation as `submit` takes it; image placeholders are left to the engine to expand."""
+    from swift.infer_engine import InferRequest
+
+    request = InferRequest(messages=[dict(message) for message in messages], images=list(images))
+    encoded: dict[str, Any] = engine.template.encode(request)
+    return encoded
+
+
+def submit(engine: Any, request_id: str, encoded: dict[str, Any], sampling: Any) -> None:
+    """Queue an encoded conversation in the engine."""
+    engine._add_request(encoded, sampling, request_id)

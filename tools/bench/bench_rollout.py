@@ -1,0 +1,259 @@
+"""Tokens per second through our rollout backends over the same engine called directly, on the same requests.
+
+    python tools/bench/bench_rollout.py                         # vllm and hf, nano model, 64 scenes
+    python tools/bench/bench_rollout.py --preset demo --rounds 7
+    python tools/bench/bench_rollout.py --model DIR --data val.jsonl --device cuda --dtype bfloat16
+
+All ways read, encode and answer the same questions with the same weights, one right after the other in every round:
+
+    vllm ours      VllmColocateBackend.generate
+    vllm direct    vLLM's LLMEngine: encode all, add all, step until done
+    vllm swift     ms-swift's GRPOVllmEngine.infer over all requests
+    hf ours        HfPolicyBackend.generate
+    hf direct      transformers' generate on batches encoded by ms-swift's template
+
+Medians over the rounds count, ratios are taken within a round; the answers of all ways must be equal. A busy
+neighbour shows in the wall time more than in the CPU time. With --weights-changed each round of ours also pushes the
+policy. Exit status 1 if vllm ours is below 0.9 of vllm direct (wall time).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coordexp.config.rollout import RolloutMatching
+from coordexp.data.shapes import PRESETS as SCENES
+from coordexp.data.shapes import generate_shapes
+from coordexp.models.tiny import build_tiny_model
+from coordexp.rollout.build import build_policy_backend
+from coordexp.rollout.types import Rollout, RolloutRequest
+
+BOUND = 0.9
+Answers = list[tuple[int, ...]]
+PROMPT = "<image>Find all objects."
+
+
+def load_policy(model_dir: str, *, dtype: str, device: str) -> tuple[Any, Any]:
+    """The model and its template, as a trainer holds them."""
+    from swift.model import get_model_processor
+    from swift.template import get_template
+
+    from coordexp.swift_bridge.engine import quiet
+    from coordexp.swift_bridge.template import register_coord_template
+
+    quiet()
+    register_coord_template()
+    model, processor = get_model_processor(
+        model_dir,
+        model_type="qwen3_vl",
+        torch_dtype=getattr(torch, dtype),
+        attn_impl="sdpa",
+        device_map=device,
+    )
+    return model.train(), get_template(processor, max_length=4096)
+
+
+def read_requests(data: Path, count: int) -> list[RolloutRequest]:
+    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()][:count]
+    message = {"role": "user", "content": PROMPT}
+    return [
+        RolloutRequest((message,), (str(data.parent / row["images"][0]),), seed=index)
+        for index, row in enumerate(rows)
+    ]
+
+
+def settings(args: argparse.Namespace, backend: str) -> RolloutMatching:
+    vllm = {
+        "max_model_len": args.max_model_len, "max_num_seqs": args.batch_size, "enforce_eager": args.device == "cpu",
+    }  # fmt: skip
+    return RolloutMatching(
+        backend=backend, decode_batch_size=args.batch_size, max_new_tokens=args.max_new_tokens, vllm=vllm
+    )
+
+
+def vllm_direct(
+    engine: Any, requests: Sequence[RolloutRequest], max_new_tokens: int, stop_ids: Sequence[int]
+) -> Callable[[], Answers]:
+    """vLLM alone, all requests handed over at once."""
+    from vllm import SamplingParams
+
+    from coordexp.swift_bridge.vllm_engine import encode_for_vllm, submit
+
+    greedy = SamplingParams(
+        max_tokens=max_new_tokens, temperature=0.0, stop_token_ids=list(stop_ids), detokenize=False
+    )
+    rounds = iter(range(10**9))
+
+    def run() -> Answers:
+        number, outputs = next(rounds), {}
+        for index, request in enumerate(requests):
+            submit(
+                engine, f"{number}-{index}", encode_for_vllm(engine, request.messages, request.images), greedy
+            )
+        while engine.engine.has_unfinished_requests():
+            outputs.update({o.request_id: o.outputs[0].token_ids for o in engine.engine.step() if o.finished})
+        return [tuple(outputs[f"{number}-{index}"]) for index in range(len(requests))]
+
+    return run
+
+
+def vllm_swift(engine: Any, requests: Sequence[RolloutRequest], max_new_tokens: int) -> Callable[[], Answers]:
+    """ms-swift's own loop around the engine."""
+    from swift.infer_engine import InferRequest, RequestConfig
+
+    config = RequestConfig(max_tokens=max_new_tokens, temperature=0.0, return_details=True)
+    asked = [InferRequest(messages=list(r.messages), images=list(r.images)) for r in requests]
+
+    def run() -> Answers:
+        outputs = engine.infer(asked, config, use_tqdm=False)
+        return [tuple(output.response.choices[0].token_ids) for output in outputs]
+
+    return run
+
+
+def hf_direct(
+    model: Any, template: Any, requests: Sequence[RolloutRequest], max_new_tokens: int, batch_size: int
+) -> Callable[[], Answers]:
+    """transformers' generate on batches of the template."""
+    from transformers import GenerationConfig
+
+    from coordexp.swift_bridge.generation_prompts import (
+        collate_questions,
+        encode_question,
+        questions_template,
+        stop_token_ids,
+    )
+
+    stop_ids = stop_token_ids(template, model.generation_config.eos_token_id)
+    questions = questions_template(template, model)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=list(stop_ids),
+        pad_token_id=template.tokenizer.pad_token_id,
+    )  # fmt: skip
+
+    def run() -> Answers:
+        model.eval()
+        answers: Answers = []
+        for start in range(0, len(requests), batch_size):
+            chunk = requests[start : start + batch_size]
+            batch = collate_questions(
+                questions, [encode_question(questions, r.messages, r.images) for r in chunk], model.device
+            )
+            with torch.no_grad():
+                ids = model.generate(**batch, generation_config=config)
+            for row in ids[:, batch["input_ids"].shape[1] :].tolist():
+                end = next((i for i, token in enumerate(row) if token in stop_ids), len(row) - 1)
+                answers.append(tuple(row[: end + 1]))
+        model.train()
+        return answers
+
+    return run
+
+
+def ours(backend: Any, requests: Sequence[RolloutRequest], *, push: bool) -> Callable[[], Answers]:
+    versions = iter(range(2, 10**9))
+
+    def run() -> Answers:
+        if push:
+            backend.push_policy(next(versions))
+        rollouts: list[Rollout] = backend.generate(requests)
+        return [rollout.response_token_ids for rollout in rollouts]
+
+    return run
+
+
+def measure(name: str, ways: dict[str, Callable[[], Answers]], rounds: int) -> float:
+    """Time all ways, interleaved, and print; returns the speed of ours over direct (wall time)."""
+    answers = {way: run() for way, run in ways.items()}  # warm-up
+    for way, found in answers.items():
+        different = sum(a != b for a, b in zip(answers["ours"], found, strict=True))
+        if different:
+            raise SystemExit(f"{name}: {different} of {len(found)} answers differ between ours and {way}.")
+    num_tokens = sum(map(len, answers["ours"]))
+    wall: dict[str, list[float]] = {way: [] for way in ways}
+    cpu: dict[str, list[float]] = {way: [] for way in ways}
+    for index in range(rounds):
+        for way in sorted(ways, reverse=index % 2 == 1):
+            started, cpu_started = time.perf_counter(), time.process_time()
+            ways[way]()
+            wall[way].append(time.perf_counter() - started)
+            cpu[way].append(time.process_time() - cpu_started)
+    for way, seconds in wall.items():
+        low, high = num_tokens / max(seconds), num_tokens / min(seconds)
+        speed = num_tokens / statistics.median(seconds)
+        print(f"{name:>5} {way:<7} {speed:>9.0f} tokens/s   ({low:.0f} to {high:.0f})", flush=True)
+    for way in list(ways)[1:]:
+        by_wall, by_cpu = (paired_ratio(times[way], times["ours"]) for times in (wall, cpu))
+        print(f"{name:>5} ours / {way} = {by_wall:.3f} by wall time, {by_cpu:.3f} by CPU time", flush=True)
+    print(f"{name:>5} {num_tokens} tokens, medians of {rounds} rounds", flush=True)
+    return paired_ratio(wall["direct"], wall["ours"])
+
+
+def paired_ratio(others: Sequence[float], ours: Sequence[float]) -> float:
+    """Median over the rounds of their time over ours: neighbours of one round saw the same load."""
+    return statistics.median(other / own for other, own in zip(others, ours, strict=True))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backends", nargs="+", default=["vllm", "hf"], choices=("vllm", "hf"))
+    parser.add_argument("--model", help="checkpoint folder; without it a random tiny model is made")
+    parser.add_argument("--data", type=Path, help="JSONL with images; without it scenes are drawn")
+    parser.add_argument("--preset", default="nano", help="size of the tiny model")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-model-len", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--weights-changed", action="store_true", help="push the policy in every round of ours"
+    )
+    args = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with tempfile.TemporaryDirectory() as scratch:
+        model_dir, data = (
+            args.model or f"{scratch}/model",
+            args.data or Path(scratch) / "scenes" / "val.jsonl",
+        )
+        if args.model is None:
+            build_tiny_model(model_dir, preset=args.preset)
+        if args.data is None:
+            generate_shapes(data.parent, SCENES["demo"], num_train=0, num_val=args.requests)
+        requests = read_requests(data, args.requests)
+        model, template = load_policy(model_dir, dtype=args.dtype, device=args.device)
+        ratios = {}
+        for name in args.backends:
+            backend: Any = build_policy_backend(
+                settings(args, name), model=model, template=template, model_dir=model_dir,
+                torch_dtype=getattr(torch, args.dtype),
+            )  # fmt: skip
+            backend.push_policy(1)
+            limit = args.max_new_tokens
+            ways = {"ours": ours(backend, requests, push=args.weights_changed)}
+            if name == "vllm":
+                ways["direct"] = vllm_direct(backend._engine, requests, limit, backend._stop_ids)
+                ways["swift"] = vllm_swift(backend._engine, requests, limit)
+            else:
+                ways["direct"] = hf_direct(model, template, requests, limit, args.batch_size)
+            ratios[name] = measure(name, ways, args.rounds)
+            backend.close()
+    return 1 if ratios.get("vllm", BOUND) < BOUND else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
