@@ -18,7 +18,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -35,19 +34,7 @@ from coordexp.losses.provenance import Forward
 from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import DroppedSample, EncodedSample, Role, TargetBuilder
 from coordexp.targets.rows import ce_weights
-
-TEMPLATE = Path(__file__).with_suffix(".html.jinja")
-COLORS = {
-    Role.PROMPT: "#e4e7ea",
-    Role.GROUND_TRUTH: "#cfe8d5",
-    Role.PREFIX: "#d9d3e8",
-    Role.MATCHED_PREFIX: "#c5dcf2",
-    Role.FP_PREFIX: "#f6cfc6",
-    Role.DROPPED_PREFIX: "#eab6ad",
-    Role.FN_TAIL: "#cfe8d5",
-    Role.CLOSURE: "#f7e3a8",
-    Role.EOS: "#f2cd73",
-}
+from coordexp.telemetry.token_page import ROLE_COLORS, PageToken, render_token_page
 
 
 @dataclass(frozen=True)
@@ -75,18 +62,14 @@ class TokenView:
         return f"{self.weight:g}" if self.weight not in (0.0, 1.0) else ""
 
     @property
-    def css(self) -> str:
-        """Classes of its span in the page."""
-        return f"{_css(self.role)} {self.type.name.lower()}"
-
-    @property
-    def tooltip(self) -> str:
-        """All about it, in one line."""
+    def on_page(self) -> PageToken:
+        """The token for the page, with all about it in its tooltip."""
         taught = "" if self.true_bin is None else f" · true bin {self.true_bin}"
-        return (
-            f"token {self.index} · id {self.token_id} · {label(self.role)} · {self.type.name.lower()} · "
-            f"weight {self.weight:g}{taught}"
+        role, kind = label(self.role), self.type.name.lower()
+        tooltip = (
+            f"token {self.index} · id {self.token_id} · {role} · {kind} · weight {self.weight:g}{taught}"
         )
+        return PageToken(self.text, role, kind, self.is_supervised, self.note, tooltip)
 
 
 def main(argv: Sequence[str] | None = None, console: Console | None = None) -> int:
@@ -267,7 +250,7 @@ def show(
     for (role, weight), group in groupby(_with_run_weight(views), key=lambda pair: (pair[0].role, pair[1])):
         run = [view for view, _ in group]
         place = f"{run[0].index}-{run[-1].index}" if len(run) > 1 else str(run[0].index)
-        part = Text(label(role), style=f"black on {COLORS[role]}")
+        part = Text(label(role), style=f"black on {ROLE_COLORS[label(role)]}")
         table.add_row(place, part, f"{weight:g}", Text("|", style="dim").join(map(_styled, run)))
     console.print(table)
     if slots:
@@ -283,14 +266,7 @@ def write_page(
     path: Path, title: str, facts: list[str], views: list[TokenView], slots: list[dict[str, str]]
 ) -> None:
     """Write the page: one file without links to anything else."""
-    counts = {role: sum(view.role is role for view in views) for role in Role}
-    roles = [
-        {"css": _css(role), "name": label(role), "color": COLORS[role], "count": count}
-        for role, count in counts.items()
-        if count
-    ]
-    template = jinja2.Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    page = template.render(title=title, facts=facts, roles=roles, tokens=views, slots=slots)
+    page = render_token_page(title, facts, [view.on_page for view in views], slots)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
 
@@ -298,10 +274,6 @@ def write_page(
 def label(role: Role) -> str:
     """A role in words."""
     return role.name.lower().replace("_", " ")
-
-
-def _css(role: Role) -> str:
-    return role.name.lower().replace("_", "-")
 
 
 def _with_run_weight(views: list[TokenView]) -> Iterator[tuple[TokenView, float]]:

@@ -1,0 +1,246 @@
+"""Advice on windows, just beyond and just within each threshold; and the doctor's reading of a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+
+from coordexp.cli.main import main
+from coordexp.metrics.catalog import lookup
+from coordexp.metrics.payload import build_payload
+from coordexp.metrics.sinks import MetricsSink
+from coordexp.telemetry.doctor import diagnose
+from coordexp.telemetry.health import RULES, HealthWatch
+
+CASES = {
+    "truncated": (
+        {"rollout/parse_truncated_rate": 0.51},
+        {"rollout/parse_truncated_rate": 0.5},
+        "max_new_tokens",
+    ),
+    "parse_drop": ({"rollout/parse_obj_drop_frac": 0.21}, {"rollout/parse_obj_drop_frac": 0.2}, "reason"),
+    "no_prediction": (
+        {"rollout/sample_valid_pred_rate": 0.49},
+        {"rollout/sample_valid_pred_rate": 0.5},
+        "stage-1",
+    ),
+    "excluded": ({"rollout/excluded_rate": 0.01}, {"rollout/excluded_rate": 0.0}, "chat template"),
+    "closure_drop": (
+        {"stage2_ab/channel_b/closure_supervision/N_drop": 1},
+        {"stage2_ab/channel_b/closure_supervision/N_drop": 0},
+        "normalizer",
+    ),
+    "gating": (
+        {"rollout/gating_rejection_rate": 0.91, "rollout/recall": 0.2},
+        {"rollout/gating_rejection_rate": 0.91, "rollout/recall": 0.8},  # a crowded image, all found
+        "maskiou_gate",
+    ),
+    "coco_failed": ({"rollout/coco_eval_ok": 0}, {"rollout/coco_eval_ok": 1}, "mAP"),
+    "nonfinite_metric": ({"health/nonfinite_metrics_total": 2}, {}, "learning rate"),
+    "nonfinite_loss": ({"health/nonfinite_loss_total": 1}, {}, "learning rate"),
+}
+
+
+def kinds(advices):
+    return [advice.kind for advice in advices]
+
+
+def test_every_rule_has_a_case_and_a_known_key():
+    assert {rule.kind for rule in RULES} == set(CASES)
+    assert all(lookup(rule.key) for rule in RULES)
+
+
+@pytest.mark.parametrize("prefix", ["", "eval_"])
+@pytest.mark.parametrize("kind", CASES)
+def test_a_rule_speaks_beyond_its_threshold_only(kind, prefix):
+    bad, good, what_to_do = CASES[kind]
+    bad, good = ({prefix + key: value for key, value in metrics.items()} for metrics in (bad, good))
+    (advice,) = HealthWatch().look(bad)
+    assert (advice.kind, advice.value) == (kind, next(iter(bad.values())))
+    assert advice.message.startswith(f"{next(iter(bad))} = ")
+    assert what_to_do in advice.message.partition("What to do: ")[2]
+    assert HealthWatch().look(good) == []
+
+
+def test_f1_against_its_best():
+    watch = HealthWatch()
+    found = [kinds(watch.look({"eval_rollout/f1": f1})) for f1 in (0.5, 0.7, 0.61, 0.59, 0.75, 0.6)]
+    assert found == [[], [], [], ["f1_fell"], [], ["f1_fell"]]
+    assert HealthWatch().look({"rollout/f1": 0.9}) == []
+
+
+def test_speed_against_its_best():
+    watch = HealthWatch()
+    found = [kinds(watch.look({"rollout/gen_tokens_per_s": s})) for s in (100, 200, 101, 99)]
+    assert found == [[], [], [], ["slow_generation"]]
+
+
+def test_each_kind_is_due_once_in_a_while():
+    watch = HealthWatch(repeat_after=10)
+    bad = {"rollout/parse_truncated_rate": 0.9}
+    worse = {**bad, "rollout/excluded_rate": 0.5}
+    found = [kinds(watch.due(step, worse if step >= 4 else bad)) for step in (0, 4, 8, 10, 13, 14)]
+    assert found == [["truncated"], ["excluded"], [], ["truncated"], [], ["excluded"]]
+
+
+# the doctor
+
+
+def write_run(folder, payloads, *, age=0.0, checkpoints=(), **resolved):
+    """A run folder as the trainers leave it; payloads: (mode, step, metrics)."""
+    content = {
+        "config_hash": "0123456789abcdef",
+        "trainer_variant": "stage2_rollout_aligned",
+        "swift": {"metric_for_best_model": "rollout/f1"},
+        "derived": {"total_steps": 100},
+        **resolved,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "resolved_config.json").write_text(json.dumps(content))
+    sink = MetricsSink(folder, meta={"config_hash": "0123456789abcdef"})
+    for mode, step, metrics in payloads:
+        sink.write(build_payload(mode, step, metrics))
+    moment = time.time() - age
+    os.utime(sink.metrics_path, (moment, moment))
+    for step in checkpoints:
+        (folder / f"checkpoint-{step}").mkdir()
+        (folder / f"checkpoint-{step}" / "adapter_model.safetensors").touch()
+    return folder
+
+
+HEALTHY = [
+    ("train", 10, {"loss": 1.0, "rollout/parse_truncated_rate": 0.1, "train_speed(s/it)": 60.0}),
+    ("eval", 10, {"eval_rollout/f1": 0.6}),
+    ("train", 20, {"loss": 0.9, "rollout/parse_truncated_rate": 0.1, "train_speed(s/it)": 60.0}),
+    ("eval", 20, {"eval_rollout/f1": 0.55}),
+]
+
+
+def test_a_healthy_run(tmp_path, capsys):
+    run = write_run(tmp_path / "run", HEALTHY, checkpoints=[10], age=60)
+    assert main(["doctor", str(run)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"{run}: stage2_rollout_aligned, config 0123456789ab, step 20 of 100, last number 1.0 min ago",
+        "No problem found.",
+    ]
+
+
+def test_a_run_with_problems_exits_with_1_and_numbers_them(tmp_path, capsys):
+    bad = [*HEALTHY, ("train", 30, {"rollout/parse_truncated_rate": 0.8})]
+    assert main(["doctor", str(write_run(tmp_path / "run", bad, checkpoints=[20]))]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith(
+        "1. the best evaluation (eval_rollout/f1 = 0.6000 at step 10) has no checkpoint"
+    )
+    assert "kept: checkpoint-20." in lines[1]
+    assert lines[2].startswith("2. step 30: rollout/parse_truncated_rate = 0.8 (above 0.5)")
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("age", "stopped"),
+    [(599, False), (2900, False), (3100, True)],  # it logs every 10 steps of 60 s: five intervals are 3000 s
+)
+def test_a_run_has_stopped_when_it_is_silent_for_long(tmp_path, age, stopped):
+    found = diagnose(write_run(tmp_path / "run", HEALTHY, checkpoints=[10], age=age))
+    assert [text[:19] for text in found.problems] == ["the run has stopped"] * stopped
+
+
+@pytest.mark.parametrize("last", [("train", 100, {"loss": 0.1}), ("train", 60, {"train_runtime": 900.0})])
+def test_a_finished_run_has_not_stopped(tmp_path, last):
+    run = write_run(tmp_path / "run", [*HEALTHY, last], checkpoints=[10], age=1e6)
+    found = diagnose(run)
+    assert found.problems == []
+    assert found.summary.endswith("finished")
+
+
+def test_the_direction_of_the_best_metric(tmp_path):
+    losses = [
+        ("eval", 10, {"eval_loss": 1.0}),
+        ("eval", 20, {"eval_loss": 2.0}),
+        ("train", 100, {"loss": 1.0}),
+    ]
+    for swift in (
+        {"metric_for_best_model": "loss"},
+        {"metric_for_best_model": "eval_loss", "greater_is_better": False},
+    ):
+        name = str(len(swift))
+        assert diagnose(write_run(tmp_path / name, losses, checkpoints=[10], swift=swift)).problems == []
+    asked_for_more = {"metric_for_best_model": "loss", "greater_is_better": True}
+    (problem,) = diagnose(
+        write_run(tmp_path / "more", losses, checkpoints=[10], swift=asked_for_more)
+    ).problems
+    assert "at step 20" in problem
+
+
+def test_a_checkpoint_without_weights_and_one_on_its_way(tmp_path):
+    run = write_run(tmp_path / "run", HEALTHY)
+    (run / "checkpoint-10").mkdir()
+    assert "holds no weights" in diagnose(run).problems[0]
+    just_evaluated = write_run(tmp_path / "new", HEALTHY[:2])
+    assert diagnose(just_evaluated).problems == []
+
+
+def test_not_finite_numbers_are_counted_over_the_whole_run(tmp_path):
+    early = [
+        ("train", 1, {"health/nonfinite_metrics_total": 2.0}),
+        ("train", 2, {"health/nonfinite_metrics_total": 1}),
+    ]
+    quiet = [("train", step, {"loss": 1.0}) for step in range(3, 9)]
+    (problem,) = diagnose(write_run(tmp_path / "run", early + quiet)).problems
+    assert problem.startswith(
+        "health/nonfinite_metrics_total: 3 over the run, first at step 1, last at step 2."
+    )
+
+
+def test_advice_is_about_the_last_windows_and_the_last_evaluation(tmp_path):
+    def windows(bad_at):
+        return [
+            ("train", step, {"rollout/parse_truncated_rate": 0.9 if step == bad_at else 0.1})
+            for step in range(1, 8)
+        ]
+
+    assert diagnose(write_run(tmp_path / "old", windows(4))).problems == []
+    assert len(diagnose(write_run(tmp_path / "new", windows(5))).problems) == 1
+    fallen = [("eval", 1, {"eval_rollout/f1": 0.9}), ("eval", 2, {"eval_rollout/f1": 0.5}), *windows(0)]
+    (problem,) = diagnose(write_run(tmp_path / "fallen", fallen, checkpoints=[1])).problems
+    assert problem.startswith("step 2: eval_rollout/f1 = 0.500 fell by 0.400 from its best 0.900")
+
+
+def test_a_last_payload_that_is_behind(tmp_path):
+    run = write_run(tmp_path / "run", HEALTHY, checkpoints=[10])
+    (run / "stats.json").write_text(json.dumps(build_payload("train", 10, {})))
+    (problem,) = diagnose(run).problems
+    assert problem.startswith("stats.json is at step 10, metrics.jsonl at step 20")
+    (run / "stats.json").write_text("{")
+    assert "missing or broken" in diagnose(run).problems[0]
+
+
+def test_a_run_that_never_logged(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "resolved_config.json").write_text('{"trainer_variant": "stage1_coord"}')
+    assert "has logged nothing" in diagnose(run).problems[0]
+
+
+@pytest.mark.parametrize("case", ["no folder", "no run", "not json", "not a payload"])
+def test_bad_input_exits_with_2(tmp_path, capsys, case):
+    run = tmp_path / "run"
+    if case != "no folder":
+        write_run(run / "v0-first" if case == "no run" else run, HEALTHY)
+    if case == "not json":
+        (run / "resolved_config.json").write_text("{")
+    if case == "not a payload":
+        (run / "metrics.jsonl").write_text('{"mode": "train"}\n')
+    assert main(["doctor", str(run)]) == 2
+    expected = {
+        "no folder": "expected the output folder of a run",
+        "no run": "Runs below it: " + str(run / "v0-first"),
+        "not json": "resolved_config.json: is not JSON",
+        "not a payload": "metrics.jsonl:1: metrics payload: schema_version is missing",
+    }
+    assert expected[case] in capsys.readouterr().err
