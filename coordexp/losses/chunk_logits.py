@@ -114,6 +114,22 @@ def coord_only_inputs(coord_rK: Tensor, rows: SupervisedRows, needs: LossNeeds) 
     )
 
 
+def text_only_inputs(
+    ce_R: Tensor, rows: SupervisedRows, columns: CoordColumns, needs: LossNeeds
+) -> LossInputs:
+    """Inputs of text rows when the objective needs only their cross-entropies."""
+    nothing = ce_R.new_zeros(0)
+    return LossInputs(
+        rows=rows,
+        needs=needs,
+        text_ce_R=ce_R,
+        text_log_odds_R=None,
+        coord_logits_NK=ce_R.new_zeros(0, columns.num_bins),
+        coord_log_odds_N=nothing if needs.coord_odds else None,
+        coord_ce_N=nothing if needs.coord_ce else None,
+    )
+
+
 def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """d loss / d leaf for every leaf; zeros where the loss does not depend on it."""
     if not loss.requires_grad:

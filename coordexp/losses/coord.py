@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns, coord_log_odds
-from coordexp.losses.distribution import CoordDistribution
+from coordexp.losses.distribution import CoordDistribution, whole_bins
 from coordexp.losses.sums import SumCount, sum_count
 
 CoordIds = CoordColumns | Sequence[int] | Tensor
@@ -36,10 +36,12 @@ def gaussian_targets(
         sigma: width in bins, > 0.
         truncate: q is 0 where |k - g| > truncate (bins); None: no cut. 0 gives one-hot rows.
     Returns float [N, num_bins].
+
+    Raises ContractError for bins of a dtype that is no integer.
     """
     if not sigma > 0:
         raise ConfigError(f"target_sigma = {sigma}: expected a number of bins > 0")
-    distance_NK = torch.arange(num_bins, dtype=dtype, device=bins_N.device) - bins_N.unsqueeze(-1)
+    distance_NK = torch.arange(num_bins, dtype=dtype, device=bins_N.device) - whole_bins(bins_N).unsqueeze(-1)
     weight_NK = (-0.5 * (distance_NK / sigma) ** 2).exp()
     if truncate is not None:
         weight_NK = weight_NK.masked_fill(distance_NK.abs() > truncate, 0.0)
@@ -237,4 +239,4 @@ def _targets_for(dist: CoordDistribution, bins_N: Tensor, sigma: float, truncate
 
 def _at(values_NK: Tensor, bins_N: Tensor) -> Tensor:
     """values[n, bins[n]], [N]."""
-    return values_NK.gather(-1, bins_N.unsqueeze(-1)).squeeze(-1)
+    return values_NK.gather(-1, whole_bins(bins_N).long().unsqueeze(-1)).squeeze(-1)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coordexp.errors import ConfigError
+from coordexp.errors import ConfigError, ContractError
 from coordexp.losses.sums import math_dtype
 
 
@@ -58,8 +58,18 @@ class CoordDistribution:
 
     def distance_NK(self, bins_N: Tensor) -> Tensor:
         """|k - g| in bins, for every bin k and the row's bin g."""
-        return (self.bins_K - bins_N.unsqueeze(-1)).abs()
+        return (self.bins_K - whole_bins(bins_N).unsqueeze(-1)).abs()
 
     def expected_distance_N(self, bins_N: Tensor) -> Tensor:
         """E_p |k - g|, in bins: the Wasserstein-1 distance from p to a point mass at g."""
         return (self.probs_NK * self.distance_NK(bins_N)).sum(-1)
+
+
+def whole_bins(bins_N: Tensor) -> Tensor:
+    """`bins_N` as it is; ContractError when its dtype is no integer (nothing is rounded). No host sync."""
+    if bins_N.numel() and (bins_N.is_floating_point() or bins_N.is_complex() or bins_N.dtype == torch.bool):
+        raise ContractError(
+            f"bins of dtype {bins_N.dtype}: expected integers 0..K-1; a bin that is no whole number is an error where "
+            "it comes from, and is not rounded here"
+        )
+    return bins_N

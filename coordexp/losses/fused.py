@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from coordexp.errors import ConfigError
-from coordexp.losses.chunk_logits import ChunkLogits, coord_only_inputs, gradients
+from coordexp.losses.chunk_logits import ChunkLogits, coord_only_inputs, gradients, text_only_inputs
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.head_products import HeadProducts
 from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
+from coordexp.losses.liger_text import OnPredicted, TextKernel
 from coordexp.losses.projection import HeadProjection
 
 Terms = TypeVar("Terms")
 Observer = Callable[[Tensor, SupervisedRows], None]
+"""Sees the logits [r, V] of some rows and what they must predict; chunks come in the order of the rows."""
 
 FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 """Not float16: gradients are taken before the loss is scaled, and would vanish."""
@@ -25,8 +27,9 @@ FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 class FusedHead(Generic[Terms]):
     """One use of the fused head: `loss()` computes everything; `terms` then holds one entry per chunk.
 
-    Arguments: those of `losses.head.apply_head`, with the chunk size settled. There must be rows, and
-    columns beside the coordinate tokens.
+    Arguments: those of `losses.head.apply_head`, with the chunk size settled; `text_kernel` takes all text rows at
+    once (`losses.liger_text`), None leaves them to the chunks. There must be rows, and columns beside the coordinate
+    tokens.
     """
 
     def __init__(
@@ -39,9 +42,11 @@ class FusedHead(Generic[Terms]):
         *,
         chunk_rows: int,
         observe: Observer | None = None,
+        text_kernel: TextKernel | None = None,
     ):
         self.projection, self.rows, self.columns, self.needs = projection, rows, columns, needs
         self.objective, self.observe, self.chunk_rows = objective, observe, chunk_rows
+        self.text_kernel = text_kernel
         self.terms: list[Terms] = []
         self.dtype = projection.compute_dtype()
         if self.dtype not in FUSED_DTYPES:
@@ -63,7 +68,11 @@ class FusedHead(Generic[Terms]):
         with torch.autocast(head.hidden_RH.device.type, enabled=False):
             products = HeadProducts(head, self.columns, self.dtype, self.math_dtype, wanted)
             loss = torch.zeros((), dtype=self.math_dtype, device=head.hidden_RH.device)
+            if self.text_kernel is not None and self.rows.num_text:
+                loss += self._text_at_once(products, self.text_kernel)
             for where, piece in self.rows.chunks(self.chunk_rows):
+                if piece.num_text and self.text_kernel is not None:
+                    continue
                 evaluate = self._coord_only if self._is_coord_only(piece) else self._whole_vocabulary
                 loss += evaluate(products, where, piece)
         return loss, products.grads
@@ -82,6 +91,36 @@ class FusedHead(Generic[Terms]):
         if products.with_grad:
             products.add_gradient(chunk.gradient(loss), where)
         return loss.detach()
+
+    def _text_at_once(self, products: HeadProducts, kernel: TextKernel) -> Tensor:
+        """All text rows through the kernel: weights of their cross-entropies first, then values and gradients.
+
+        The kernel rounds weights to the dtype of the products; taken relative to the largest, equal ones stay exact.
+        """
+        where = slice(0, self.rows.num_text)
+        rows = self.rows.text_slice(0, self.rows.num_text)
+        weights_R = scale = None
+        if products.with_grad:
+            unknown_R = torch.zeros(
+                rows.num_text, dtype=self.math_dtype, device=products.hidden_RH.device
+            ).requires_grad_()
+            with torch.enable_grad():
+                linear, _ = self.objective(text_only_inputs(unknown_R, rows, self.columns, self.needs))
+            (grad_R,) = gradients(linear, [unknown_R])
+            scale = grad_R.abs().amax().clamp_min(torch.finfo(grad_R.dtype).tiny)
+            weights_R = grad_R / scale
+        result = kernel(
+            products.hidden_RH[where],
+            products.weight_VH,
+            rows.targets_R,
+            weights_R,
+            products.wants_weight_gradient,
+        )
+        if scale is not None:
+            products.add_main_gradients(result.grad_hidden_RH, result.grad_weight_VH, where, scale)
+        if isinstance(self.observe, OnPredicted):
+            self.observe.see(result.predicted_R, rows)
+        return self._evaluate(text_only_inputs(result.ce_R, rows, self.columns, self.needs), False).detach()
 
     def _coord_only(self, products: HeadProducts, where: slice, piece: SupervisedRows) -> Tensor:
         inputs = coord_only_inputs(products.coord_logits(where), piece, self.needs)

@@ -23,6 +23,7 @@ from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.fused import FUSED_DTYPES, FusedHead, Observer
 from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
+from coordexp.losses.liger_text import choose_kernel
 from coordexp.losses.projection import HeadProjection
 
 HeadMode = Literal["auto", "plain", "fused"]
@@ -43,6 +44,7 @@ def apply_head(
     mode: HeadMode = "auto",
     chunk_rows: int | None = None,
     observe: Observer | None = None,
+    liger: bool = True,
 ) -> tuple[Tensor, list[Terms]]:
     """Loss of the rows, 0-dim, and the terms of each chunk (at least one; merge them).
 
@@ -56,12 +58,17 @@ def apply_head(
         chunk_rows: rows per chunk of the fused head; by default what fits in CHUNK_BYTES.
         observe: called with the logits [r, V] of each chunk and its rows, for metrics on whole rows; it may
             neither change nor keep the logits.
+        liger: let liger-kernel serve the text rows where it can (`losses.liger_text`). The objective is then called
+            twice on them, and must be linear in their cross-entropy.
     """
     if mode not in get_args(HeadMode):
         raise ConfigError(f"custom.head = {mode!r}: expected one of {', '.join(get_args(HeadMode))}")
     if _choose(mode, projection, rows, columns) == "fused":
         size = chunk_rows or default_chunk_rows(projection)
-        head = FusedHead(projection, rows, columns, needs, objective, chunk_rows=size, observe=observe)
+        kernel = choose_kernel(projection, needs, observe) if liger else None
+        head = FusedHead(
+            projection, rows, columns, needs, objective, chunk_rows=size, observe=observe, text_kernel=kernel
+        )
         return head.loss(), head.terms
     logits_RV = projection.logits(columns)
     if observe is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,14 +15,13 @@ if TYPE_CHECKING:
     from peft.tuners.lora import Linear as LoraLinear
 
 
-def projection_of(
-    head: nn.Module, hidden_RH: Tensor, coord_offset_KH: Tensor | None = None
-) -> HeadProjection:
+def projection_of(head: nn.Module, hidden_RH: Tensor) -> HeadProjection:
     """The head as tensors, with gradients to everything that is trained.
 
     Arguments:
         head: `model.get_output_embeddings()`: a Linear (tied or not), PEFT's LoRA on one, or PEFT's trained
-            copy of one (`modules_to_save`). Its weights must be gathered (DeepSpeed ZeRO-3).
+            copy of one (`modules_to_save`). Its weights must be gathered (DeepSpeed ZeRO-3). A subclass of
+            Linear with a parameter `coord_offset_KH` adds it to the weight rows of the coordinate tokens.
         hidden_RH: hidden states of the supervised rows, in their order.
     Raises ConfigError for a head that is not a sum of such products (quantised, DoRA, ...).
     """
@@ -31,21 +31,26 @@ def projection_of(
 
         if isinstance(head, ModulesToSaveWrapper):
             trained = head.modules_to_save[str(head.active_adapter)]
-            return projection_of(
-                head.original_module if head.disable_adapters else trained, hidden_RH, coord_offset_KH
-            )
+            return projection_of(head.original_module if head.disable_adapters else trained, hidden_RH)
         if isinstance(head, LoraLinear):
-            return _lora_projection(head, hidden_RH, coord_offset_KH)
+            return _lora_projection(head, hidden_RH)
+    return _linear_projection(head, hidden_RH)
+
+
+def _linear_projection(head: nn.Module, hidden_RH: Tensor) -> HeadProjection:
+    offset_KH = getattr(head, "coord_offset_KH", None)
+    if isinstance(head, nn.Linear) and isinstance(offset_KH, nn.Parameter):
+        return HeadProjection(hidden_RH, head.weight, head.bias, coord_offset_KH=offset_KH)
     linear = _as_linear(head)
-    return HeadProjection(hidden_RH, linear.weight, linear.bias, coord_offset_KH=coord_offset_KH)
+    return HeadProjection(hidden_RH, linear.weight, linear.bias)
 
 
-def _lora_projection(head: LoraLinear, hidden_RH: Tensor, coord_offset_KH: Tensor | None) -> HeadProjection:
+def _lora_projection(head: LoraLinear, hidden_RH: Tensor) -> HeadProjection:
     """W h + sum over active adapters of B(scaling A(dropout(h))), all B side by side in one product."""
-    linear = _as_linear(head.get_base_layer())
+    base = _linear_projection(head.get_base_layer(), hidden_RH)
     names = [name for name in head.active_adapters if name in head.lora_A]
     if head.disable_adapters or head.merged or not names:
-        return HeadProjection(hidden_RH, linear.weight, linear.bias, coord_offset_KH=coord_offset_KH)
+        return base
     low_rank: list[Tensor] = []
     weights: list[Tensor] = []
     for name in names:
@@ -58,14 +63,7 @@ def _lora_projection(head: LoraLinear, hidden_RH: Tensor, coord_offset_KH: Tenso
         x_RH = head.lora_dropout[name](hidden_RH.to(down.weight.dtype))
         low_rank.append(down(x_RH) * head.scaling[name])
         weights.append(up.weight)
-    return HeadProjection(
-        hidden_RH,
-        linear.weight,
-        linear.bias,
-        lora_Rr=torch.cat(low_rank, dim=-1),
-        lora_weight_Vr=torch.cat(weights, dim=-1),
-        coord_offset_KH=coord_offset_KH,
-    )
+    return replace(base, lora_Rr=torch.cat(low_rank, dim=-1), lora_weight_Vr=torch.cat(weights, dim=-1))
 
 
 def _as_linear(module: nn.Module) -> nn.Linear:

@@ -91,6 +91,31 @@ class HeadProducts:
         for product in self._products:
             product.accumulate(self.columns.take(grad_rV) if product.coord_only else grad_rV, where)
 
+    @property
+    def hidden_RH(self) -> Tensor:
+        """Hidden states of all rows, in the dtype of the products."""
+        return self._products[0].x_Rh
+
+    @property
+    def weight_VH(self) -> Tensor:
+        """The head's weight, in the dtype of the products."""
+        return self._products[0].weight_Mh
+
+    @property
+    def wants_weight_gradient(self) -> bool:
+        """Is the gradient of the head's weight accumulated?"""
+        return self._products[0].grad_weight_Mh is not None
+
+    def add_main_gradients(
+        self, grad_rH: Tensor | None, grad_weight_VH: Tensor | None, where: slice, scale: Tensor
+    ) -> None:
+        """Add ready gradients of hidden states and weight, times a 0-dim factor; overwrites them."""
+        product = self._products[0]
+        if product.grad_x_Rh is not None and grad_rH is not None:
+            product.grad_x_Rh[where] += grad_rH.to(self.math_dtype) * scale
+        if product.grad_weight_Mh is not None and grad_weight_VH is not None:
+            product.grad_weight_Mh.add_(grad_weight_VH.mul_(scale))
+
     def coord_logits(self, where: slice) -> Tensor:
         """Logits of a range of rows in the coordinate columns only (consecutive), [r, K]."""
         parts = [product.coord_part(self.columns) for product in self._products]

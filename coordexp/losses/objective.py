@@ -156,6 +156,15 @@ class Stage2Objective:
         logged = {f"loss/{key}": atom.detach() for key, atom in weighted.items()}
         return loss, self._terms(inputs, forward, logged)
 
+    def shares(self, terms: Stage2Terms, counts: Counts) -> dict[str, Tensor]:
+        """What each atom of a forward adds to the step's loss, 0-dim, by its `loss/...` key; they sum to that loss."""
+        shares = {}
+        for key, atom in terms.atoms.items():
+            name = key.removeprefix("loss/")
+            forward = next(kind for kind in Forward if name.split("/")[0] in (kind.text, kind.coord))
+            shares[key] = divide(atom.sum, _denominator(name, forward, counts))
+        return shares
+
     def _module(self, name: str, kind: type[Config]) -> tuple[Config | None, dict[str, float]]:
         """Settings of a module (None if it is off everywhere) and its weight by channel."""
         entry = self.spec.find(name)

@@ -48,9 +48,25 @@ class HeadProjection:
         if self.lora_Rr is not None and self.lora_weight_Vr is not None:
             logits_RV = logits_RV + F.linear(self.lora_Rr, self.lora_weight_Vr)
         if self.coord_offset_KH is not None:
-            offset_RK = F.linear(self.hidden_RH, self.coord_offset_KH).to(logits_RV.dtype)
+            offset_KH = self.coord_offset_KH.to(self.hidden_RH.dtype)
+            offset_RK = F.linear(self.hidden_RH, offset_KH).to(logits_RV.dtype)
             logits_RV = logits_RV.index_add(1, columns.index(logits_RV.device), offset_RK)
         return logits_RV
+
+    def coord_logits(self, columns: CoordColumns) -> Tensor:
+        """[R, K]: the coordinate columns of `logits`, by ordinary autograd operations.
+
+        The K rows are copied out of each weight, so that the graph does not hold on to whole (gathered) weights.
+        """
+        ids_K = columns.index(self.weight_VH.device)
+        bias_K = None if self.bias_V is None else self.bias_V.index_select(0, ids_K)
+        logits_RK = F.linear(self.hidden_RH, self.weight_VH.index_select(0, ids_K), bias_K)
+        if self.lora_Rr is not None and self.lora_weight_Vr is not None:
+            logits_RK = logits_RK + F.linear(self.lora_Rr, self.lora_weight_Vr.index_select(0, ids_K))
+        if self.coord_offset_KH is not None:
+            offset_KH = self.coord_offset_KH.to(self.hidden_RH.dtype)
+            logits_RK = logits_RK + F.linear(self.hidden_RH, offset_KH).to(logits_RK.dtype)
+        return logits_RK
 
     def compute_dtype(self) -> torch.dtype:
         """The dtype matrix products run in: autocast's where it is on, else that of the hidden states."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from coordexp.errors import ContractError
 from coordexp.models.supervised_rows import output_head
 
-HeadBody = Callable[[nn.Module, Tensor], Tensor]
+HeadBody = Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, ...]]
 """(head, hidden states [B, T, H]) -> what the model returns as `logits`."""
 
 
@@ -46,7 +46,7 @@ def head_computes(model: nn.Module, body: HeadBody) -> Iterator[None]:
         else:
             own["forward"] = before
 
-    def compute(hidden_BTH: Tensor) -> Tensor:
+    def compute(hidden_BTH: Tensor) -> Tensor | tuple[Tensor, ...]:
         nonlocal was_called
         was_called = True
         restore()

@@ -97,7 +97,7 @@ def run_self_context(
     model: nn.Module,
     slots: CoordSlots,
     settings: SelfContext,
-    forward: Callable[[int], tuple[Result, Tensor]],
+    forward: Callable[[int], tuple[Result, Tensor | None]],
 ) -> list[Result]:
     """What `forward` returns in each of `settings.num_forwards` iterations.
 
@@ -105,10 +105,17 @@ def run_self_context(
         model: has `get_input_embeddings`; unwrapped from DDP or DeepSpeed.
         forward: given the number of the iteration, runs the model once without a cache and returns its result and
             the coordinate logits [N, K] that predict the slots (those of the last iteration are not looked at).
+
+    Raises:
+        ContractError: no logits from a forward that another follows.
     """
     results = []
     logits_NK: Tensor | None = None
     for iteration in range(settings.num_forwards):
+        if iteration > 0 and logits_NK is None:
+            raise ContractError(
+                f"self-context: forward {iteration - 1} gave no logits for forward {iteration}"
+            )
         in_between = 0 < iteration < settings.num_forwards - 1
         context = nullcontext() if logits_NK is None else embedded_slots(model, slots, logits_NK, settings)
         grad = torch.no_grad() if in_between and settings.grad_mode == "em_detach" else nullcontext()

@@ -5,9 +5,11 @@
 
 The rollout's prefix keeps the ids the model wrote. Where the prefix ends inside one of them (`]}]}`, say, of which
 `]}` stays), what stays of it is encoded together with what is appended, as it would be in a ground-truth target: a
-model that learned `]}, {` and `]}]}` as one token each must choose between them there. Matched predictions supervise their coordinate slots with the bins of their ground truth; the
-missed ground truths follow in their own order. When the parser's prefix is the empty container (no container
-found, or text before it), every ground truth is missed.
+model that learned `]}, {` and `]}]}` as one token each must choose between them there.
+
+Matched predictions supervise their coordinate slots with the bins of their ground truth; the missed ground truths
+follow in their own order. When the parser's prefix is the empty container (no container found, or text before it),
+every ground truth is missed.
 """
 
 from __future__ import annotations

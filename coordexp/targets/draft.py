@@ -38,7 +38,7 @@ class TargetDraft:
         self._dropped_invalid = False
 
     def continue_rollout(self, parsed: ParsedRollout, true_bins: Mapping[int, Bins]) -> None:
-        """Take over the tokens of the rollout's prefix that the model wrote; one that it is cut in is yet to be spelled.
+        """Take over the prefix tokens that the model wrote; one that the prefix ends in is yet to be spelled.
 
         true_bins: for the index of each matched prediction, the true bins of its coordinate tokens.
         """

@@ -5,47 +5,88 @@ Everything that can be wrong with flags, settings, tokenizer or data is reported
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import Sections, check_variant, parse_sections, read_sections_file, swift_not_built
-from coordexp.config.problems import raise_problems
+from coordexp.config.custom import TokenTypeMetrics
+from coordexp.config.packing import packing_problems
+from coordexp.config.problems import COMMAND_LINE, Place, raise_problems
+from coordexp.config.sections import check_sections_fit
 from coordexp.data.dataset import read_training_rows
+from coordexp.data.raw_samples import read_raw_rows
+from coordexp.data.source import DatasetFilter, SampleSource
 from coordexp.errors import ConfigError
-from coordexp.swift_bridge.arguments import PluginFlags, read_plugin_flags
+from coordexp.swift_bridge.arguments import PluginFlags, adapter_folders, read_plugin_flags
 from coordexp.swift_bridge.dataset import register_jsonl
 from coordexp.swift_bridge.factory import use_trainer
+from coordexp.swift_bridge.loading import prepare_loaded_models
 from coordexp.swift_bridge.template import register_coord_template
 from coordexp.swift_bridge.versions import check_versions
+from coordexp.trainers.offset_training import preparation, refuse_unmerged, restore_for_inference
 from coordexp.trainers.runtime import RunSettings, activate
 
+logger = logging.getLogger(__name__)
+
+Rows = list[dict[str, Any]]
+
 # variant name -> import path of its trainer
-VARIANTS = {"stage1_coord": "coordexp.trainers.stage1.Stage1CoordTrainer"}
+VARIANTS = {
+    "stage1_coord": "coordexp.trainers.stage1.Stage1CoordTrainer",
+    "stage2_rollout_aligned": "coordexp.trainers.stage2_rollout_aligned.Stage2RolloutAlignedTrainer",
+    "stage2_two_channel": "coordexp.trainers.stage2_two_channel.Stage2TwoChannelTrainer",
+}
 
 
 def activate_from_argv(argv: Sequence[str]) -> None:
     """Register the template, and for `swift sft` the datasets and the trainer that the flags ask for.
 
-    Other ms-swift commands (infer, export, ...) that replay the plugin of a checkpoint get the template only.
+    Other ms-swift commands (infer, export, ...) that replay the plugin of a checkpoint get the template and what
+    the checkpoint's model needs.
     Without a trainer variant ms-swift trains as usual.
     """
     check_versions()
     register_coord_template()
+    log_to_console()
     if Path(sys.argv[0]).name != "sft.py":
+        refuse_unmerged(adapter_folders(argv))
+        prepare_loaded_models(restore_for_inference)
         return
     flags = read_plugin_flags(argv)
     sections = _sections(flags)
     variant = _variant(flags, sections)
     if variant is None:
         return
-    raise_problems(swift_not_built(flags.swift))
+    raise_problems(
+        [
+            *swift_not_built(flags.swift),
+            *check_sections_fit(sections, variant),
+            *packing_problems(flags.swift, sections.training, variant, _as_flag, lambda _path: None),
+        ]
+    )
     _check_tokenizer(flags.model)
-    _register_datasets(flags, sections)
+    _register_datasets(flags, sections, read_training_rows if variant == "stage1_coord" else read_raw_rows)
+    start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
+    prepare_loaded_models(preparation(sections.custom.coord_offset, start))
     use_trainer(VARIANTS[variant])
     activate(RunSettings(variant=variant, sections=sections, swift=flags.swift))
+
+
+def log_to_console() -> None:
+    """Show what our modules log, in the form of ms-swift's own lines; once per process."""
+    ours = logging.getLogger("coordexp")
+    if ours.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("[%(levelname)s:coordexp] %(message)s"))
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
 
 
 def _sections(flags: PluginFlags) -> Sections:
@@ -81,14 +122,43 @@ def _check_tokenizer(model: str | None) -> None:
     CoordVocab.from_tokenizer(AutoTokenizer.from_pretrained(model))
 
 
-def _register_datasets(flags: PluginFlags, sections: Sections) -> None:
+def _register_datasets(flags: PluginFlags, sections: Sections, read_rows: Callable[..., Rows]) -> None:
     """Read and validate every data file now; ms-swift asks for the rows later."""
     custom = sections.custom
     read = partial(
-        read_training_rows,
+        read_rows,
         prompt=custom.prompt,
         field_order=custom.object_field_order,
         ordering=custom.object_ordering,
         seed=flags.data_seed,
     )
-    register_jsonl(flags.datasets, read)
+    debug, swift = sections.debug, flags.swift
+    both = set(swift["dataset"]) & set(swift["val_dataset"])
+    if both and debug.train_sample_limit != debug.val_sample_limit:
+        raise ConfigError(
+            f"{min(both)} is both dataset and val_dataset; expected equal debug.train_sample_limit and "
+            f"debug.val_sample_limit, found {debug.train_sample_limit} and {debug.val_sample_limit}."
+        )
+    names: set[str] = set()
+
+    def serve(path: str, limit: int | None) -> Rows:
+        rows = read(path)[:limit]
+        names.update(SampleSource.of_sample(row).dataset for row in rows)
+        return rows
+
+    register_jsonl(swift["dataset"], partial(serve, limit=debug.train_sample_limit))
+    register_jsonl(swift["val_dataset"], partial(serve, limit=debug.val_sample_limit))
+    _warn_if_no_type_counts(custom.token_type_metrics, names)
+
+
+def _warn_if_no_type_counts(settings: TokenTypeMetrics, names: Collection[str]) -> None:
+    """Say so when token types are asked for and no sample's dataset is among those that count."""
+    complaint = DatasetFilter(tuple(settings.include), tuple(settings.exclude)).complaint(names)
+    if settings.enabled and complaint is not None:
+        logger.warning(
+            "custom.token_type_metrics: %s Accuracy by token type and coord_monitor/* stay absent.", complaint
+        )
+
+
+def _as_flag(name: str) -> tuple[str, Place | None]:
+    return f"--{name}", COMMAND_LINE

@@ -6,7 +6,7 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,14 +16,21 @@ from torch import Tensor
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import derive, resolved_config, write_resolved
 from coordexp.data.collator import with_supervised_rows
+from coordexp.data.row_types import RowTyper
+from coordexp.data.source import DatasetFilter
+from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns
 from coordexp.metrics.accumulate import MetricStore
 from coordexp.metrics.catalog import check_known
-from coordexp.metrics.keys_run import NONFINITE_METRICS_TOTAL
+from coordexp.metrics.keys_run import NONFINITE_LOSS_TOTAL, NONFINITE_METRICS_TOTAL
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.sinks import MetricsSink, installed_versions
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
-from coordexp.trainers.finite import FiniteLossGuard
+from coordexp.telemetry.health import HealthWatch
+from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
+from coordexp.trainers.offset_training import OffsetTraining
+from coordexp.trainers.pack_probe import check_template_packs
+from coordexp.trainers.progress import PROGRESS_KEY, Progress
 from coordexp.trainers.runtime import active
 
 logger = logging.getLogger(__name__)
@@ -38,23 +45,86 @@ class CoordTrainer(SwiftTrainerBridge):
         self.vocab = CoordVocab.from_tokenizer(template.tokenizer)
         self.columns = CoordColumns(self.vocab.ids)
         super().__init__(*args, **kwargs)
+        self._offset = self._train_offsets()
         self.metrics = MetricStore()
-        self._finite_guard = FiniteLossGuard()
+        self._progress = Progress(self.metrics, self.args.gradient_accumulation_steps)
+        self._has_started = False
+        self._finite_guard = self._guard_loss()
         self._resolved = self._resolve()
         self._sink: MetricsSink | None = None
+        self._health = HealthWatch()
         self._reported_nonfinite: set[str] = set()
         if self.is_world_process_zero():
             write_resolved(self.args.output_dir, self._resolved)
 
     def _get_data_collator(self, args: Any, template: Any) -> Any:
-        return with_supervised_rows(super()._get_data_collator(args, template), self.columns)
+        collate = super()._get_data_collator(args, template)
+        settings = self.settings.sections.custom.token_type_metrics
+        counts = DatasetFilter(tuple(settings.include), tuple(settings.exclude))
+        return with_supervised_rows(
+            collate, self.columns, RowTyper(template.tokenizer, counts) if settings.enabled else None
+        )
+
+    def on_step(self, num_micro_steps: int) -> None:
+        if not self._has_started:
+            self._has_started = True
+            self._progress.restore(self.state.stateful_callbacks.get(PROGRESS_KEY))
+            if self.template.padding_free:
+                check_template_packs(self.model_wrapped, self.template, self.args.device)
+        self._progress.add_step(num_micro_steps)
+
+    def count_samples(self, num_samples: int) -> None:
+        """Original samples of this rank in the step that is being planned (`train/samples_total`, `_seen`)."""
+        self._progress.add_samples(num_samples)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.state.stateful_callbacks[PROGRESS_KEY] = self._progress.state(self._sum_on_host)
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _sum_on_host(self, number: int) -> int:
+        """`number` added up over all ranks."""
+        total = torch.tensor(number, device=self.args.device)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+        return int(total)
+
+    def _train_offsets(self) -> OffsetTraining | None:
+        settings, args = self.settings.sections.custom.coord_offset, self.args
+        if not settings.enabled:
+            return None
+        deepspeed = args.hf_deepspeed_config.config if self.is_deepspeed_enabled else None
+        return OffsetTraining(self.model, settings, args.learning_rate, deepspeed)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        optimizer = super().create_optimizer(model=model)
+        if self._offset is not None:
+            self._offset.use_own_rates(optimizer)
+        return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self._offset is not None:
+            self._offset.save(output_dir or self.args.output_dir, state_dict)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self._offset is not None and not self.is_deepspeed_enabled:  # DeepSpeed restores every parameter
+            self._offset.restore(self.state.best_model_checkpoint)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.save_strategy != "no":
+            # Save it now: with save_steps other than eval_steps the weights would be gone by the next save. Rotation
+            # spares the checkpoint of the best step.
+            self.control.should_save = True
+        return is_best
 
     def add_metrics(self, metrics: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
         """Put (sum, count) pairs into the window of the current mode. No host sync."""
         self.metrics.add_all(metrics, mode="train" if self.model.training else "eval")
 
     def window_metrics(self, mode: str) -> dict[str, float]:
-        return self.metrics.flush(mode)
+        return self._progress.finish(self.metrics.flush(mode), mode)
 
     def on_record(self, mode: str, record: dict[str, float]) -> None:
         check_known(record)
@@ -64,6 +134,8 @@ class CoordTrainer(SwiftTrainerBridge):
             meta = {"config_hash": self._resolved["config_hash"], "variant": self.settings.variant}
             self._sink = MetricsSink(self.args.output_dir, meta=meta)
         self._sink.write(payload)
+        for advice in self._health.due(self.state.global_step, payload["metrics"]):
+            logger.warning(advice.message)
 
     def _finite(self, numbers: dict[str, float]) -> dict[str, float]:
         """`numbers` without those the framework logged as NaN or infinite (an fp16 gradient norm, say), counted."""
@@ -79,6 +151,7 @@ class CoordTrainer(SwiftTrainerBridge):
     def _resolve(self) -> dict[str, Any]:
         """The content of resolved_config.json."""
         args, settings = self.args, self.settings
+        two_channel = settings.sections.stage2_ab
         derived = derive(
             world_size=self.accelerator.num_processes,
             per_device_batch_size=args.per_device_train_batch_size,
@@ -86,6 +159,7 @@ class CoordTrainer(SwiftTrainerBridge):
             num_train_samples=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
             max_steps=args.max_steps,
             num_epochs=args.num_train_epochs,
+            b_ratio=None if two_channel is None else two_channel.schedule.b_ratio,
             coord_token_ids=self.vocab.ids,
         )
         context = {"command": shlex.join(sys.argv), "versions": installed_versions()}
@@ -93,9 +167,28 @@ class CoordTrainer(SwiftTrainerBridge):
             settings.variant, settings.sections, settings.swift, derived=derived, context=context
         )
 
-    def stop_if_not_finite(self, terms: Mapping[str, Tensor]) -> None:
-        """Watch the terms of a micro-batch; at the last one of a step, stop all ranks if any was not finite."""
-        self._finite_guard.watch(terms)
+    def _guard_loss(self) -> FiniteLossGuard:
+        on_nonfinite = self.settings.sections.custom.on_nonfinite_loss
+        guard = FiniteLossGuard(on_nonfinite)
+        if on_nonfinite == "skip_step":
+            if self.is_deepspeed_enabled:
+                raise ConfigError(
+                    "custom.on_nonfinite_loss: skip_step does not work under DeepSpeed, whose engine updates the "
+                    "weights inside the backward pass; use stop."
+                )
+            self.add_callback(DropUpdate(guard, self._count_skipped_step))
+        return guard
+
+    def _count_skipped_step(self) -> None:
+        if self.is_world_process_zero():  # a step of the run, not of a rank
+            self.metrics.add(NONFINITE_LOSS_TOTAL, 1.0)
+
+    def stop_if_not_finite(self, terms: Mapping[str, Tensor], sample_ids: Sequence[str] = ()) -> None:
+        """Watch the terms of a micro-batch; at the last one of a step, stop all ranks if any was not finite.
+
+        With `custom.on_nonfinite_loss: skip_step` the update of that step is dropped instead.
+        """
+        self._finite_guard.watch(terms, sample_ids)
         if self.accelerator.sync_gradients:
             self._finite_guard.check(self.state.global_step + 1)
 

@@ -8,22 +8,29 @@ does not depend on how a step is cut into micro-batches and ranks, nor on `custo
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from coordexp.data.collator import ROWS_KEY, take_rows
-from coordexp.losses.inputs import LossInputs, SupervisedRows
+from coordexp.data.collator import ROWS_KEY, sample_ids, take_rows, token_types_skipped
+from coordexp.losses.inputs import LossInputs
+from coordexp.losses.objective import check_atoms_sum
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
-from coordexp.losses.sums import add_up
+from coordexp.losses.token_metrics import TokenMetrics
 from coordexp.metrics.catalog import EVAL_PREFIX
-from coordexp.metrics.keys_run import EVAL_LOSS, LOSS
+from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, TOKEN_TYPES_SKIPPED_TOTAL
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
-from coordexp.metrics.keys_tokens import TOKEN_ACC
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
-from coordexp.trainers.base import CoordTrainer, accuracy
+from coordexp.trainers.base import CoordTrainer
+from coordexp.trainers.dataset_packing import pack_datasets
 from coordexp.trainers.rows_head import RowsHead
+from coordexp.trainers.runtime import active
+from coordexp.trainers.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
+
+logger = logging.getLogger(__name__)
 
 BASE_CE_LOSS_EVAL = EVAL_PREFIX + BASE_CE_LOSS
 COORD_LOSS_EVAL = EVAL_PREFIX + COORD_DIAG_LOSS
@@ -33,6 +40,7 @@ class Stage1CoordTrainer(CoordTrainer):
     """Trainer variant `stage1_coord`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pack_datasets(kwargs, active())
         super().__init__(*args, **kwargs)
         custom = self.settings.sections.custom
         settings = custom.coord_soft_ce_w1.model_dump()
@@ -40,11 +48,19 @@ class Stage1CoordTrainer(CoordTrainer):
         self.weights = Stage1Weights.from_mapping(settings)
         self.needs = self.weights.needs(mass_monitor=mass_monitor)
         self.head = RowsHead(custom.head, self.columns)
+        types = custom.token_type_metrics
+        self.token_switches = {
+            "top5": types.log_top5,
+            "mass": types.coord_monitor_mass,
+            "mass_max_tokens": types.coord_monitor_mass_max_tokens,
+        }
+        self._has_reported_types = False
         self._step_counts = torch.zeros(2)  # text and coordinate rows of the step, see plan_step
 
     def plan_step(self, batches: list[dict[str, Any]]) -> None:
         num_text = sum(batch[ROWS_KEY]["num_text"] for batch in batches)
         num_coord = sum(batch[ROWS_KEY]["bins_N"].numel() for batch in batches)
+        self.count_samples(sum(batch[ROWS_KEY]["num_samples"] for batch in batches))
         counts = torch.tensor([num_text, num_coord], device=self.args.device)
         self._step_counts = self.sum_over_ranks(counts)
 
@@ -55,6 +71,7 @@ class Stage1CoordTrainer(CoordTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
+        ids, types_skipped = sample_ids(inputs), token_types_skipped(inputs)
         rows, num_samples = take_rows(inputs)
         for key in SUPERVISION_KEYS:
             inputs.pop(key, None)
@@ -62,22 +79,25 @@ class Stage1CoordTrainer(CoordTrainer):
         text_count, coord_count = (
             self._step_counts.unbind() if in_training else (rows.num_text, rows.num_coord)
         )
-        hits: list[tuple[Tensor, Tensor]] = []
+        tokens = TokenMetrics(rows, self.columns, **self.token_switches)
 
         def objective(loss_inputs: LossInputs) -> tuple[Tensor, Stage1Terms]:
             terms = stage1_terms(loss_inputs, self.weights)
             return combine(terms, text_count, coord_count), terms.detach()
 
-        def observe(logits_RV: Tensor, chunk: SupervisedRows) -> None:
-            hits.append(accuracy(logits_RV, chunk.targets_R))
-
-        loss, parts = self.head(model, self.unwrapped_model, inputs, rows, self.needs, objective, observe)
+        loss, parts = self.head(
+            model, self.unwrapped_model, inputs, rows, self.needs, objective, tokens.observer
+        )
         terms = Stage1Terms.merge(parts)
-        self.add_metrics(self._numbers(terms, hits, num_samples))
+        self.add_metrics(self._numbers(terms, tokens, num_samples))
+        if types_skipped:
+            self._report_skipped_types(ids)
+        if self.settings.sections.debug.enabled:
+            check_atoms_sum(float(loss), loss_shares(terms, text_count, coord_count))
         if in_training:
             loss = loss * self.gradient_scale
             coord = terms.coord if terms.coord_ce is None else terms.coord_ce
-            self.stop_if_not_finite({"text": terms.text.sum, "coord": coord.sum})
+            self.stop_if_not_finite({"text": terms.text.sum, "coord": coord.sum}, ids)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def window_metrics(self, mode: str) -> dict[str, float]:
@@ -85,14 +105,31 @@ class Stage1CoordTrainer(CoordTrainer):
         if mode == "eval" and BASE_CE_LOSS_EVAL in metrics and self.weights.enabled:
             # The trainer's own eval_loss averages batch means, which depends on the batch size; this one is exact.
             metrics[EVAL_LOSS] = metrics[BASE_CE_LOSS_EVAL] + metrics.get(COORD_LOSS_EVAL, 0.0)
+        if self.template.padding_free:
+            finish_per_sample(metrics, mode)
         return metrics
 
     def _numbers(
-        self, terms: Stage1Terms, hits: list[tuple[Tensor, Tensor]], num_samples: int
+        self, terms: Stage1Terms, tokens: TokenMetrics, num_samples: int
     ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
         numbers: dict[str, tuple[Tensor | float, Tensor | float]] = dict(terms.metrics())
-        numbers[TOKEN_ACC] = add_up(hits)
+        numbers.update(tokens.metrics())
         numbers[PACK_NUM_SAMPLES] = (float(num_samples), 1.0)
+        if self.template.padding_free:
+            numbers |= per_sample_sums(terms, num_samples)
         if not self.model.training and terms.coord_ce is not None:
             numbers[LOSS] = (terms.text.sum + terms.coord_ce.sum, terms.text.count + terms.coord.count)
         return numbers
+
+    def _report_skipped_types(self, ids: Sequence[str]) -> None:
+        """Count a batch without token types; say so once."""
+        self.add_metrics({TOKEN_TYPES_SKIPPED_TOTAL: (1.0, 1.0)})
+        if not self._has_reported_types:
+            self._has_reported_types = True
+            logger.warning(
+                "custom.token_type_metrics: the labels of a batch are not those of its samples one after another, so "
+                "its tokens have no types and its token metrics are left out (said once; %s counts the batches). "
+                "Samples: %s",
+                TOKEN_TYPES_SKIPPED_TOTAL,
+                ", ".join(ids),
+            )

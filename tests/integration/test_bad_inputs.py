@@ -97,13 +97,31 @@ def test_misspelt_setting_is_named_with_its_dotted_path(nano_model: Path, data: 
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("packing", True), ("padding_free", True), ("sequence_parallel_size", 2), ("streaming", True)],
+    [("sequence_parallel_size", 2), ("streaming", True)],
 )
 def test_what_the_trainer_does_not_handle_is_refused(
     nano_model: Path, data: Path, tmp_path: Path, flag, value
 ):
     argv = sft_flags(nano_model, data, tmp_path / "out", **{flag: value})
     refused(ConfigError, f"--{flag}", "not built yet", argv=argv)
+
+
+@pytest.mark.parametrize("flag", ["packing", "padding_free"])
+def test_packing_of_ms_swift_without_flash_attention_says_what_to_write(nano_model, data, tmp_path, flag):
+    argv = sft_flags(nano_model, data, tmp_path / "out", **{flag: True})
+    refused(ConfigError, f"--{flag} = true", "flash attention only", "{training: {packing: true}}", argv=argv)
+
+
+def test_packs_need_the_lengths_of_all_samples(nano_model: Path, data: Path, tmp_path: Path):
+    settings = json.dumps({"training": {"packing": True}})
+    argv = sft_flags(nano_model, data, tmp_path / "out", coordexp=settings)
+    refused(ConfigError, "--lazy_tokenize = null", "lengths of all samples; expected false", argv=argv)
+
+
+def test_one_file_with_two_limits(nano_model: Path, data: Path, tmp_path: Path):
+    settings = json.dumps({"debug": {"train_sample_limit": 2}})
+    argv = sft_flags(nano_model, data, tmp_path / "out", coordexp=settings, val_dataset=data / "train.jsonl")
+    refused(ConfigError, "is both dataset and val_dataset", "found 2 and None", argv=argv)
 
 
 def test_words_that_belong_to_no_flag_are_named(nano_model: Path, data: Path, tmp_path: Path):

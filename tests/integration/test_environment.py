@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +9,7 @@ from importlib.metadata import version
 
 import pytest
 from support.processes import ROOT
+from support.vllm import require_vllm
 
 LOCKED = dict(
     line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
@@ -19,15 +18,6 @@ CORE = (
     "torch", "torchvision", "transformers", "ms_swift", "accelerate", "deepspeed", "peft", "datasets", "scipy", "numpy",
     "pycocotools", "faster-coco-eval", "sentence-transformers", "qwen-vl-utils", "binpacking", "pydantic",
 )  # fmt: skip
-
-
-def require_vllm() -> None:
-    """Skip without vLLM; where COORDEXP_REQUIRE_VLLM is set, its absence is a failure."""
-    if importlib.util.find_spec("vllm") is None:
-        reason = "vLLM is not installed: `make setup` found no build of it for this machine"
-        if os.environ.get("COORDEXP_REQUIRE_VLLM"):
-            pytest.fail(reason)
-        pytest.skip(reason)
 
 
 @pytest.mark.parametrize("package", CORE)

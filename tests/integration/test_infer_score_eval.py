@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from support.processes import run_coordexp
+from support.processes import ROOT, run_coordexp
+from support.vllm import require_vllm
 
 from coordexp.config import DEFAULT_PROMPT
 
@@ -86,3 +92,54 @@ def test_a_folder_that_is_no_checkpoint(scenes: Path, tmp_path: Path):
     assert done.returncode == 2
     assert "is not a model folder" in done.stderr
     assert not (tmp_path / "out").exists()
+    assert done.stdout == ""  # no progress bar of a run that never began
+
+
+def without_times(file: Path) -> list[dict]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines(file)]
+
+
+def test_a_killed_run_goes_on_where_it_was(nano_model: Path, scenes: Path, tmp_path: Path):
+    flags = [
+        "infer", "--model", nano_model, "--data", scenes / "train.jsonl", "--max-new-tokens", 96, "--batch-size", 1,
+    ]  # fmt: skip
+    assert run_coordexp(*flags, "--output", tmp_path / "whole").returncode == 0
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "coordexp.cli.main", *map(str, flags), "--output", str(killed)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    partial = killed / "gt_vs_pred.jsonl.partial"
+    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") >= 2):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert partial.exists(), "the run was over before it could be killed"
+    other = run_coordexp(*flags[:-1], 1, "--limit", 5, "--output", killed)
+    assert other.returncode == 2
+    assert "num_images: 8 there, 5 now" in other.stderr
+    done = run_coordexp(*flags, "--output", killed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "of 8 images; going on" in done.stdout
+    for name in ("gt_vs_pred.jsonl", "pred_token_trace.jsonl"):
+        assert without_times(killed / name) == without_times(tmp_path / "whole" / name)
+    assert not partial.exists()
+
+
+@pytest.mark.vllm
+def test_vllm_predicts_what_transformers_predicts(nano_model: Path, scenes: Path, tmp_path: Path):
+    """Greedy in float32: the same prompts, tokens and log-probabilities."""
+    require_vllm()
+    for backend in ("hf", "vllm"):
+        done = run_coordexp(
+            "infer", "--model", nano_model, "--data", scenes / "val.jsonl", "--output", tmp_path / backend,
+            "--max-new-tokens", 48, "--backend", backend,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert lines(tmp_path / "hf" / "gt_vs_pred.jsonl") == lines(tmp_path / "vllm" / "gt_vs_pred.jsonl")
+    traces = [lines(tmp_path / backend / "pred_token_trace.jsonl") for backend in ("hf", "vllm")]
+    for hf, vllm in zip(*traces, strict=True):
+        for key in ("generated_token_text", "text", "finish_reason", "num_prompt_tokens"):
+            assert hf[key] == vllm[key], key
+        assert vllm["token_logprobs"] == pytest.approx(hf["token_logprobs"], abs=1e-4)

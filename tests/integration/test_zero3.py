@@ -40,6 +40,8 @@ def found(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         ("tied", "fused"),
         ("lora", "plain"),
         ("lora", "fused"),
+        ("head unroll", "plain"),
+        ("head unroll", "fused"),
         ("self-context", "sharded"),
     ],
 )

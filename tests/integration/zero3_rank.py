@@ -9,11 +9,15 @@ from pathlib import Path
 import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_grad
-from support.stage1_head import Batch, forward, load, make_batch, with_lora
+from support.stage1_head import ALL_TERMS, Batch, forward, load, make_batch, with_lora
 from torch import nn
 
 from coordexp.losses import head as head_settings
+from coordexp.losses.inputs import LossInputs
+from coordexp.losses.stage1 import combine, stage1_terms
+from coordexp.models.coord_offset import attach_coord_offset
 from coordexp.models.self_context import CoordSlots, SelfContext, run_self_context
+from coordexp.trainers.rows_head import HeadResult, RowsHead, Supervised
 
 ZERO3 = {
     "train_micro_batch_size_per_gpu": 1,
@@ -50,11 +54,43 @@ def whole(model: nn.Module, step: Step) -> dict[str, torch.Tensor]:
     }
 
 
-def self_context_step(batch: Batch) -> Step:
-    """A loss on both forwards of unrolled self-context at the coordinate tokens of the batch."""
+def with_offset(model: nn.Module, batch: Batch) -> nn.Module:
+    """The coord-offset adapter with one table, not zero, on a tied model."""
+    offset = attach_coord_offset(model, batch.columns.ids, tie_head=True)
+    torch.manual_seed(5)
+    torch.nn.init.normal_(offset.embedding.coord_offset_KH, std=0.05)
+    return model
+
+
+def slots_of(batch: Batch) -> CoordSlots:
+    """All coordinate tokens of the batch."""
     coord_ids = torch.tensor(batch.columns.ids)
     positions = torch.isin(batch.inputs["input_ids"].flatten(), coord_ids).nonzero().flatten()
-    slots = CoordSlots(positions, coord_ids)
+    return CoordSlots(positions, coord_ids)
+
+
+def head_unroll_step(batch: Batch, mode: str) -> Step:
+    """The stage-1 objective on both forwards of unrolled self-context, through a head that also gives slot logits."""
+    slots, rows, head = slots_of(batch), batch.rows, RowsHead(mode, batch.columns)
+
+    def objective(inputs: LossInputs) -> tuple[torch.Tensor, None]:
+        return combine(stage1_terms(inputs, ALL_TERMS), rows.num_text, rows.num_coord), None
+
+    def step(model: nn.Module, unwrapped: nn.Module) -> torch.Tensor:
+        def run(_iteration: int) -> tuple[HeadResult[None], torch.Tensor | None]:
+            supervised = Supervised(rows, ALL_TERMS.needs(), objective)
+            result = head.run(model, unwrapped, batch.inputs, supervised, slots.rows_N)
+            return result, result.slot_logits_NK
+
+        first, last = run_self_context(unwrapped, slots, SelfContext(num_forwards=2), run)
+        return first.loss + 2.0 * last.loss
+
+    return step
+
+
+def self_context_step(batch: Batch) -> Step:
+    """A loss on both forwards of unrolled self-context at the coordinate tokens of the batch."""
+    slots = slots_of(batch)
 
     def step(model: nn.Module, unwrapped: nn.Module) -> torch.Tensor:
         def run(_iteration: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,6 +121,10 @@ def main() -> None:
         found[f"{name} whole"] = whole(make(), through_head("plain"))
         for mode in ("plain", "fused"):
             found[f"{name} {mode}"] = sharded(make(), through_head(mode))
+    found["head unroll whole"] = whole(with_offset(load(model_dir), batch), head_unroll_step(batch, "plain"))
+    for mode in ("plain", "fused"):
+        model = with_offset(load(model_dir), batch)
+        found[f"head unroll {mode}"] = sharded(model, head_unroll_step(batch, mode))
     found["self-context whole"] = whole(load(model_dir), self_context_step(batch))
     found["self-context sharded"] = sharded(load(model_dir), self_context_step(batch))
     if torch.distributed.get_rank() == 0:

@@ -10,6 +10,7 @@ mix ce + soft_ce + w1 + gate.
     usual   logits of all T rows, transformers' causal-LM loss on text, coordinate terms on the full logits
     plain   logits of the supervised rows only, our atoms, autograd
     fused   our atoms, chunk by chunk, gradients taken in the forward
+    liger   the fused head with liger-kernel's text rows (CUDA, with liger-kernel installed; skipped elsewhere)
 
 Every measurement runs in a fresh process. Memory is the growth of the peak (resident set, or allocated device
 memory) over hidden states and head weight; the weight's own gradient is not counted. On the CPU choose the
@@ -34,10 +35,11 @@ from coordexp.losses.columns import CoordColumns
 from coordexp.losses.coord import gaussian_targets
 from coordexp.losses.head import apply_head
 from coordexp.losses.inputs import IGNORE_INDEX, LossInputs, SupervisedRows
+from coordexp.losses.liger_text import liger_kernel
 from coordexp.losses.projection import HeadProjection
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
 
-MODES = ("usual", "plain", "fused")
+MODES = ("usual", "plain", "fused", "liger")
 NUM_BINS = 1000
 SUPERVISED, COORD = 0.4, 0.3
 WEIGHTS = Stage1Weights(ce_weight=1.0, gate_weight=1.0)
@@ -114,7 +116,7 @@ def usual_loss(batch: Batch) -> Tensor:
 
 
 def rows_loss(batch: Batch, mode: str) -> Tensor:
-    """Our objective on supervised rows, through the plain or the fused head."""
+    """Our objective on supervised rows, through the plain or the fused head, with liger-kernel or without."""
     rows = SupervisedRows.from_labels(batch.labels_T.unsqueeze(0), batch.columns)
     projection = HeadProjection(batch.hidden_TH[rows.positions_R], batch.weight_VH)
 
@@ -122,7 +124,10 @@ def rows_loss(batch: Batch, mode: str) -> Tensor:
         terms = stage1_terms(inputs, WEIGHTS)
         return combine(terms, rows.num_text, rows.num_coord), terms.detach()
 
-    loss, _ = apply_head(projection, rows, batch.columns, WEIGHTS.needs(), objective, mode=mode)
+    loss, _ = apply_head(
+        projection, rows, batch.columns, WEIGHTS.needs(), objective, mode="fused" if mode == "liger" else mode,
+        liger=mode == "liger",
+    )  # fmt: skip
     return loss
 
 
@@ -188,7 +193,9 @@ def _synchronize(device: torch.device) -> None:
 
 
 def in_fresh_process(case: Case) -> Result | str:
-    """Measure in a child; a sentence instead where the memory at hand would not do."""
+    """Measure in a child; a sentence instead where that cannot be done here."""
+    if case.mode == "liger" and (case.device != "cuda" or liger_kernel() is None):
+        return "skipped: needs a CUDA device and liger-kernel 0.8.5 or later"
     need = estimate_bytes(case)
     available = torch.cuda.mem_get_info()[0] if case.device == "cuda" else _available_bytes()
     if need > 0.9 * available:
@@ -202,7 +209,7 @@ def in_fresh_process(case: Case) -> Result | str:
 
 def estimate_bytes(case: Case) -> float:
     """Rough peak: head and its gradient, and about four float32 copies of the logits that exist at once."""
-    rows = {"usual": case.length, "plain": SUPERVISED * case.length, "fused": 0}[case.mode]
+    rows = {"usual": case.length, "plain": SUPERVISED * case.length, "fused": 0, "liger": 0}[case.mode]
     return 4 * (4 * rows * case.vocab + 3 * case.vocab * case.hidden)
 
 

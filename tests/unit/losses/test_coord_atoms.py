@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from coordexp.errors import ConfigError
+from coordexp.errors import ConfigError, ContractError
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.coord import (
     coord_ehuber,
@@ -25,6 +26,7 @@ from coordexp.losses.coord import (
     gaussian_targets,
     text_gate,
 )
+from coordexp.losses.sums import SumCount
 
 K, V, START = 1000, 1203, 150
 IDS = list(range(START, START + K))
@@ -434,3 +436,22 @@ def test_monitors_have_no_gradient():
     monitors = coord_monitors(torch.randn(2, V, requires_grad=True), BINS[:2], IDS)
     assert len(monitors) == 7
     assert not any(value.requires_grad for value in monitors.values())
+
+
+@pytest.mark.parametrize(
+    "atom",
+    [
+        lambda z, g: gaussian_targets(g, K),
+        lambda z, g: coord_soft_ce(z, g, sigma=2.0),
+        lambda z, g: coord_w1(z, g, sigma=2.0),
+        coord_token_ce,
+        coord_el1,
+        lambda z, g: coord_ehuber(z, g, delta=0.1),
+    ],
+    ids=["gaussian_targets", "soft_ce", "w1", "token_ce", "el1", "ehuber"],
+)
+def test_bins_that_are_no_integers_are_refused(atom):
+    logits = slot_logits("random", 2)
+    with pytest.raises(ContractError, match=r"bins of dtype torch\.float32: expected integers"):
+        atom(logits, torch.tensor([3.0, 4.5]))
+    assert isinstance(atom(logits[:0], torch.tensor([])), Tensor | SumCount)  # nothing there, nothing wrong

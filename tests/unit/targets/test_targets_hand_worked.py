@@ -287,7 +287,8 @@ def test_the_opening_of_an_empty_container_is_context(make_tokenizer):
     assert roles_of_piece(sample, tok, '[{"') == [(Role.FN_TAIL, 1.0)]
     roles = sample.roles_T[sample.prompt_length :].tolist()
     opening = roles.index(Role.FN_TAIL)
-    assert opening > 0 and set(roles[:opening]) == {Role.PREFIX}
+    assert opening > 0
+    assert set(roles[:opening]) == {Role.PREFIX}
 
 
 STRAY_CASES = {

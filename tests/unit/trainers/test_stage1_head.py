@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import torch.distributed as dist
-from support.stage1_head import ALL_TERMS, Batch, forward, load, make_batch, with_lora
+from support.stage1_head import ALL_TERMS, Batch, forward, load, with_lora
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -21,23 +20,10 @@ from coordexp.losses import head as head_settings
 from coordexp.losses.inputs import SupervisedRows
 from coordexp.losses.stage1 import Stage1Weights, stage1_terms
 from coordexp.models.head_call import head_computes
-from coordexp.models.tiny import build_tiny_model
 from coordexp.trainers.rows_head import RowsHead
 
 ABLATION = Stage1Weights(enabled=False)
 CHUNK_ROWS = 32  # the least there is, so that the batch takes several chunks
-
-
-@pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("nano") / "model"
-    build_tiny_model(path, preset="nano")
-    return path
-
-
-@pytest.fixture(scope="module")
-def batch(nano: Path) -> Batch:
-    return make_batch(nano)
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +126,6 @@ def test_autocast_bf16_is_no_worse_than_plain(nano: Path, batch: Batch):
 
     for name in truth.grads:
         assert error("fused", name) <= 1.1 * error("plain", name) + 5e-3, name
-
-
-@pytest.fixture
-def one_rank(tmp_path: Path):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("one_rank")

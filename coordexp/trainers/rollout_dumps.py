@@ -1,0 +1,113 @@
+"""A rollout and what became of it, as plain values for the monitor dumps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from PIL import Image
+
+from coordexp.codec.pieces import TokenPieces, pieces_of
+from coordexp.codec.schema import KIND_BBOX, BoxObject
+from coordexp.eval.pictures import XYXY, side_by_side
+from coordexp.geometry import dequantize_boxes, polygon_box
+from coordexp.targets import EncodedSample, Role
+from coordexp.telemetry.dumps import DumpSample
+from coordexp.trainers.rollout_metrics import RolloutOutcome
+
+_LONGEST_RUN = 3  # equal prompt tokens in a row that are shown one by one: image placeholders are many
+
+
+def dump_sample(
+    outcome: RolloutOutcome,
+    gts: Sequence[BoxObject],
+    tok: Any,
+    *,
+    sample_id: str,
+    image_path: str | None = None,
+) -> DumpSample:
+    """What a monitor dump shows of one rollout.
+
+    gts: the record's objects, as they were matched.  image_path: of the first image, drawn with all boxes.
+    """
+    pieces, sample, parsed = pieces_of(tok), outcome.sample, outcome.parsed
+    built = sample if isinstance(sample, EncodedSample) else None
+    preds = parsed.objects
+    matched = tuple(outcome.match.matched)
+    return DumpSample(
+        sample_id=sample_id,
+        prompt="".join(text for text, _ in _prompt_tokens(outcome.rollout.prompt_token_ids, pieces)),
+        rollout=parsed.text,
+        target="" if built is None else built.target_text,
+        target_tokens=() if built is None else tuple(_tokens(built, pieces)),
+        gts=[(gt.desc, gt.bins) for gt in gts],
+        preds=[(pred.desc, pred.bins) for pred in preds],
+        matched=matched,
+        draw=None if image_path is None else lambda: _picture(image_path, gts, preds, matched),
+        facts=_facts(outcome),
+    )
+
+
+def _facts(outcome: RolloutOutcome) -> dict[str, Any]:
+    parsed, rollout, sample = outcome.parsed, outcome.rollout, outcome.sample
+    facts: dict[str, Any] = {
+        "gt objects": outcome.num_gt,
+        "valid predictions": len(parsed.objects),
+        "matched": len(outcome.match.matched),
+        "matched and supervised": outcome.num_supervised,
+        "maskIoU of matches": [round(value, 3) for value in outcome.match.maskious],
+        "dropped": {str(reason): count for reason, count in parsed.dropped_by_reason.items()},
+        "generated tokens": len(parsed.response_token_ids),
+        "finish reason": rollout.finish_reason,
+        "policy version": rollout.policy_version,
+    }
+    flags = ("truncated", "invalid_rollout", "leading_text")
+    facts["flags"] = [name for name in flags if getattr(parsed, name)]
+    if rollout.repeat_terminated:
+        facts["flags"].append("repeat_terminated")
+    if not isinstance(sample, EncodedSample):
+        facts["no target"] = f"{sample.reason}: {sample.detail}"
+    return facts
+
+
+def _tokens(sample: EncodedSample, pieces: TokenPieces) -> list[tuple[str, str]]:
+    """(text, role name) of every token; runs of one prompt token (image placeholders) as one."""
+    split = sample.prompt_length
+    target = [
+        (_text(token_id, pieces), Role(role).name.lower().replace("_", " "))
+        for token_id, role in zip(
+            sample.token_ids_T[split:].tolist(), sample.roles_T[split:].tolist(), strict=True
+        )
+    ]
+    return _prompt_tokens(sample.token_ids_T[:split].tolist(), pieces) + target
+
+
+def _prompt_tokens(token_ids: Sequence[int], pieces: TokenPieces) -> list[tuple[str, str]]:
+    tokens: list[tuple[str, str]] = []
+    for token_id, run in groupby(token_ids):
+        text, count = _text(token_id, pieces), len(list(run))
+        texts = [text] * count if count <= _LONGEST_RUN else [text, f" (x {count}) "]
+        tokens += [(text, Role.PROMPT.name.lower()) for text in texts]
+    return tokens
+
+
+def _text(token_id: int, pieces: TokenPieces) -> str:
+    return pieces[token_id].decode("utf-8", errors="backslashreplace")
+
+
+def _picture(
+    path: str, gts: Sequence[BoxObject], preds: Sequence[BoxObject], matched: Sequence[tuple[int, int]]
+) -> Image.Image:
+    with Image.open(path) as image:
+        return side_by_side(image, _boxes(gts, image.size), _boxes(preds, image.size), matched)
+
+
+def _boxes(objects: Sequence[BoxObject], size: tuple[int, int]) -> list[tuple[str, XYXY]]:
+    """Pixel boxes (of polygons: the tightest ones), for an image of (width, height) `size`."""
+    boxes = []
+    for obj in objects:
+        bins = obj.bins if obj.kind == KIND_BBOX else polygon_box(obj.bins)
+        x1, y1, x2, y2 = dequantize_boxes(bins, *size).tolist()
+        boxes.append((obj.desc, (x1, y1, x2, y2)))
+    return boxes

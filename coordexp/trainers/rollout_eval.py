@@ -1,0 +1,147 @@
+"""Evaluation on policy: every sample of a data set is answered, parsed and matched; counts are summed over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from coordexp.config.rollout import RolloutMatching
+from coordexp.data.raw_samples import RawSample
+from coordexp.eval.coco import ImageDetections
+from coordexp.metrics import keys_rollout as keys
+from coordexp.telemetry.desc_monitor import DescCounts, DescMonitor
+from coordexp.trainers.channel_schedule import rollout_seed_base
+from coordexp.trainers.rollout_eval_metrics import (
+    CocoOutcome,
+    RolloutEvalCounts,
+    count_rollout,
+    eval_metrics,
+    image_detections,
+    rollout_ap,
+)
+from coordexp.trainers.rollout_pipeline import Answer, RolloutPipeline
+
+REQUESTS_AT_ONCE = 256
+"""Handed to the backend in one call, so that not all images are in memory together."""
+
+EVAL_KEYS = (
+    keys.PRECISION,
+    keys.RECALL,
+    keys.F1,
+    keys.PRED_OBJECTS,
+    keys.GT_OBJECTS,
+    keys.MATCHED,
+    keys.FALSE_POSITIVES,
+    keys.FALSE_NEGATIVES,
+    keys.PARSE_TRUNCATED_RATE,
+    keys.PARSE_DROPPED_INVALID,
+    keys.PARSE_DROPPED_AMBIGUOUS,
+    keys.SAMPLE_VALID_PRED_RATE,
+    keys.SAMPLE_ANY_MATCH_RATE,
+    keys.MATCHED_MASKIOU_MEAN,
+)
+"""What every evaluation reports."""
+COCO_KEYS = (keys.MAP, keys.COCO_EVAL_OK)
+DESC_KEYS = (
+    keys.DESC_PAIRS_TOTAL,
+    keys.DESC_EXACT_ACC_ON_MATCHED,
+    keys.DESC_SEM_ENABLED,
+    keys.DESC_SEM_ACC_ON_MATCHED,
+    keys.DESC_SEM_SIM_MEAN,
+    keys.DESC_SEM_SIM_COUNT,
+)
+
+
+def evaluation_keys(settings: RolloutMatching) -> tuple[str, ...]:
+    """The keys that `evaluate_rollouts` can report under these settings."""
+    coco = COCO_KEYS if settings.eval_detection.enabled else ()
+    return EVAL_KEYS + coco + (DESC_KEYS if settings.desc_monitor.enabled else ())
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one rank found."""
+
+    counts: RolloutEvalCounts
+    desc: DescCounts
+    images: list[ImageDetections]
+
+
+def evaluate_rollouts(
+    pipeline: RolloutPipeline,
+    samples: Sequence[RawSample],
+    settings: RolloutMatching,
+    desc_monitor: DescMonitor | None = None,
+    *,
+    version: int,
+    seed: int,
+    step: int,
+) -> dict[str, float]:
+    """The `rollout/*` keys over all `samples`, each evaluated once, by one rank. Collective; equal on all ranks.
+
+    version: of the policy the backend answers with.  seed, step: what seeds of sampled evaluations are made of.
+    """
+    share = _Share(RolloutEvalCounts(), DescCounts(), [])
+    seed_base = rollout_seed_base(seed, step)
+    for first, chunk in _chunks_of_rank(samples):
+        rollouts = pipeline.generate(chunk, version=version, seed_base=seed_base, first_index=first)
+        answers = [pipeline.judge(raw, rollout) for raw, rollout in zip(chunk, rollouts, strict=True)]
+        share = _add(share, answers, first, settings, desc_monitor)
+    shares = _gather(share)
+    coco: CocoOutcome | None = None
+    if settings.eval_detection.enabled:
+        images = sorted((image for one in shares for image in one.images), key=lambda image: image.image_id)
+        coco = rollout_ap(images, iou_type=settings.eval_detection.iou_type)
+    return eval_metrics(
+        sum((one.counts for one in shares), RolloutEvalCounts()),
+        desc=None if desc_monitor is None else sum((one.desc for one in shares), DescCounts()),
+        coco=coco,
+    )
+
+
+def _chunks_of_rank(samples: Sequence[RawSample]) -> Iterator[tuple[int, list[RawSample]]]:
+    """(index of the first, samples) of this rank's part of the data set, a stretch of it."""
+    is_distributed = dist.is_available() and dist.is_initialized()
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed else (0, 1)
+    start, stop = (len(samples) * part // world_size for part in (rank, rank + 1))
+    for first in range(start, stop, REQUESTS_AT_ONCE):
+        yield first, [samples[index] for index in range(first, min(first + REQUESTS_AT_ONCE, stop))]
+
+
+def _add(
+    share: _Share,
+    answers: Sequence[Answer],
+    first: int,
+    settings: RolloutMatching,
+    monitor: DescMonitor | None,
+) -> _Share:
+    counts = sum((count_rollout(a.parsed, a.match, len(a.raw.objects)) for a in answers), share.counts)
+    images = share.images
+    if settings.eval_detection.enabled:
+        images = images + [
+            image_detections(first + index, (a.raw.width, a.raw.height), a.raw.objects, a.rollout, a.parsed)
+            for index, a in enumerate(answers)
+        ]
+    desc = share.desc
+    if monitor is not None:
+        pairs = matched_descs(answers)
+        desc = desc + monitor.compare(pairs, max_pairs=len(pairs))
+    return _Share(counts, desc, images)
+
+
+def matched_descs(answers: Sequence[Answer]) -> list[tuple[str, str]]:
+    """(predicted, true) descriptions of all matched pairs."""
+    return [
+        (a.parsed.objects[pred].desc, a.raw.objects[gt].desc) for a in answers for pred, gt in a.match.matched
+    ]
+
+
+def _gather(share: _Share) -> list[_Share]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return [share]
+    shares: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(shares, share)
+    return shares

@@ -1,0 +1,62 @@
+"""Numbers of a stage-1 run beside the terms themselves: per original sample, and the parts of the loss."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from coordexp.losses.stage1 import Stage1Terms
+from coordexp.losses.sums import divide
+from coordexp.metrics.catalog import EVAL_PREFIX
+from coordexp.metrics.keys_stage1 import (
+    BASE_CE_LOSS,
+    BASE_CE_LOSS_PER_SAMPLE,
+    BASE_CE_NONCOORD_TOKENS_PER_SAMPLE,
+    COORD_DIAG_COORD_TOKENS_PER_SAMPLE,
+    COORD_DIAG_LOSS,
+    COORD_DIAG_LOSS_PER_SAMPLE,
+    STAGE1_TOTAL_LOSS_PER_SAMPLE_EST,
+)
+
+
+def per_sample_sums(terms: Stage1Terms, num_samples: int) -> dict[str, tuple[Tensor, float]]:
+    """What packed runs log per original sample, of one micro-batch: sums over tokens, counts of samples.
+
+    Over a window these are `base_ce/loss * base_ce/noncoord_tokens / pack/num_samples` and its likes, whatever
+    the sizes of the packs.
+    """
+    count = float(num_samples)
+    return {
+        BASE_CE_NONCOORD_TOKENS_PER_SAMPLE: (terms.text.count, count),
+        BASE_CE_LOSS_PER_SAMPLE: (terms.text.sum.detach(), count),
+        COORD_DIAG_COORD_TOKENS_PER_SAMPLE: (terms.coord.count, count),
+        COORD_DIAG_LOSS_PER_SAMPLE: (terms.coord.sum.detach(), count),
+    }
+
+
+def finish_per_sample(metrics: dict[str, float], mode: str) -> None:
+    """Complete a flushed window of a packed run: the total, and no number per sample for absent tokens."""
+    prefix = EVAL_PREFIX if mode == "eval" else ""
+    if prefix + BASE_CE_LOSS not in metrics:
+        _drop(metrics, prefix, BASE_CE_NONCOORD_TOKENS_PER_SAMPLE, BASE_CE_LOSS_PER_SAMPLE)
+    if prefix + COORD_DIAG_LOSS not in metrics:
+        _drop(metrics, prefix, COORD_DIAG_COORD_TOKENS_PER_SAMPLE, COORD_DIAG_LOSS_PER_SAMPLE)
+    parts = [prefix + key for key in (BASE_CE_LOSS_PER_SAMPLE, COORD_DIAG_LOSS_PER_SAMPLE)]
+    if any(key in metrics for key in parts):
+        metrics[prefix + STAGE1_TOTAL_LOSS_PER_SAMPLE_EST] = sum(metrics.get(key, 0.0) for key in parts)
+
+
+def loss_shares(
+    terms: Stage1Terms, text_count: Tensor | float, coord_count: Tensor | float
+) -> dict[str, float]:
+    """The parts that the loss of a micro-batch must be the sum of, on the host (debug mode)."""
+    if terms.coord_ce is None:
+        parts = {"text": divide(terms.text.sum, text_count), "coord": divide(terms.coord.sum, coord_count)}
+    else:
+        count = text_count + coord_count
+        parts = {"text": divide(terms.text.sum, count), "coord_ce": divide(terms.coord_ce.sum, count)}
+    return {name: float(part) for name, part in parts.items()}
+
+
+def _drop(metrics: dict[str, float], prefix: str, *keys: str) -> None:
+    for key in keys:
+        metrics.pop(prefix + key, None)

@@ -1,0 +1,372 @@
+"""What both stage-2 trainers share: a step planned as a whole, forwards run one by one, evaluation by rollout.
+
+    plan_samples     samples of the step (rollouts and targets, or ground truth)
+    get_batch_samples  -> forwards, and the counts of every loss atom over the step and all ranks
+    training_step    forward and backward of each planned forward; gradients meet once, at the last of the step
+    evaluate         rollout -> parse -> match over the evaluation set; no teacher-forced loss
+
+A subclass says what a step teaches on: `plan_samples` and `forward_kinds`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from coordexp.data.raw_samples import RawSample, RawSamples
+from coordexp.data.source import DatasetFilter
+from coordexp.losses.inputs import LossInputs, SupervisedRows
+from coordexp.losses.objective import Stage2Terms, check_atoms_sum
+from coordexp.losses.provenance import Forward
+from coordexp.losses.token_metrics import TokenMetrics
+from coordexp.models.coord_offset import fold_module
+from coordexp.rollout.build import build_policy_backend
+from coordexp.rollout.preflight import preflight
+from coordexp.rollout.types import PolicyBackend, RolloutRequest
+from coordexp.swift_bridge.prompts import rows_of
+from coordexp.targets.counts import step_counts
+from coordexp.targets.sample import EncodedSample
+from coordexp.telemetry.desc_monitor import DescMonitor
+from coordexp.telemetry.dumps import DumpSample, MonitorDumps
+from coordexp.trainers.base import CoordTrainer
+from coordexp.trainers.best_checkpoint import announce, choose_best_by
+from coordexp.trainers.rollout_dumps import dump_sample
+from coordexp.trainers.rollout_eval import evaluate_rollouts, evaluation_keys, matched_descs
+from coordexp.trainers.rollout_metrics import (
+    RolloutOutcome,
+    channel_b_metrics,
+    packing_metrics,
+    rollout_metrics,
+)
+from coordexp.trainers.rollout_pipeline import RolledOut, RolloutPipeline
+from coordexp.trainers.rows_head import HeadResult, RowsHead, Supervised
+from coordexp.trainers.stage2_setup import (
+    describe_pipeline,
+    make_builder,
+    make_layout,
+    make_objective,
+    rollout_settings,
+)
+from coordexp.trainers.step_plan import (
+    PlannedForward,
+    most_over_ranks,
+    on_device,
+    plan_forwards,
+    spread,
+    with_token_types,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Stage2Trainer(CoordTrainer):
+    """Base of the stage-2 trainers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        template = kwargs["template"]
+        for name in ("train_dataset", "eval_dataset"):
+            rows = rows_of(kwargs.get(name))
+            kwargs[name] = None if rows is None else RawSamples(rows, template)
+        super().__init__(*args, **kwargs)
+        self.rollout_settings = settings = rollout_settings(self.settings)
+        self.objective = make_objective(self.settings)
+        self.head = RowsHead(self.settings.sections.custom.head, self.columns)
+        self.layout = make_layout(
+            settings,
+            self.columns,
+            template,
+            self.unwrapped_model.config,
+            self.args.per_device_train_batch_size,
+        )
+        self.builder = make_builder(self.settings, template, self.layout)
+        types = self.settings.sections.custom.token_type_metrics
+        self.token_switches = {
+            "top5": types.log_top5,
+            "mass": types.coord_monitor_mass,
+            "mass_max_tokens": types.coord_monitor_mass_max_tokens,
+        }
+        self.typed_datasets = (
+            DatasetFilter(tuple(types.include), tuple(types.exclude)) if types.enabled else None
+        )
+        self.desc_monitor = DescMonitor(settings.desc_monitor, device=str(self.args.device))
+        self._pipeline: RolloutPipeline | None = None
+        self._counts: dict[str, Tensor] = {}
+        choose_best_by(self.args, self.settings.swift.get("metric_for_best_model"), evaluation_keys(settings))
+        self.dumps: MonitorDumps | None = None
+        if self.is_world_process_zero():
+            logger.info(describe_pipeline(self.settings, self.objective))
+            announce(self.args)
+            out_dir = settings.monitor_dump.out_dir or Path(self.args.output_dir) / "monitor_dumps"
+            self.dumps = MonitorDumps(settings.monitor_dump, out_dir)
+
+    # what a step teaches on
+
+    def plan_samples(self, raws: Sequence[RawSample]) -> list[EncodedSample]:
+        """Training samples of the coming step on this rank. Called once per step, before `forward_kinds` is read."""
+        raise NotImplementedError
+
+    @property
+    def forward_kinds(self) -> tuple[Forward, ...]:
+        """The kinds of forwards that each planned forward of the step runs, in order."""
+        return (Forward.ROLLOUT,)
+
+    def ground_truth(self, raw: RawSample) -> EncodedSample:
+        """The sample that teaches the annotations of `raw` alone."""
+        return self.builder.from_ground_truth(
+            raw.prompt_ids, raw.objects, sample_id=raw.sample_id, media=raw.media
+        )
+
+    # the step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], None]:
+        batches: list[list[RawSample]] = super().get_batch_samples(epoch_iterator, num_batches, device)[0]
+        if not batches:
+            return [], None
+        return spread(self._forwards_of([raw for batch in batches for raw in batch]), len(batches)), None
+
+    def _forwards_of(self, raws: Sequence[RawSample]) -> list[PlannedForward]:
+        """The forwards of the step on this rank; equally many on all ranks. Sets the counts of the step."""
+        self.count_samples(len(raws))
+        samples = self.plan_samples(raws)
+        agreed = max(1, most_over_ranks(len(self.layout.groups(samples)), self.args.device))
+        filler = samples[0] if samples else self.ground_truth(raws[0])
+        forwards = plan_forwards(samples, self.layout, agreed, filler=filler)
+        counted = [forward for forward in forwards if forward.counts]
+        self._counts = self._step_counts([forward.rows for forward in counted])
+        if self.typed_datasets is not None:
+            typed = {raw.sample_id for raw in raws if self.typed_datasets(raw.dataset)}
+            forwards = [with_token_types(forward, typed) for forward in forwards]
+        if self.layout.packing_length is not None and Forward.ROLLOUT in self.forward_kinds:
+            lengths = [forward.batch.num_tokens for forward in counted]
+            self.metrics.add_all(
+                packing_metrics(lengths, self.layout.packing_length, num_segments=len(samples))
+            )
+        return forwards
+
+    def _step_counts(self, rows: Sequence[SupervisedRows]) -> dict[str, Tensor]:
+        """Denominators of the atoms over the step and all ranks, on the device."""
+        own: dict[str, Tensor] = {}
+        for kind in self.forward_kinds:
+            own |= step_counts(rows, self.objective, kind)
+        summed = self.sum_over_ranks(
+            torch.stack([count.double() for count in own.values()]).to(self.args.device)
+        )
+        return dict(zip(own, summed.float().unbind(), strict=True))
+
+    def training_step(
+        self, model: nn.Module, inputs: list[PlannedForward], num_items_in_batch: Any = None
+    ) -> Tensor:
+        model.train()
+        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+            self.optimizer.train()
+        is_last_entry = self.accelerator.sync_gradients
+        total = torch.zeros((), device=self.args.device)
+        for index, forward in enumerate(inputs):
+            is_last = is_last_entry and index == len(inputs) - 1
+            with self._gradients_meet(model, is_last):
+                total += self._forward_and_backward(model, forward)
+        return total
+
+    def _forward_and_backward(self, model: nn.Module, forward: PlannedForward) -> Tensor:
+        self._watched: dict[str, Tensor] = {}
+        with self.compute_loss_context_manager():
+            loss = self.forward_loss(model, forward)
+        ids = [sample.sample_id for sample in forward.batch.samples]
+        self.stop_if_not_finite(self._watched | {"loss": loss}, ids)
+        loss = loss * self.gradient_scale if forward.counts else loss * 0.0
+        # The loss is divided by counts of the whole step already; DeepSpeed must not divide it again.
+        options: Mapping[str, Any] = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(loss, **options)
+        return loss.detach()
+
+    def forward_loss(self, model: nn.Module, forward: PlannedForward) -> Tensor:
+        """This forward's share of the step's loss: one ordinary teacher-forced forward."""
+        (kind,) = self.forward_kinds
+        inputs, rows = self.on_device(forward)
+        result = self.run_head(model, inputs, rows, kind, counts=forward.counts)
+        assert result.loss is not None
+        return result.loss
+
+    def on_device(self, forward: PlannedForward) -> tuple[dict[str, Any], SupervisedRows]:
+        """Arguments of the model and supervised rows of a planned forward, on the device."""
+        inputs = self._prepare_input(forward.batch.model_inputs())
+        inputs.pop("use_cache")  # the head sets it
+        return inputs, on_device(forward.rows, self.args.device)
+
+    def run_head(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        rows: SupervisedRows,
+        kind: Forward,
+        *,
+        counts: bool,
+        slot_rows_N: Tensor | None = None,
+    ) -> HeadResult[Stage2Terms]:
+        """One forward under the objective of `kind`; its numbers are logged if it `counts`."""
+        tokens = TokenMetrics(rows, self.columns, **self.token_switches)
+
+        def objective(loss_inputs: LossInputs) -> tuple[Tensor, Stage2Terms]:
+            return self.objective(loss_inputs, kind, self._counts)
+
+        supervised = Supervised(rows, self.objective.needs(kind), objective, tokens.observer)
+        result = self.head.run(model, self.unwrapped_model, inputs, supervised, slot_rows_N)
+        terms = Stage2Terms.merge(result.terms)
+        self._watched |= {key: atom.sum for key, atom in terms.atoms.items()}
+        if counts:
+            self.add_metrics(terms.metrics())
+            if kind is not Forward.SELF_CONTEXT:
+                self.add_metrics(tokens.metrics())
+        if self.settings.sections.debug.enabled and result.loss is not None:
+            shares = self.objective.shares(terms, self._counts)
+            check_atoms_sum(result.loss.item(), {key: share.item() for key, share in shares.items()})
+        return result
+
+    @contextmanager
+    def _gradients_meet(self, model: nn.Module, is_last: bool) -> Iterator[None]:
+        """Ranks exchange gradients only in the last backward of a step."""
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(is_last)
+        try:
+            if is_last:
+                yield
+            else:
+                with self.accelerator.no_sync(model):
+                    yield
+        finally:
+            state._set_sync_gradients(before)
+
+    # rollouts
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the trained weights: 1 before the first optimizer step, one more after each."""
+        return int(self.state.global_step) + 1
+
+    @property
+    def pipeline(self) -> RolloutPipeline:
+        """The rollout pipeline; its backend starts when it is first asked for (on all ranks together)."""
+        if self._pipeline is None:
+            backend = self._start_backend()
+            self._pipeline = RolloutPipeline(
+                backend,
+                self.builder,
+                self.template.tokenizer,
+                self.rollout_settings.matching,
+                field_order=self.settings.sections.custom.object_field_order,
+            )
+        return self._pipeline
+
+    def _start_backend(self) -> PolicyBackend:
+        """The backend of the settings, after it has answered a first question."""
+        backend = build_policy_backend(
+            self.rollout_settings,
+            model=self.model_wrapped,
+            template=self.template,
+            model_dir=self.model.model_dir,
+            accelerator=self.accelerator,
+            fold=fold_module,
+            token_logprobs=self.rollout_settings.eval_detection.enabled,
+        )
+        raw: RawSample = (self.train_dataset if self.train_dataset is not None else self.eval_dataset)[0]
+        question = RolloutRequest(raw.messages, raw.images, request_id=raw.sample_id)
+        preflight(backend, question, self.template, timeout_s=self.rollout_settings.preflight_timeout_s)
+        return backend
+
+    def push_policy(self) -> None:
+        """Let the backend answer with the trained weights as they are now."""
+        backend = self.pipeline.backend
+        if backend.policy_version != self.policy_version:
+            backend.push_policy(self.policy_version)
+
+    def roll_out(self, raws: Sequence[RawSample], *, seed_base: int) -> RolledOut:
+        """Rollouts of this rank's samples of the step by the weights as they are now, and their targets; logged."""
+        self.push_policy()
+        per_rank = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        rolled_out = self.pipeline.run(
+            raws,
+            version=self.policy_version,
+            seed_base=seed_base,
+            first_index=self.accelerator.process_index * per_rank,
+        )
+        self._record_rollouts(rolled_out)
+        return rolled_out
+
+    def _record_rollouts(self, rolled_out: RolledOut) -> None:
+        """Log what the rollouts of the step say; dump a few for people to look at."""
+        step, outcomes = int(self.state.global_step), rolled_out.outcomes
+        timings = {name: getattr(rolled_out, name) for name in ("generate_s", "parse_match_s", "encode_s")}
+        weight = self.objective.text_weights(Forward.ROLLOUT).get("desc_ce", 0.0)
+        self.metrics.add_all(
+            rollout_metrics(outcomes, self.rollout_settings, fn_desc_weight=weight, **timings)
+        )
+        self.metrics.add_all(channel_b_metrics(outcomes))
+        if self.desc_monitor.wants(step):
+            self.metrics.add_all(self.desc_monitor.compare(matched_descs(rolled_out.answers)).entries())
+        if self.dumps is not None and self.dumps.wants(step):
+            raws = [answer.raw for answer in rolled_out.answers]
+            self.dumps.submit(step, self._shown(raws, outcomes))
+
+    def _shown(self, raws: Sequence[RawSample], outcomes: Sequence[RolloutOutcome]) -> list[DumpSample]:
+        most = self.rollout_settings.monitor_dump.max_samples
+        return [
+            dump_sample(
+                outcome,
+                raw.objects,
+                self.template.tokenizer,
+                sample_id=raw.sample_id,
+                image_path=raw.images[0],
+            )
+            for raw, outcome in zip(raws[:most], outcomes[:most], strict=True)
+        ]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.dumps is not None:
+                self.dumps.close()
+            if self._pipeline is not None:
+                self._pipeline.backend.close()
+
+    # evaluation
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Rollout metrics over the whole evaluation set, under `eval_rollout/...`, equal on all ranks."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        started = time.perf_counter()
+        self.model.eval()
+        self.push_policy()
+        numbers = evaluate_rollouts(
+            self.pipeline,
+            dataset,
+            self.rollout_settings,
+            self.desc_monitor if self.rollout_settings.desc_monitor.enabled else None,
+            version=self.policy_version,
+            seed=self.args.seed,
+            step=int(self.state.global_step),
+        )
+        seconds = time.perf_counter() - started
+        numbers |= {"runtime": seconds, "samples_per_second": len(dataset) / seconds}
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in numbers.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _get_data_collator(self, args: Any, template: Any) -> Any:
+        return list  # raw samples stay samples until a step is planned
+
+    def floating_point_ops(self, inputs: list[PlannedForward]) -> int:
+        return sum(super(Stage2Trainer, self).floating_point_ops(f.batch.model_inputs()) for f in inputs)

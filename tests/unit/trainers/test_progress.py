@@ -1,0 +1,63 @@
+"""Samples and micro-steps over log windows, a checkpoint and a resume."""
+
+from __future__ import annotations
+
+import json
+
+from coordexp.metrics.accumulate import MetricStore
+from coordexp.trainers.progress import Progress
+
+
+def trained(progress: Progress, *steps: tuple[int, int]) -> None:
+    """Steps of (micro-steps, samples)."""
+    for num_micro_steps, num_samples in steps:
+        progress.add_step(num_micro_steps)
+        progress.add_samples(num_samples)
+
+
+def test_a_window_counts_its_steps_and_the_run():
+    store = MetricStore(strict=True)
+    progress = Progress(store, grad_steps=4)
+    trained(progress, (4, 13), (2, 5))
+    assert progress.finish(store.flush(), "train") == {
+        "train/micro_steps": 3,
+        "accum/grad_steps": 4,
+        "accum/current_grad_steps": 3,
+        "train/samples_total": 18,
+        "train/samples_seen": 18,
+    }
+    trained(progress, (4, 12))
+    window = progress.finish(store.flush(), "train")
+    assert (window["train/samples_total"], window["train/samples_seen"]) == (12, 30)
+
+
+def test_a_checkpoint_between_logs_keeps_what_was_not_logged_yet():
+    store = MetricStore(strict=True)
+    progress = Progress(store, grad_steps=1)
+    trained(progress, (1, 8))
+    progress.finish(store.flush(), "train")
+    trained(progress, (1, 3))
+    # Two ranks: the other one has 4 samples since the last log.
+    state = json.loads(json.dumps(progress.state(lambda own: own + 4)))
+
+    resumed_store = MetricStore(strict=True)
+    resumed = Progress(resumed_store, grad_steps=1)
+    resumed.restore(state)
+    trained(resumed, (1, 10))
+    assert resumed.finish(resumed_store.flush(), "train")["train/samples_seen"] == 8 + 3 + 4 + 10
+
+
+def test_evaluation_shows_the_accumulation_of_the_last_step():
+    store = MetricStore(strict=True)
+    progress = Progress(store, grad_steps=4)
+    assert progress.finish({}, "eval") == {}
+    trained(progress, (4, 1), (2, 1))
+    assert progress.finish({}, "eval") == {"eval_accum/grad_steps": 4, "eval_accum/current_grad_steps": 2}
+
+
+def test_a_run_that_starts_anew_starts_at_zero():
+    store = MetricStore(strict=True)
+    progress = Progress(store, grad_steps=1)
+    progress.restore(None)
+    trained(progress, (1, 2))
+    assert progress.finish(store.flush(), "train")["train/samples_seen"] == 2

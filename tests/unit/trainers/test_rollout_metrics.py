@@ -1,0 +1,385 @@
+"""Metrics of four rollouts and one without a target, small enough to count by hand; and of any way to split them."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from coordexp.codec.parse import parse_rollout
+from coordexp.codec.schema import BoxObject
+from coordexp.config.rollout import RolloutMatching
+from coordexp.eval.coco import ImageDetections
+from coordexp.matching import match_objects
+from coordexp.metrics import keys_rollout
+from coordexp.metrics.accumulate import MetricStore
+from coordexp.metrics.catalog import lookup
+from coordexp.metrics.spec import Kind, Reduce
+from coordexp.rollout.types import Rollout
+from coordexp.targets import DroppedSample, TargetBuilder
+from coordexp.telemetry.desc_monitor import DescCounts
+from coordexp.trainers.rollout_eval_metrics import (
+    CocoOutcome,
+    RolloutEvalCounts,
+    count_rollout,
+    eval_metrics,
+    image_detections,
+    rollout_ap,
+)
+from coordexp.trainers.rollout_metrics import (
+    RolloutOutcome,
+    channel_b_metrics,
+    packing_metrics,
+    rollout_metrics,
+)
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "fixtures" / "codec"))
+
+from codec_tokenizers import encode, with_added_tokens
+
+
+def bytewise(normalizer=None):
+    """A token per byte and per coordinate: the number of tokens of a text can be counted."""
+    vocab = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    bpe = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    if normalizer is not None:
+        bpe.normalizer = normalizer
+    return with_added_tokens(bpe)
+
+
+TOK = bytewise()
+LOWERCASING = bytewise(normalizers.Lowercase())
+
+
+def box(desc, *bins):
+    return BoxObject(desc, "bbox_2d", bins)
+
+
+def written(desc, *bins):
+    return f'{{"desc": "{desc}", "bbox_2d": [{", ".join(f"<|coord_{b}|>" for b in bins)}]}}'
+
+
+def num_tokens(text):
+    """Tokens of a text in the bytewise tokenizer, by counting characters."""
+    return len(re.sub(r"<\|\w+\|>", "#", text))
+
+
+def outcome(prompt, response, gts, tok=TOK, logprob=-0.5, **rollout):
+    ids, prompt_ids = encode(tok, response), encode(tok, prompt)
+    parsed = parse_rollout(ids, tok, allow_poly=False)
+    match = match_objects(parsed.objects, gts)
+    sample = TargetBuilder(tok).from_rollout(
+        prompt_ids, parsed, match, gts, generation_prompt_ids=prompt_ids, sample_id="train.jsonl:3"
+    )
+    answer = Rollout(tuple(prompt_ids), tuple(ids), (logprob,) * len(ids), "stop", 0.1, **rollout)
+    return RolloutOutcome(answer, parsed, match, len(gts), sample)
+
+
+RED, CAT, DOG = box("red box", 10, 20, 300, 400), box("cat", 500, 501, 900, 901), box("dog", 0, 600, 90, 800)
+NEAR_RED = written("red box", 12, 22, 310, 402)
+FAR_DOG = written("dog", 700, 0, 800, 90)
+EXACT_CAT = written("cat", 500, 501, 900, 901)
+NO_GEOMETRY = '{"desc": "x"}'
+POLYGON = (
+    '{"desc": "p", "poly": ['
+    + ", ".join(f"<|coord_{b}|>" for b in (500, 501, 900, 501, 900, 901, 500, 901))
+    + "]}"
+)
+TAIL = "]}<|im_end|>"
+MIXED = f'{{"objects": [{NEAR_RED}, {FAR_DOG}, {NO_GEOMETRY}, {POLYGON}'
+CUT = f'{{"objects": [{EXACT_CAT}'
+
+OUTCOMES = [
+    # a match, a false positive, two dropped records, a miss
+    outcome("ask: ", MIXED + TAIL, [RED, CAT]),
+    # cut inside the second record; the match is exact and nothing is missed
+    outcome("ask again: ", CUT + ', {"desc": "do', [CAT], repeat_terminated=True),
+    # text before the container: the match counts, but the target starts from the empty container
+    outcome("ask: ", f'Sure: {{"objects": [{EXACT_CAT}{TAIL}', [CAT]),
+    # no container at all
+    outcome("ask: ", "I see nothing<|im_end|>", [DOG, RED]),
+    # the tokenizer changes what is appended, so there is no target
+    outcome("ask: ", '{"objects": []}<|im_end|>', [box("Cat", 1, 2, 3, 4)], tok=LOWERCASING),
+]
+TAILS = [
+    num_tokens(f", {EXACT_CAT}{TAIL}"),
+    num_tokens(TAIL),
+    num_tokens(EXACT_CAT + TAIL),
+    num_tokens(f"{written('dog', *DOG.bins)}, {written('red box', *RED.bins)}{TAIL}"),
+]
+"""Lengths of what is appended to the first four."""
+SECONDS = {"generate_s": 2.0, "parse_match_s": 0.5, "encode_s": 0.25}
+GREEDY = RolloutMatching(backend="hf", decode_batch_size=2)
+
+
+def flushed(*entry_groups):
+    store = MetricStore(strict=True)
+    for entries in entry_groups:
+        store.add_all(entries)
+    return store.flush()
+
+
+def mask_iou_of_red():
+    """maskIoU of NEAR_RED with RED on the default canvas, from the areas of the two boxes in bins."""
+    inter = (300 - 12) * (400 - 22)
+    return inter / (290 * 380 + 298 * 380 - inter)
+
+
+def test_the_outcomes_are_what_they_are_meant_to_be():
+    assert [len(o.match.matched) for o in OUTCOMES] == [1, 1, 1, 0, 0]
+    assert [o.num_supervised for o in OUTCOMES] == [1, 1, 0, 0, 0]
+    assert [isinstance(o.sample, DroppedSample) for o in OUTCOMES] == [False, False, False, False, True]
+
+
+def test_every_number_of_a_step():
+    metrics = flushed(rollout_metrics(OUTCOMES, GREEDY, **SECONDS))
+    responses = [
+        num_tokens(text)
+        for text in (
+            MIXED + "]}",
+            CUT + ', {"desc": "do',
+            f'Sure: {{"objects": [{EXACT_CAT}]}}',
+            "I see nothing",
+            '{"objects": []}',
+        )
+    ]
+    empty = num_tokens('{"objects": [')
+    targets = [p + t for p, t in zip((num_tokens(MIXED), num_tokens(CUT), empty, empty), TAILS, strict=True)]
+    encoded = [prompt + target for prompt, target in zip((5, 11, 5, 5), targets, strict=True)]
+    iou = metrics.pop("rollout/matched_maskiou_mean")
+    assert iou == pytest.approx((mask_iou_of_red() + 1 + 1) / 3, abs=0.005)
+    assert metrics == pytest.approx(
+        {
+            "time/rollout_generate_s": 2.0,
+            "time/rollout_parse_match_s": 0.5,
+            "time/rollout_teacher_encode_s": 0.25,
+            "rollout/gen_new_tokens_total": sum(responses),
+            "rollout/gen_new_tokens_mean": sum(responses) / 5,
+            "rollout/gen_new_tokens_p90": np.percentile(responses, 90),
+            "rollout/gen_new_tokens_p99": np.percentile(responses, 99),
+            "rollout/gen_tokens_per_s": sum(responses) / 2.0,
+            "rollout/do_sample": 0,
+            "rollout/temperature": 0,
+            "rollout/top_p": 1,
+            "rollout/top_k": -1,
+            "rollout/decode_non_beam_count": 5,
+            "rollout/decode_beam_count": 0,
+            "rollout/repeat_terminate_active": 0,
+            "rollout/repeat_terminate_triggered_sequences": 1,
+            "rollout/parse_dropped_invalid": 2,
+            "rollout/parse_dropped_ambiguous": 0,
+            "rollout/parse_truncated": 1,
+            "rollout/parse_truncated_rate": 1 / 5,
+            "rollout/parse_obj_total": 6,
+            "rollout/parse_obj_valid_frac": 4 / 6,
+            "rollout/parse_obj_drop_frac": 2 / 6,
+            "rollout/sample_valid_pred_rate": 3 / 5,
+            "rollout/sample_any_match_rate": 2 / 5,
+            "rollout/gt_objects_total": 7,
+            "rollout/valid_pred_objects_total": 4,
+            "rollout/matched_for_supervision": 2,
+            "rollout/excluded_from_supervision": 1,
+            "rollout/excluded_rate": 1 / 3,
+            "rollout/fn_appended_total": 1 + 0 + 1 + 2,
+            "rollout/fn_total": 5,
+            "rollout/gating_rejections": 3,  # red with cat; the dog with both
+            "rollout/gating_rejection_rate": 3 / 6,
+            "rollout/precision": 2 / 4,
+            "rollout/recall": 2 / 7,
+            "rollout/f1": 4 / 11,
+            "rollout/matched_maskiou_count": 3,
+            "rollout/prefix_coord_targets_total": 8,
+            "rollout/prefix_coord_targets_per_matched": 4,
+            "rollout/tail_ignore_frac": 0,
+            "rollout/prompt_len_mean": (5 + 11 + 5 + 5 + 5) / 5,
+            "rollout/prompt_len_p90": 5 + 0.6 * 6,  # between the 4th and the 5th of five
+            "rollout/rollout_len_mean": sum(responses) / 5,
+            "rollout/rollout_len_p90": np.percentile(responses, 90),
+            "rollout/train_len_mean": sum(targets) / 4,
+            "rollout/train_len_p90": np.percentile(targets, 90),
+            "rollout/append_len_mean": sum(TAILS) / 4,
+            "rollout/append_len_p90": np.percentile(TAILS, 90),
+            "rollout/encoded_len_mean": sum(encoded) / 4,
+            "rollout/encoded_len_p90": np.percentile(encoded, 90),
+        }
+    )
+
+
+def test_every_training_key_of_the_catalogue_is_there():
+    metrics = rollout_metrics(OUTCOMES, GREEDY, **SECONDS)
+    expected = {
+        spec.key
+        for section in (keys_rollout.TIME, keys_rollout.ROLLOUT)
+        for spec in section
+        if spec.when == keys_rollout.WITH_ROLLOUT
+    }
+    assert set(metrics) == expected
+
+
+def test_masked_descriptions_of_the_tail():
+    metrics = flushed(rollout_metrics(OUTCOMES, GREEDY, **SECONDS, fn_desc_weight=0.0))
+    masked = len("cat") + 0 + len("cat") + len("dog" + "red box")
+    assert metrics["rollout/tail_ignore_frac"] == pytest.approx(masked / sum(TAILS))
+
+
+def test_decoding_knobs():
+    sampled = {
+        "decoding": {"temperature": 0.7, "top_p": 0.9, "top_k": 20},
+        "repeat_terminate": {"enabled": True},
+    }
+    metrics = flushed(rollout_metrics(OUTCOMES, RolloutMatching.model_validate(sampled), **SECONDS))
+    names = ("do_sample", "temperature", "top_p", "top_k", "repeat_terminate_active")
+    assert [metrics[f"rollout/{name}"] for name in names] == pytest.approx([1, 0.7, 0.9, 20, 1])
+    beams = RolloutMatching(backend="hf", decode_mode="beam", num_beams=3)
+    metrics = flushed(rollout_metrics(OUTCOMES, beams, **SECONDS))
+    names = ("do_sample", "decode_beam_count", "decode_non_beam_count")
+    assert [metrics[f"rollout/{name}"] for name in names] == [0, 5, 0]
+
+
+def test_channel_b_counters():
+    assert flushed(channel_b_metrics(OUTCOMES)) == {
+        "stage2/raw_rollouts": 5,
+        "stage2_ab/channel_b/strict_drop/N_valid_pred": 4,
+        "stage2_ab/channel_b/strict_drop/N_drop_invalid": 2,
+        "stage2_ab/channel_b/strict_drop/reason/missing_geom": 1,
+        "stage2_ab/channel_b/strict_drop/reason/poly_unsupported": 1,
+        "stage2_ab/channel_b/closure_supervision/N_drop": 1,
+        "stage2_ab/channel_b/invalid_rollout": 2,  # leading text, and no container
+    }
+
+
+def test_packing():
+    metrics = flushed(packing_metrics([90, 60], 100, num_segments=5, buffer=1), packing_metrics([30], 100, 1))
+    assert metrics == pytest.approx(
+        {
+            "packing/post_rollout_fill": 180 / 300,
+            "packing/post_rollout_segments": 2.0,
+            "packing/post_rollout_buffer": 2 / 3,
+        }
+    )
+
+
+def test_nothing_without_rollouts():
+    assert rollout_metrics([], GREEDY, **SECONDS) == {}
+    assert channel_b_metrics([]) == {}
+    assert packing_metrics([], 100, 0) == {}
+
+
+def test_rates_over_nothing_are_absent():
+    metrics = flushed(rollout_metrics(OUTCOMES[3:4], GREEDY, **SECONDS))
+    for name in ("precision", "parse_obj_valid_frac", "gating_rejection_rate", "excluded_rate"):
+        assert f"rollout/{name}" not in metrics
+    assert "rollout/matched_maskiou_mean" not in metrics
+    assert metrics["rollout/recall"] == 0
+    without_target = flushed(rollout_metrics(OUTCOMES[4:], GREEDY, **SECONDS))
+    assert "rollout/train_len_mean" not in without_target
+    assert without_target["rollout/prompt_len_mean"] == 5
+
+
+@settings(max_examples=40, deadline=None)
+@given(parts=st.lists(st.integers(0, 3), min_size=5, max_size=5))
+def test_any_split_gives_the_same_rates_means_and_counters(parts):
+    whole = flushed(rollout_metrics(OUTCOMES, GREEDY, **SECONDS), channel_b_metrics(OUTCOMES))
+    groups = [[o for o, part in zip(OUTCOMES, parts, strict=True) if part == number] for number in range(4)]
+    split = flushed(
+        *(
+            entries
+            for group in groups
+            for entries in (
+                rollout_metrics(
+                    group, GREEDY, generate_s=2.0 * len(group) / 5, parse_match_s=0.1, encode_s=0.1
+                ),
+                channel_b_metrics(group),
+            )
+        )
+    )
+    assert split.keys() == whole.keys()
+    for key, value in split.items():
+        spec = lookup(key)
+        if spec.reduce is not Reduce.MAX and spec.kind is not Kind.PERCENTILE:
+            assert value == pytest.approx(whole[key]), key
+
+
+# evaluation
+
+
+def counts_of(outcomes):
+    return sum((count_rollout(o.parsed, o.match, o.num_gt) for o in outcomes), RolloutEvalCounts())
+
+
+def test_every_number_of_an_evaluation():
+    iou = mask_iou_of_red()
+    metrics = eval_metrics(
+        counts_of(OUTCOMES), desc=DescCounts(3, 2, 3, 3, 3, 2.7, True), coco=CocoOutcome(0.25)
+    )
+    assert metrics.pop("rollout/matched_maskiou_mean") == pytest.approx((iou + 2) / 3, abs=0.005)
+    assert metrics == pytest.approx(
+        {
+            "rollout/precision": 3 / 4,  # here the match behind leading text counts
+            "rollout/recall": 3 / 7,
+            "rollout/f1": 6 / 11,
+            "rollout/pred_objects": 4,
+            "rollout/gt_objects": 7,
+            "rollout/matched": 3,
+            "rollout/fp": 1,
+            "rollout/fn": 4,
+            "rollout/parse_truncated_rate": 1 / 5,
+            "rollout/parse_dropped_invalid": 2,
+            "rollout/parse_dropped_ambiguous": 0,
+            "rollout/sample_valid_pred_rate": 3 / 5,
+            "rollout/sample_any_match_rate": 3 / 5,
+            "rollout/mAP": 0.25,
+            "rollout/coco_eval_ok": 1,
+            "rollout/desc_pairs_total": 3,
+            "rollout/desc_exact_acc_on_matched": 2 / 3,
+            "rollout/desc_sem_enabled": 1,
+            "rollout/desc_sem_acc_on_matched": 1,
+            "rollout/desc_sem_sim_mean": 0.9,
+            "rollout/desc_sem_sim_count": 3,
+        }
+    )
+    assert all(lookup("eval_" + key) for key in metrics)
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_counts_of_two_ranks_add_up(cut):
+    assert counts_of(OUTCOMES[:cut]) + counts_of(OUTCOMES[cut:]) == counts_of(OUTCOMES)
+
+
+def test_empty_sets():
+    nothing = eval_metrics(RolloutEvalCounts())
+    assert [nothing[f"rollout/{name}"] for name in ("precision", "recall", "f1")] == [1, 1, 1]
+    assert "rollout/parse_truncated_rate" not in nothing
+    silent = eval_metrics(RolloutEvalCounts(num_samples=1, gt_objects=2))
+    assert [silent[f"rollout/{name}"] for name in ("precision", "recall", "f1")] == [1, 0, 0]
+    noisy = eval_metrics(RolloutEvalCounts(num_samples=1, pred_objects=2))
+    assert [noisy[f"rollout/{name}"] for name in ("precision", "recall", "f1")] == [0, 1, 0]
+
+
+def test_average_precision_of_rollouts():
+    """Two predictions of one class, the false one less sure: AP is that of the true one alone."""
+    first = outcome("ask: ", CUT + TAIL, [CAT], logprob=-0.5)
+    image = image_detections(0, (1000, 500), [CAT], first.rollout, first.parsed)
+    assert image.pred == [
+        ("cat", pytest.approx([500, 501 * 499 / 999, 900, 901 * 499 / 999]), math.exp(-0.5))
+    ]
+    false = ImageDetections(1, 1000, 500, gt=[], pred=[("cat", [0, 0, 50, 50], 0.1)])
+    assert rollout_ap([image, false]) == CocoOutcome(pytest.approx(1.0))
+    surer = ImageDetections(1, 1000, 500, gt=[], pred=[("cat", [0, 0, 50, 50], 0.9)])
+    assert rollout_ap([image, surer]) == CocoOutcome(pytest.approx(0.5))
+
+
+def test_a_failed_coco_evaluation_is_reported_not_raised(caplog):
+    image = ImageDetections(0, 10, 10, gt=[("cat", [0, 0, 5, 5])], pred=[("cat", [0, 0, 5, 5], math.nan)])
+    metrics = eval_metrics(RolloutEvalCounts(), coco=rollout_ap([image]))
+    assert (metrics["rollout/mAP"], metrics["rollout/coco_eval_ok"]) == (0.0, 0.0)
+    assert "rollout/mAP is reported as 0" in caplog.text
