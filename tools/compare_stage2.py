@@ -2,9 +2,9 @@
 
     python tools/compare_stage2.py --start runs/demo/stage1/checkpoint-400 --seeds 1 2 3
 
-Trains every configuration once per seed, lets each final checkpoint answer the validation images (greedy), and prints one
-table: the checkpoint they all start from, then mean and spread over seeds for each. Runs that are there already are not
-repeated. Everything is written below `--output`.
+Trains every configuration once per seed, lets each final checkpoint answer the validation images (greedy), and prints
+one table: the checkpoint they all start from, then mean and spread over seeds for each. Runs that are there already are
+not repeated. Everything is written below `--output`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ CONFIGS = {
     "rollout-aligned": Path("configs/stage2_rollout_aligned/demo.yaml"),
     "two-channel": Path("configs/stage2_two_channel/demo.yaml"),
 }
-GATE = 0.5  # maskIoU a match needs, as in the demo's configurations
 NUMBERS = (
-    "rollout_f1", "rollout_precision", "rollout_recall", "f1_at_50", "AP", "bin_error", "desc_acc", "parse_rate",
+    "rollout_f1@0.5", "rollout_f1@0.75", "box_f1_50_95", "f1_at_50", "AP", "bin_error", "desc_acc", "parse_rate",
     "answer_rate",
 )  # fmt: skip
 
@@ -69,8 +68,9 @@ def train(config: Path, run_dir: Path, flags: list[str]) -> Path:
         return found[-1]
     run_dir.mkdir(parents=True, exist_ok=True)
     command = [
-        sys.executable, "-m", "coordexp.cli.main", "train", str(config), "--output_dir", str(run_dir), "--eval_strategy", "no",
-        "--save_strategy", "steps", "--save_steps", "100000", "--save_only_model", "true", *flags,
+        sys.executable, "-m", "coordexp.cli.main", "train", str(config), "--output_dir", str(run_dir),
+        "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", "100000", "--save_only_model", "true",
+        *flags,
     ]  # fmt: skip
     threads = str(os.cpu_count() or 1)
     environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
@@ -93,7 +93,9 @@ def numbers_of(checkpoint: Path, data: Path, output: Path) -> dict[str, Any]:
         checkpoint, data / "val.jsonl", output, batch_size=BATCH_SIZE, max_new_tokens=MAX_NEW_TOKENS
     )
     score_directory(output)
-    return {**evaluate_directory(output), **on_policy_numbers(lines, gate=GATE)}
+    strict, lenient = on_policy_numbers(lines, gate=0.75), on_policy_numbers(lines, gate=0.5)
+    f1 = {"rollout_f1@0.5": lenient["rollout_f1"], "rollout_f1@0.75": strict["rollout_f1"]}
+    return {**evaluate_directory(output), **lenient, **f1}
 
 
 def show(results: dict[str, list[dict[str, Any]]]) -> None:
@@ -103,7 +105,10 @@ def show(results: dict[str, list[dict[str, Any]]]) -> None:
     for name, runs in results.items():
         cells = []
         for number in NUMBERS:
-            values = [run[number] for run in runs]
+            values = [run[number] for run in runs if number in run]
+            if not values:
+                cells.append("-")
+                continue
             digits = 1 if number == "bin_error" else 3
             spread = f" ({min(values):.{digits}f} to {max(values):.{digits}f})" if len(values) > 1 else ""
             cells.append(f"{mean(values):.{digits}f}{spread}")

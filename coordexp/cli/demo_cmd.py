@@ -1,6 +1,7 @@
 """`coordexp demo`: make a tiny model and scenes, train it through `swift sft`, and show before and after.
 
-coordexp demo                                   runs/demo/index.html
+coordexp demo                                   stage 1, then stage 2 from its checkpoint: runs/demo/index.html
+coordexp demo --recipes mix                     stage 1 alone
 coordexp demo --recipes mix soft_w1_gate ce     the same budget and seed for three objectives, one table
 """
 
@@ -27,17 +28,23 @@ RECIPES = {
     "mix": Path("configs/demo/stage1.yaml"),
     "soft_w1_gate": Path("configs/demo/stage1_soft_w1_gate.yaml"),
     "ce": Path("configs/demo/stage1_ce.yaml"),
+    "stage1_continued": Path("configs/demo/stage1_continued.yaml"),
+    "stage2": Path("configs/stage2_rollout_aligned/demo.yaml"),
 }
+DEFAULT_RECIPES = ("mix", "stage1_continued", "stage2")
+START = RUN / "stage1" / "checkpoint-400"  # of mix; what the recipes of STARTED_LATER go on from
+STARTED_LATER = ("stage1_continued", "stage2")
+MATCH_GATE = 0.75  # maskIoU above which an object of an answer counts as found, as in the demo of stage 2
 NUM_TRAIN, NUM_VAL = 8000, 200
 MAX_NEW_TOKENS = 112  # two objects need about 60
 BATCH_SIZE = 50
 GALLERY_SIZE = 12
-BIN_ERROR = "coord_diag/expected_bin_mae"
 TABLE = (
     ("F1@0.5", "f1_at_50", "{:.3f}"),
     ("F1@0.5:0.95", "f1_50_95", "{:.3f}"),
     ("boxes alone", "box_f1_50_95", "{:.3f}"),
     ("mAP", "AP", "{:.3f}"),
+    ("rollout F1", "rollout_f1", "{:.3f}"),
     ("bin error", "bin_error", "{:.1f}"),
     ("seconds", "seconds", "{:.0f}"),
 )
@@ -47,9 +54,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Register `demo`."""
     parser = subparsers.add_parser("demo", help="train and evaluate a tiny detector on synthetic scenes")
     parser.add_argument("--assets-only", action="store_true", help="only make the model and the scenes")
-    parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=["mix"], metavar="NAME",
-                        help=f"objectives to train, of {', '.join(RECIPES)} (default: mix)")  # fmt: skip
-    parser.add_argument("--max-steps", type=int, help="train for fewer steps than the configuration says")
+    parser.add_argument("--recipes", nargs="+", choices=tuple(RECIPES), default=list(DEFAULT_RECIPES),
+                        metavar="NAME", help=f"what to train, of {', '.join(RECIPES)} "
+                        f"(default: {' '.join(DEFAULT_RECIPES)})")  # fmt: skip
+    parser.add_argument("--max-steps", type=int, help="train every recipe for fewer steps than its file says")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,6 +75,11 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     rows = {"untrained": evaluate_checkpoint("untrained", MODEL)}
     for name in args.recipes:
+        if name in STARTED_LATER and not START.is_dir():
+            console.print(f"{name}: skipped, it starts from {START}, which `mix` writes on its way")
+            continue
+        if name in STARTED_LATER and "start of stage 2" not in rows:
+            rows["start of stage 2"] = evaluate_checkpoint("start", START)
         rows[name] = train_and_evaluate(name, args.max_steps)
     page = write_page(rows, args.recipes[0])
     show_table(
@@ -98,13 +111,15 @@ def train_and_evaluate(name: str, max_steps: int | None) -> dict[str, Any]:
     from coordexp.config import config_hash, load_run_config
     from coordexp.eval.artifacts import write_json
 
-    output, result_file = RUN / RECIPES[name].stem, RUN / f"result_{name}.json"
+    result_file = RUN / f"result_{name}.json"
     overrides = [] if max_steps is None else ["--max_steps", str(max_steps), "--save_steps", str(max_steps)]
     config = load_run_config(RECIPES[name], overrides=overrides)
+    output = Path(config.swift["output_dir"])
     made_from = {
         "config_hash": config_hash(config.variant, config.sections, config.swift),
         "seed": config.swift.get("seed"),
         "assets": hashlib.sha256(b"".join(path.read_bytes() for path in ASSET_STAMPS)).hexdigest(),
+        "start": _digest(START / "model.safetensors") if name in STARTED_LATER else None,
     }
     if result_file.is_file():
         result = json.loads(result_file.read_text(encoding="utf-8"))
@@ -115,7 +130,6 @@ def train_and_evaluate(name: str, max_steps: int | None) -> dict[str, Any]:
     metrics = {
         **evaluate_checkpoint(name, last_checkpoint(output)),
         "seconds": seconds,
-        "bin_error": last_value(output / "metrics.jsonl", f"eval_{BIN_ERROR}"),
     }
     write_json(result_file, {"made_from": made_from, "metrics": metrics})
     return metrics
@@ -148,20 +162,31 @@ def train(name: str, output: Path, overrides: list[str]) -> float:
 
 
 def evaluate_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
-    """Greedy rollouts on the validation images -> predictions, scores, metrics, in runs/demo/eval_NAME."""
+    """Greedy rollouts on the validation images -> predictions, scores, metrics, in runs/demo/eval_NAME.
+
+    bin_error is that of the answers: mean coordinate error of found boxes, in bins.
+    """
     from coordexp.cli.console import progress
     from coordexp.cli.inference import infer_file
     from coordexp.eval.confidence import score_directory
     from coordexp.eval.evaluate import evaluate_directory
+    from coordexp.eval.on_policy import on_policy_numbers
 
     output = RUN / f"eval_{name}"
     with progress("images", f"rollouts, {name}") as advance:
-        infer_file(
+        lines = infer_file(
             checkpoint, DATA / "val.jsonl", output, batch_size=BATCH_SIZE, max_new_tokens=MAX_NEW_TOKENS,
             on_images=advance,
         )  # fmt: skip
     score_directory(output)
-    return evaluate_directory(output)
+    return {**evaluate_directory(output), **on_policy_numbers(lines, gate=MATCH_GATE)}
+
+
+def output_of(name: str) -> Path:
+    """The run directory that a recipe's file names."""
+    from coordexp.config import load_run_config
+
+    return Path(load_run_config(RECIPES[name]).swift["output_dir"])
 
 
 def last_checkpoint(output: Path) -> Path:
@@ -172,14 +197,6 @@ def last_checkpoint(output: Path) -> Path:
     return found[-1]
 
 
-def last_value(metrics_file: Path, key: str) -> float | None:
-    """The last value of a metric in metrics.jsonl, None if it never appeared."""
-    from coordexp.metrics.sinks import read_payloads
-
-    values = [payload["metrics"][key] for payload in read_payloads(metrics_file) if key in payload["metrics"]]
-    return values[-1] if values else None
-
-
 def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
     """runs/demo/index.html with the curves and the gallery of `recipe`."""
     from coordexp.cli.demo_gallery import gallery
@@ -187,7 +204,7 @@ def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
     from coordexp.eval.pictures import plot_curves
     from coordexp.metrics.sinks import read_payloads
 
-    payloads = list(read_payloads(RUN / RECIPES[recipe].stem / "metrics.jsonl"))
+    payloads = list(read_payloads(output_of(recipe) / "metrics.jsonl"))
     headline = [
         {
             "name": name, "f1_50": row["f1_at_50"], "f1_mean": row["f1_50_95"], "precision": row["precision_at_50"],
@@ -209,7 +226,7 @@ def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
                 f"coordexp model tiny --output {MODEL}",
                 f"coordexp data shapes --output {DATA} --train {NUM_TRAIN} --val {NUM_VAL}",
                 f"swift sft {RECIPES[recipe]}",
-                f"coordexp infer --model {last_checkpoint(RUN / RECIPES[recipe].stem)} --data {DATA}/val.jsonl "
+                f"coordexp infer --model {last_checkpoint(output_of(recipe))} --data {DATA}/val.jsonl "
                 f"--output {RUN}/eval_{recipe}",
                 f"coordexp score --run {RUN}/eval_{recipe}",
                 f"coordexp eval --run {RUN}/eval_{recipe}",
@@ -230,6 +247,10 @@ def _steps_done(output: Path) -> tuple[int, int | None]:
             step, total = progress.split("/")
             return int(step), int(total)
     return 0, None
+
+
+def _digest(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def _parameters(model: Path) -> float:

@@ -187,6 +187,12 @@ class RolloutMatching(Section):
     vllm: Vllm = Vllm()
     offload: Offload = Offload()
     matching: Matching = Matching()
+    eval_maskiou_gate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="As matching.maskiou_gate, for evaluation: which answers count in eval_rollout/f1. null: the same.",
+    )
     coord_decode_mode: Literal["exp", "st"] = Field(
         default="exp",
         description="How boxes are decoded for bbox_geo: expectation or straight-through argmax.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,18 @@ def training_row(
     return row
 
 
+def read_rows(path: str | Path, row_of: Callable[[Record], dict[str, Any]]) -> list[dict[str, Any]]:
+    """`row_of` of all records of a JSONL file, validated before the first one is used.
+
+    Raises:
+        RecordError: a line breaks the contract, an image is missing, or the file holds no record.
+    """
+    rows = [row_of(record) for record in iter_jsonl(path, require_images=True)]
+    if not rows:
+        raise RecordError(f"{path}: holds no record; expected one JSON object per line.")
+    return rows
+
+
 def read_training_rows(
     path: str | Path,
     *,
@@ -45,15 +59,8 @@ def read_training_rows(
     ordering: str = "sorted",
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """All rows of a JSONL file, validated before the first one is used.
-
-    Raises:
-        RecordError: a line breaks the contract, an image is missing, or the file holds no record.
-    """
-    rows = [
-        training_row(record, prompt=prompt, field_order=field_order, ordering=ordering, seed=seed)
-        for record in iter_jsonl(path, require_images=True)
-    ]
-    if not rows:
-        raise RecordError(f"{path}: holds no record; expected one JSON object per line.")
-    return rows
+    """All training rows of a JSONL file; errors as in `read_rows`."""
+    return read_rows(
+        path,
+        partial(training_row, prompt=prompt, field_order=field_order, ordering=ordering, seed=seed),
+    )

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from coordexp.codec.records import Record, iter_jsonl, order_objects
+from coordexp.codec.records import Record, order_objects
 from coordexp.codec.schema import BoxObject
-from coordexp.data.dataset import training_row
+from coordexp.data.dataset import read_rows, training_row
 from coordexp.data.source import source_of
-from coordexp.errors import RecordError
 from coordexp.swift_bridge.prompts import encode_prompt
 from coordexp.targets.sample import Media
 
@@ -60,18 +60,10 @@ def raw_row(record: Record, *, prompt: str, field_order: str, ordering: str, see
 def read_raw_rows(
     path: str | Path, *, prompt: str, field_order: str = "desc_first", ordering: str = "sorted", seed: int = 0
 ) -> list[dict[str, Any]]:
-    """All rows of a JSONL file, validated before the first one is used.
-
-    Raises:
-        RecordError: a line breaks the contract, an image is missing, or the file holds no record.
-    """
-    rows = [
-        raw_row(record, prompt=prompt, field_order=field_order, ordering=ordering, seed=seed)
-        for record in iter_jsonl(path, require_images=True)
-    ]
-    if not rows:
-        raise RecordError(f"{path}: holds no record; expected one JSON object per line.")
-    return rows
+    """All rows of a JSONL file; errors as in `data.dataset.read_rows`."""
+    return read_rows(
+        path, partial(raw_row, prompt=prompt, field_order=field_order, ordering=ordering, seed=seed)
+    )
 
 
 class RawSamples(Dataset[RawSample]):

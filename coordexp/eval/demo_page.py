@@ -64,7 +64,7 @@ MEASURES = (
     _Measure("precision", "Precision at IoU 0.5", "matched of all predicted objects", 3, "higher"),
     _Measure("recall", "Recall at IoU 0.5", "matched of all true objects", 3, "higher"),
     _Measure("map", "COCO mAP", "pycocotools, IoU 0.5:0.95", 3, "higher"),
-    _Measure("bin_error", "Coordinate error", "bins of 1000, teacher-forced", 1, "lower"),
+    _Measure("bin_error", "Coordinate error", "bins of 1000, of found boxes", 1, "lower"),
     _Measure("seconds", "Seconds", "wall-clock time", 0, ""),
 )
 """The rows of the headline table, in order."""

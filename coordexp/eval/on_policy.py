@@ -1,7 +1,7 @@
 """How good are the answers themselves: the numbers stage 2 trains for, from a file of predictions.
 
-Matching is that of stage-2 training and evaluation (mask IoU above a gate, descriptions ignored), so `rollout_f1` is what
-`eval_rollout/f1` is for the same answers.
+Matching is that of stage-2 training and evaluation (mask IoU above a gate, descriptions ignored), so `rollout_f1` is
+what `eval_rollout/f1` is for the same answers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def on_policy_numbers(lines: Iterable[Mapping[str, Any]], *, gate: float = 0.3) 
 
     rollout_precision, rollout_recall, rollout_f1   of matched objects (1 where there is nothing to be wrong about)
     desc_acc        share of matched objects with the right description
-    bin_error       mean absolute error of the coordinates of matched boxes, in bins
+    bin_error       mean absolute error of the coordinates of matched boxes, in bins; absent without such boxes
     parse_rate      share of written objects that parsing kept
     answer_rate     share of images with a whole answer: a container, and not truncated
     """
@@ -43,15 +43,15 @@ def on_policy_numbers(lines: Iterable[Mapping[str, Any]], *, gate: float = 0.3) 
             if preds[p].kind == gts[g].kind == KIND_BBOX:
                 errors.append(float(np.abs(np.subtract(preds[p].bins, gts[g].bins)).mean()))
     precision, recall = _share(num_matched, num_pred), _share(num_matched, num_gt)
-    return {
+    numbers = {
         "rollout_precision": precision,
         "rollout_recall": recall,
         "rollout_f1": _share(2 * num_matched, num_pred + num_gt),
         "desc_acc": _share(num_named, num_matched),
-        "bin_error": float(np.mean(errors)) if errors else 0.0,
         "parse_rate": _share(num_pred, num_pred + num_dropped),
         "answer_rate": _share(num_whole, num_images),
     }
+    return numbers | ({"bin_error": float(np.mean(errors))} if errors else {})
 
 
 def _objects(line: Mapping[str, Any], side: str) -> Sequence[BoxObject]:

@@ -59,11 +59,26 @@ class CoordTrainer(SwiftTrainerBridge):
 
     def _get_data_collator(self, args: Any, template: Any) -> Any:
         collate = super()._get_data_collator(args, template)
-        settings = self.settings.sections.custom.token_type_metrics
-        counts = DatasetFilter(tuple(settings.include), tuple(settings.exclude))
+        counts = self.typed_datasets
         return with_supervised_rows(
-            collate, self.columns, RowTyper(template.tokenizer, counts) if settings.enabled else None
+            collate, self.columns, None if counts is None else RowTyper(template.tokenizer, counts)
         )
+
+    @property
+    def typed_datasets(self) -> DatasetFilter | None:
+        """Whose samples token metrics split by type; None when they are off."""
+        settings = self.settings.sections.custom.token_type_metrics
+        return DatasetFilter(tuple(settings.include), tuple(settings.exclude)) if settings.enabled else None
+
+    @property
+    def token_switches(self) -> dict[str, Any]:
+        """Arguments of `TokenMetrics` beside the rows."""
+        settings = self.settings.sections.custom.token_type_metrics
+        return {
+            "top5": settings.log_top5,
+            "mass": settings.coord_monitor_mass,
+            "mass_max_tokens": settings.coord_monitor_mass_max_tokens,
+        }
 
     def on_step(self, num_micro_steps: int) -> None:
         if not self._has_started:

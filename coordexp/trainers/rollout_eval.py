@@ -88,7 +88,10 @@ def evaluate_rollouts(
     seed_base = rollout_seed_base(seed, step)
     for first, chunk in _chunks_of_rank(samples):
         rollouts = pipeline.generate(chunk, version=version, seed_base=seed_base, first_index=first)
-        answers = [pipeline.judge(raw, rollout) for raw, rollout in zip(chunk, rollouts, strict=True)]
+        answers = [
+            pipeline.judge(raw, rollout, gate=settings.eval_maskiou_gate)
+            for raw, rollout in zip(chunk, rollouts, strict=True)
+        ]
         share = _add(share, answers, first, settings, desc_monitor)
     shares = _gather(share)
     coco: CocoOutcome | None = None

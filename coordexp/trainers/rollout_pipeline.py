@@ -116,8 +116,8 @@ class RolloutPipeline:
                 )
         return rollouts
 
-    def judge(self, raw: RawSample, rollout: Rollout) -> Answer:
-        """Parse an answer strictly and match it with the ground truth."""
+    def judge(self, raw: RawSample, rollout: Rollout, *, gate: float | None = None) -> Answer:
+        """Parse an answer strictly and match it with the ground truth; `gate` in place of `maskiou_gate`."""
         parsed = parse_rollout(
             rollout.response_token_ids,
             self._tokenizer,
@@ -128,7 +128,7 @@ class RolloutPipeline:
             parsed.objects,
             raw.objects,
             top_k=self._matching.candidate_top_k,
-            gate=self._matching.maskiou_gate,
+            gate=self._matching.maskiou_gate if gate is None else gate,
             resolution=self._matching.maskiou_resolution,
             fp_cost=self._matching.fp_cost,
             fn_cost=self._matching.fn_cost,

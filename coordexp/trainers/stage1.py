@@ -48,12 +48,6 @@ class Stage1CoordTrainer(CoordTrainer):
         self.weights = Stage1Weights.from_mapping(settings)
         self.needs = self.weights.needs(mass_monitor=mass_monitor)
         self.head = RowsHead(custom.head, self.columns)
-        types = custom.token_type_metrics
-        self.token_switches = {
-            "top5": types.log_top5,
-            "mass": types.coord_monitor_mass,
-            "mass_max_tokens": types.coord_monitor_mass_max_tokens,
-        }
         self._has_reported_types = False
         self._step_counts = torch.zeros(2)  # text and coordinate rows of the step, see plan_step
 

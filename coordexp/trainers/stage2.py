@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from coordexp.data.raw_samples import RawSample, RawSamples
-from coordexp.data.source import DatasetFilter
 from coordexp.losses.inputs import LossInputs, SupervisedRows
 from coordexp.losses.objective import Stage2Terms, check_atoms_sum
 from coordexp.losses.provenance import Forward
@@ -86,15 +85,6 @@ class Stage2Trainer(CoordTrainer):
             self.args.per_device_train_batch_size,
         )
         self.builder = make_builder(self.settings, template, self.layout)
-        types = self.settings.sections.custom.token_type_metrics
-        self.token_switches = {
-            "top5": types.log_top5,
-            "mass": types.coord_monitor_mass,
-            "mass_max_tokens": types.coord_monitor_mass_max_tokens,
-        }
-        self.typed_datasets = (
-            DatasetFilter(tuple(types.include), tuple(types.exclude)) if types.enabled else None
-        )
         self.desc_monitor = DescMonitor(settings.desc_monitor, device=str(self.args.device))
         self._pipeline: RolloutPipeline | None = None
         self._counts: dict[str, Tensor] = {}
@@ -142,8 +132,9 @@ class Stage2Trainer(CoordTrainer):
         forwards = plan_forwards(samples, self.layout, agreed, filler=filler)
         counted = [forward for forward in forwards if forward.counts]
         self._counts = self._step_counts([forward.rows for forward in counted])
-        if self.typed_datasets is not None:
-            typed = {raw.sample_id for raw in raws if self.typed_datasets(raw.dataset)}
+        counted_datasets = self.typed_datasets
+        if counted_datasets is not None:
+            typed = {raw.sample_id for raw in raws if counted_datasets(raw.dataset)}
             forwards = [with_token_types(forward, typed) for forward in forwards]
         if self.layout.packing_length is not None and Forward.ROLLOUT in self.forward_kinds:
             lengths = [forward.batch.num_tokens for forward in counted]

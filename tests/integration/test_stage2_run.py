@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from support.processes import run_swift, sft_flags
 from support.stage2 import rollout_aligned, two_channel
+from support.vllm import require_vllm
 
 from coordexp.metrics.keys_rollout import SECTIONS as ROLLOUT_SECTIONS
 from coordexp.metrics.keys_rollout import WITH_ROLLOUT
@@ -169,3 +170,20 @@ def test_no_rollouts_at_all_is_plain_teacher_forcing(taught_model, scenes, tmp_p
     assert record["coord_diag/A1/expected_bin_mae"] == pytest.approx(
         stage1["coord_diag/expected_bin_mae"], rel=1e-5
     )
+
+
+@pytest.mark.vllm
+def test_an_engine_in_the_training_process_gives_the_run_of_transformers(taught_model, scenes, tmp_path):
+    """vLLM answers with the weights of each step, so the losses are those of `backend: hf`."""
+    require_vllm()
+    engine = {"enforce_eager": True, "max_model_len": 512, "max_num_seqs": 8}
+    runs = {}
+    for backend, more in (("hf", {}), ("vllm", {"vllm": engine})):
+        sections = rollout_aligned(backend=backend, **more)
+        runs[backend] = steps(
+            train(taught_model, scenes, tmp_path / backend, "stage2_rollout_aligned", sections, max_steps=4)
+        )
+    for ours, theirs in zip(runs["vllm"], runs["hf"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["rollout/gen_new_tokens_total"] == theirs["rollout/gen_new_tokens_total"]
+        assert ours["rollout/f1"] == theirs["rollout/f1"]
