@@ -86,7 +86,6 @@ def log_to_console() -> None:
     handler.setFormatter(logging.Formatter("[%(levelname)s:coordexp] %(message)s"))
     ours.addHandler(handler)
     ours.setLevel(logging.INFO)
-    ours.propagate = False
 
 
 def _sections(flags: PluginFlags) -> Sections:
