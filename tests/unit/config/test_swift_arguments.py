@@ -80,7 +80,9 @@ def test_the_file_fits_the_installed_ms_swift() -> None:
     """In a process of its own: parsing arguments changes the types that ms-swift's dataclasses report."""
     folder = Path(__file__).parents[3] / "tools" / "setup"
     code = "import json, dump_swift_arguments; print(json.dumps(dump_swift_arguments.collect()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder
+    )
     installed = json.loads(done.stdout.splitlines()[-1])
     on_disk = json.loads(swift_arguments.DATA_FILE.read_text())
     assert installed["arguments"] == on_disk["arguments"], "run python tools/setup/dump_swift_arguments.py"

@@ -32,10 +32,10 @@ class WrittenAnswers:
     def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
         self.asked += requests
         prompt = tuple(self.tok.encode(PROMPT, add_special_tokens=False))
-        return [
-            Rollout(prompt, tuple(self.tok.encode(text, add_special_tokens=False)), (), "stop", 0.0, self.policy_version)
-            for text in self.answers[: len(requests)]
+        answers = [
+            tuple(self.tok.encode(text, add_special_tokens=False)) for text in self.answers[: len(requests)]
         ]
+        return [Rollout(prompt, ids, (), "stop", 0.0, self.policy_version) for ids in answers]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,9 @@ def test_every_request_has_its_name_and_a_seed_of_its_own(tok):
 
 def test_an_answer_of_other_weights_is_refused(tok):
     backend = WrittenAnswers(tok, [serialize([CAT]) + "<|im_end|>"], policy_version=4)
-    with pytest.raises(RolloutError, match=r"answer to data.jsonl:1 comes from policy version 4, .*are version 5"):
+    with pytest.raises(
+        RolloutError, match=r"answer to data.jsonl:1 comes from policy version 4, .*are version 5"
+    ):
         pipeline(tok, backend).run([raw(tok, 1, CAT)], version=5, seed_base=0, first_index=0)
 
 
