@@ -52,9 +52,8 @@ def main() -> int:
         results[name] = []
         for seed in args.seeds:
             run_dir = args.output / f"{name.replace(' ', '_')}_{seed}"
-            checkpoint = train(
-                CONFIGS[name], run_dir, ["--model", str(args.start), "--seed", str(seed), *args.flags]
-            )
+            seeds = ["--seed", str(seed), "--data_seed", str(seed)]  # the second orders the training samples
+            checkpoint = train(CONFIGS[name], run_dir, ["--model", str(args.start), *seeds, *args.flags])
             results[name].append(numbers_of(checkpoint, args.data, run_dir / "eval"))
     (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     show(results)
