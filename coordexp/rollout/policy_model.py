@@ -64,7 +64,7 @@ def borrowed_for_generation(model: nn.Module, deepspeed_engine: Any = None) -> I
     """
     training = [(module, module.training) for module in model.modules()]
     positions = [(module, module.rope_deltas) for module in model.modules() if "rope_deltas" in vars(module)]
-    with preserved_random_state(), torch.no_grad(), _whole(model, deepspeed_engine):
+    with preserved_random_state(), torch.no_grad(), _own_forwards(model), _whole(model, deepspeed_engine):
         model.eval()
         try:
             yield
@@ -73,6 +73,27 @@ def borrowed_for_generation(model: nn.Module, deepspeed_engine: Any = None) -> I
                 module.training = flag
             for module, deltas in positions:
                 module.rope_deltas = deltas
+
+
+@contextmanager
+def _own_forwards(model: nn.Module) -> Iterator[None]:
+    """Modules run the forward that transformers gave them.
+
+    ms-swift 4.6 replaces the forward of Qwen3-VL by one for batches of mixed media, which takes over under DeepSpeed.
+    It trains well, but with transformers 5.19 tokens decoded from a cache come out wrong.
+    """
+    replaced = [(module, vars(module)["forward"]) for module in model.modules() if _is_replaced(module)]
+    for module, _ in replaced:
+        module.forward = module.origin_forward
+    try:
+        yield
+    finally:
+        for module, forward in replaced:
+            module.forward = forward
+
+
+def _is_replaced(module: nn.Module) -> bool:
+    return {"forward", "origin_forward"} <= vars(module).keys()
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> Any:

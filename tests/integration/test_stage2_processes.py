@@ -61,7 +61,8 @@ def alone(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFac
     return output
 
 
-def test_two_ranks_with_ragged_packs_take_the_step_of_one(alone, taught_model, scenes, tmp_path):
+@pytest.mark.parametrize("sharding", [{}, {"deepspeed": "zero2"}], ids=["ddp", "zero2"])
+def test_two_ranks_with_ragged_packs_take_the_step_of_one(sharding, alone, taught_model, scenes, tmp_path):
     """Packs of one or two samples: the ranks have different numbers of them, and of micro-batches with nothing in."""
     sections = two_channel(0.5, {"packing_length": 190}, n_softctx_iter=2)
     output = tmp_path / "run"
@@ -69,6 +70,7 @@ def test_two_ranks_with_ragged_packs_take_the_step_of_one(alone, taught_model, s
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 4,
         "train_dataloader_shuffle": True,
+        **sharding,
     }
     run(flags(taught_model, scenes, output, sections, max_steps=4, **more), **two_ranks())
     assert json.loads((output / "resolved_config.json").read_text())["derived"]["world_size"] == 2
