@@ -70,16 +70,21 @@ class RawSamples(Dataset[RawSample]):
     """Rows of `read_raw_rows`, their prompts encoded when asked for (in data-loader workers).
 
     template: ms-swift's, in train mode.
+    multiple_of: the length is filled up to a multiple of this with the first rows, so that every optimizer step of an
+        epoch gets the same number of samples and none is left out.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], template: Any) -> None:
+    def __init__(self, rows: Sequence[Mapping[str, Any]], template: Any, *, multiple_of: int = 1) -> None:
         self._rows, self._template = rows, template
+        self._length = -(-len(rows) // multiple_of) * multiple_of
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._length
 
     def __getitem__(self, index: int) -> RawSample:
-        row = self._rows[index]
+        if not 0 <= index < self._length:
+            raise IndexError(f"sample {index} of {self._length}")
+        row = self._rows[index % len(self._rows)]
         raw = json.loads(row[RAW_COLUMN])
         prompt = encode_prompt(self._template, row)
         media = None

@@ -69,10 +69,11 @@ class Stage2Trainer(CoordTrainer):
     """Base of the stage-2 trainers."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        template = kwargs["template"]
-        for name in ("train_dataset", "eval_dataset"):
+        template, run = kwargs["template"], kwargs["args"]
+        samples_per_step = run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size
+        for name, multiple_of in (("train_dataset", samples_per_step), ("eval_dataset", 1)):
             rows = rows_of(kwargs.get(name))
-            kwargs[name] = None if rows is None else RawSamples(rows, template)
+            kwargs[name] = None if rows is None else RawSamples(rows, template, multiple_of=multiple_of)
         super().__init__(*args, **kwargs)
         self.rollout_settings = settings = rollout_settings(self.settings)
         self.objective = make_objective(self.settings)

@@ -187,3 +187,16 @@ def test_an_engine_in_the_training_process_gives_the_run_of_transformers(taught_
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert ours["rollout/gen_new_tokens_total"] == theirs["rollout/gen_new_tokens_total"]
         assert ours["rollout/f1"] == theirs["rollout/f1"]
+
+
+def test_every_step_has_the_same_number_of_samples(taught_model, scenes, tmp_path):
+    """8 scenes in steps of 3: an epoch is 3 whole steps."""
+    sections = two_channel(0.0)
+    records = steps(
+        train(
+            taught_model, scenes, tmp_path / "run", "stage2_two_channel", sections, max_steps=4,
+            per_device_train_batch_size=3,
+        )
+    )  # fmt: skip
+    assert [record["train/samples_total"] for record in records] == [3, 3, 3, 3]
+    assert [record["epoch"] for record in records] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3], abs=0.01)
