@@ -15,6 +15,7 @@ from swift.template import get_template
 from swift.utils import get_logger
 
 from coordexp.errors import ConfigError
+from coordexp.swift_bridge.loading import models_as_saved
 from coordexp.swift_bridge.template import register_coord_template
 
 
@@ -55,9 +56,10 @@ def load_engine(
             "runs/NAME/checkpoint-100, or make a tiny model with `coordexp model tiny --output DIR`."
         )
     register_coord_template()
-    model, processor = get_model_processor(
-        str(path), model_type=model_type, torch_dtype=torch_dtype, attn_impl=attn_impl, device_map=device_map
-    )
+    with models_as_saved():
+        model, processor = get_model_processor(
+            str(path), model_type=model_type, torch_dtype=torch_dtype, attn_impl=attn_impl, device_map=device_map
+        )
     if prepare_model is not None:
         model = prepare_model(model)
     template = get_template(processor, max_length=max_length)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,5 +26,20 @@ def prepare_loaded_models(prepare: PrepareModel) -> None:
                 prepare(model, self._get_tokenizer(processor), Path(self.model_info.model_dir))
             return model, processor
 
+    _load_with(PreparingLoader)
+
+
+@contextmanager
+def models_as_saved() -> Iterator[None]:
+    """Within this context models of type `qwen3_vl` are loaded as ms-swift does, whatever a run has asked for."""
+    before = MODEL_MAPPING[MLLMModelType.qwen3_vl].loader
+    _load_with(Qwen3VLLoader)
+    try:
+        yield
+    finally:
+        _load_with(before)
+
+
+def _load_with(loader: type[Any]) -> None:
     name = MLLMModelType.qwen3_vl
-    MODEL_MAPPING[name] = replace(MODEL_MAPPING[name], loader=PreparingLoader)
+    MODEL_MAPPING[name] = replace(MODEL_MAPPING[name], loader=loader)
