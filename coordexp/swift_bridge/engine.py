@@ -58,7 +58,11 @@ def load_engine(
     register_coord_template()
     with models_as_saved():
         model, processor = get_model_processor(
-            str(path), model_type=model_type, torch_dtype=torch_dtype, attn_impl=attn_impl, device_map=device_map
+            str(path),
+            model_type=model_type,
+            torch_dtype=torch_dtype,
+            attn_impl=attn_impl,
+            device_map=device_map,
         )
     if prepare_model is not None:
         model = prepare_model(model)
