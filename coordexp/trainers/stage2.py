@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ class Stage2Trainer(CoordTrainer):
         self.builder = make_builder(self.settings, template, self.layout)
         self.desc_monitor = DescMonitor(settings.desc_monitor, device=str(self.args.device))
         self._pipeline: RolloutPipeline | None = None
-        self._counts: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}  # denominators of the step
+        self._watched: dict[str, Tensor] = {}  # atoms of the planned forward that is running
         choose_best_by(self.args, self.settings.swift.get("metric_for_best_model"), evaluation_keys(settings))
         self.dumps: MonitorDumps | None = None
         if self.is_world_process_zero():
@@ -128,9 +130,9 @@ class Stage2Trainer(CoordTrainer):
         """The forwards of the step on this rank; equally many on all ranks. Sets the counts of the step."""
         self.count_samples(len(raws))
         samples = self.plan_samples(raws)
-        agreed = max(1, most_over_ranks(len(self.layout.groups(samples)), self.args.device))
         filler = samples[0] if samples else self.ground_truth(raws[0])
-        forwards = plan_forwards(samples, self.layout, agreed, filler=filler)
+        agree = partial(most_over_ranks, device=self.args.device)
+        forwards = plan_forwards(samples, self.layout, agree, filler=filler)
         counted = [forward for forward in forwards if forward.counts]
         self._counts = self._step_counts([forward.rows for forward in counted])
         counted_datasets = self.typed_datasets
@@ -169,7 +171,7 @@ class Stage2Trainer(CoordTrainer):
         return total
 
     def _forward_and_backward(self, model: nn.Module, forward: PlannedForward) -> Tensor:
-        self._watched: dict[str, Tensor] = {}
+        self._watched = {}
         with self.compute_loss_context_manager():
             loss = self.forward_loss(model, forward)
         ids = [sample.sample_id for sample in forward.batch.samples]
@@ -317,7 +319,7 @@ class Stage2Trainer(CoordTrainer):
                 raw.objects,
                 self.template.tokenizer,
                 sample_id=raw.sample_id,
-                image_path=raw.images[0],
+                image_path=next(iter(raw.images), None),
             )
             for raw, outcome in zip(raws[:most], outcomes[:most], strict=True)
         ]

@@ -7,7 +7,7 @@ ZeRO-3 every forward is collective): a rank with fewer repeats its last one with
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -72,17 +72,17 @@ class Layout:
 def plan_forwards(
     samples: Sequence[EncodedSample],
     layout: Layout,
-    num_forwards: int | None = None,
+    agree: Callable[[int], int],
     *,
     filler: EncodedSample,
 ) -> list[PlannedForward]:
-    """The forwards of a rank, at least one, or exactly `num_forwards`.
+    """The forwards of a rank, at least one.
 
-    num_forwards: what the rank with most forwards runs (see `most_over_ranks`); None takes this rank's own number.
+    agree: from this rank's number of forwards to that of the rank with most (see `most_over_ranks`).
     filler: what a rank without any sample runs its zero-weight forwards on.
     """
     forwards = [layout.forward(group) for group in layout.groups(samples)]
-    wanted = max(len(forwards), 1) if num_forwards is None else num_forwards
+    wanted = max(1, agree(len(forwards)))
     if wanted < len(forwards):
         raise ContractError(f"{len(forwards)} forwards on this rank, but all ranks agreed on {wanted}.")
     spare = replace(forwards[-1] if forwards else layout.forward([filler]), counts=False)
