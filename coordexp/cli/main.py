@@ -25,6 +25,7 @@ COMMANDS = (
     "doctor",
     "metrics",
     "demo",
+    "rollout-server",
 )
 
 
@@ -70,7 +71,7 @@ def _reader_has_gone() -> bool:
 
 
 def _module(command: str):
-    return importlib.import_module(f"coordexp.cli.{command}_cmd")
+    return importlib.import_module(f"coordexp.cli.{command.replace('-', '_')}_cmd")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ class Feature:
 FEATURES_NOT_BUILT: tuple[Feature, ...] = (
     Feature(("custom", "coord_tokens", "enabled"), "writing coordinates as plain numbers", (False,)),
     Feature(("custom", "coord_tokens", "skip_bbox_norm"), "normalising boxes at load time", (False,)),
-    Feature(("rollout_matching", "vllm", "mode"), "generating on a vLLM server", ("server",)),
 )
 
 SWIFT_NOT_BUILT: tuple[Feature, ...] = (

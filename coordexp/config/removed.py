@@ -47,7 +47,7 @@ REMOVED: tuple[tuple[str, str], ...] = (
     ),
     (
         r"stage2_ab\.channel_b\.enable_pipeline",
-        "generation and training overlap where the backend allows; remove it",
+        "use rollout_matching.overlap (with a rollout server)",
     ),
     (r"stage2_ab\.channel_b\.rollout_decode_batch_size", "use rollout_matching.decode_batch_size"),
     (

@@ -144,6 +144,12 @@ class Stage2Objective:
             counts[f"{forward.coord}/text_gate"] = gated_R.sum().to(total_weight.dtype)
         return counts
 
+    def denominators(self, forward: Forward) -> tuple[str, ...]:
+        """Names of those `counts` that divide an atom of the forward."""
+        keys = [f"{forward.text}/{name}" for name in self.text_weights(forward)]
+        keys += [f"{forward.coord}/{name}" for name in self.coord_weights(forward)]
+        return tuple(dict.fromkeys(_denominator_name(key, forward) for key in keys))
+
     def __call__(self, inputs: LossInputs, forward: Forward, counts: Counts) -> tuple[Tensor, Stage2Terms]:
         """The forward's share of the step's loss, and its terms. No host sync.
 
@@ -274,14 +280,18 @@ def check_atoms_sum(loss: float, atoms_by_key: Mapping[str, float], rel_tol: flo
 
 
 def _denominator(key: str, forward: Forward, counts: Counts) -> Tensor | float:
-    """Which of the step-wide counts an atom is divided by."""
+    """What an atom is divided by: a step-wide count; for atoms over coordinate slots, four times that of boxes."""
+    count = counts[_denominator_name(key, forward)]
+    is_over_slots = key.startswith(f"{forward.coord}/") and not key.endswith(("/text_gate", "/bbox_ciou"))
+    return 4 * count if is_over_slots else count
+
+
+def _denominator_name(key: str, forward: Forward) -> str:
+    """The step-wide count behind an atom's denominator."""
     provenance, name = key.split("/")
     if provenance == forward.text:
-        return counts[forward.text]
-    if name == "text_gate":
-        return counts[f"{provenance}/text_gate"]
-    boxes = counts[f"{provenance}/boxes"]
-    return boxes if name == "bbox_ciou" else 4 * boxes
+        return forward.text
+    return f"{provenance}/{'text_gate' if name == 'text_gate' else 'boxes'}"
 
 
 def _present(value: Tensor | None, name: str) -> Tensor:

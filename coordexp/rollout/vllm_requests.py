@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from vllm import RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.codec.pieces import TokenPieces
+from coordexp.config.rollout import RepeatTerminate, RolloutMatching
 from coordexp.errors import CoordExpError, RolloutError
 from coordexp.rollout.checks import (
     GENERATE_TIMEOUT_KEY,
@@ -22,7 +23,8 @@ from coordexp.rollout.checks import (
     encoding,
     name_of,
 )
-from coordexp.rollout.types import RolloutRequest
+from coordexp.rollout.repetition import was_terminated
+from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.vllm_repetition import EXTRA_ARG
 from coordexp.swift_bridge.vllm_engine import MAX_IMAGES, encode_for_vllm, submit
 
@@ -56,6 +58,69 @@ def sampling_params(
         output_kind=RequestOutputKind.FINAL_ONLY,
         extra_args=extra,
     )
+
+
+def encode_request(
+    engine: Any, backend: str, name: str, messages: Sequence[dict[str, str]], images: Sequence[Any]
+) -> dict[str, Any]:
+    """A question as the engine takes it; RolloutError when it cannot be encoded. images: paths or PIL images."""
+    if len(images) > MAX_IMAGES:
+        raise RolloutError(
+            f"{backend} backend: {name} has {len(images)} images, the engine takes {MAX_IMAGES}; use "
+            "rollout_matching.backend: hf."
+        )
+    with encoding(backend, name):
+        return encode_for_vllm(engine, messages, images)
+
+
+def check_answered_prompt(
+    engine: Any, backend: str, name: str, prompt_ids: Sequence[int], output: RequestOutput
+) -> None:
+    """RolloutError unless the engine has answered what was sent, but for the expanded image placeholders."""
+    image_id = engine.template.image_token_id
+    sent, found = (_collapsed(ids, image_id) for ids in (prompt_ids, output.prompt_token_ids or ()))
+    check_prompt(backend, name, sent, found)
+
+
+def rollout_of(
+    output: RequestOutput,
+    *,
+    backend: str,
+    version: int | None,
+    rules: RepeatTerminate,
+    stop_ids: Collection[int],
+    pieces: TokenPieces,
+    seconds: float,
+) -> Rollout:
+    """A finished output as an answer of policy `version`; RolloutError when other weights wrote it."""
+    completion = output.outputs[0]
+    versions = {span.version for span in completion.weight_versions or ()}
+    if versions != {str(version)}:
+        raise RolloutError(
+            f"{backend} backend: an answer was written by policy versions {sorted(versions)}, expected {version} "
+            "alone. Did something push weights while the engine was generating?"
+        )
+    ids = tuple(completion.token_ids)
+    logprobs = completion.logprobs or ()
+    return Rollout(
+        prompt_token_ids=tuple(output.prompt_token_ids or ()),
+        response_token_ids=ids,
+        token_logprobs=tuple(
+            step[token].logprob for step, token in zip(logprobs, ids, strict=bool(logprobs))
+        ),
+        finish_reason="stop" if ids and ids[-1] in stop_ids else "length",
+        seconds=seconds,
+        policy_version=int(versions.pop()),
+        repeat_terminated=was_terminated(
+            ids, end_id_of(pieces), rules if rules.enabled else None, pieces.__getitem__
+        ),
+    )
+
+
+def end_id_of(pieces: TokenPieces) -> int:
+    """Id of `<|im_end|>`, which every template of ours ends an answer with."""
+    assert pieces.im_end_id is not None
+    return pieces.im_end_id
 
 
 class RequestRunner:
@@ -102,7 +167,7 @@ class RequestRunner:
                     finished = [output for output in self._engine.engine.step() if output.finished]
                 for output in finished:
                     index, prompt_ids = running.pop(output.request_id)
-                    self._check_prompt(names[index], prompt_ids, output)
+                    check_answered_prompt(self._engine, self._backend, names[index], prompt_ids, output)
                     outputs[index] = output
                     limit = time_limit or self._fresh_limit()
                 limit.check(self._backend, batch_name(waiting))
@@ -142,19 +207,7 @@ class RequestRunner:
 
     def _encode(self, named: tuple[str, RolloutRequest]) -> dict[str, Any]:
         name, request = named
-        if len(request.images) > MAX_IMAGES:
-            raise RolloutError(
-                f"{self._backend} backend: {name} has {len(request.images)} images, the engine takes {MAX_IMAGES}; use "
-                "rollout_matching.backend: hf."
-            )
-        with encoding(self._backend, name):
-            return encode_for_vllm(self._engine, request.messages, request.images)
-
-    def _check_prompt(self, name: str, prompt_ids: Sequence[int], output: RequestOutput) -> None:
-        """The engine has answered what was sent, but for the expanded image placeholders."""
-        image_id = self._engine.template.image_token_id
-        sent, found = (_collapsed(ids, image_id) for ids in (prompt_ids, output.prompt_token_ids or ()))
-        check_prompt(self._backend, name, sent, found)
+        return encode_request(self._engine, self._backend, name, request.messages, request.images)
 
 
 def _collapsed(ids: Iterable[int], image_id: int) -> list[int]:

@@ -1,8 +1,8 @@
-"""The weights a vLLM model holds, as checksums to compare with those pushed."""
+"""Weights into a vLLM engine, and those it holds, as checksums to compare with those pushed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +11,19 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 
 from coordexp.rollout.policy_model import bit_sum
 from coordexp.rollout.weight_sync import Checksum, column_sum, probe_columns, read_checksums
+
+
+def load_weights(engine: Any, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Replace the weights of a GRPOVllmEngine in this process by a stream of (name in a checkpoint, tensor)."""
+    engine.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+
+
+def announce_version(engine: Any, version: int) -> None:
+    """Answers say `version` from here on; what was computed with other weights is forgotten."""
+    engine.engine.reset_encoder_cache()
+    engine.engine.reset_mm_cache()
+    engine.engine.reset_prefix_cache()
+    engine.engine.set_weight_version(str(version))
 
 
 @torch.no_grad()

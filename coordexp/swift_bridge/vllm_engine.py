@@ -69,8 +69,8 @@ def build_vllm_engine(
     )
 
 
-def encode_for_vllm(engine: Any, messages: Sequence[dict[str, str]], images: Sequence[str]) -> dict[str, Any]:
-    """A conversation as `submit` takes it; image placeholders are left to the engine to expand."""
+def encode_for_vllm(engine: Any, messages: Sequence[dict[str, str]], images: Sequence[Any]) -> dict[str, Any]:
+    """A conversation with images (paths or PIL) as `submit` takes it; placeholders are left to the engine to expand."""
     from swift.infer_engine import InferRequest
 
     request = InferRequest(messages=[dict(message) for message in messages], images=list(images))

@@ -20,6 +20,7 @@ from coordexp.targets.builder import TargetBuilder
 from coordexp.targets.sample import EncodedSample
 from coordexp.trainers.channel_schedule import request_seed
 from coordexp.trainers.rollout_metrics import RolloutOutcome
+from coordexp.trainers.rollout_stream import RolloutStream
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,17 @@ class RolledOut:
     generate_s: float
     parse_match_s: float
     encode_s: float
+
+    @classmethod
+    def joined(cls, parts: Sequence[RolledOut]) -> RolledOut:
+        """Chunks of one step as one, in order; times are added up."""
+        return cls(
+            outcomes=tuple(outcome for part in parts for outcome in part.outcomes),
+            answers=tuple(answer for part in parts for answer in part.answers),
+            generate_s=sum(part.generate_s for part in parts),
+            parse_match_s=sum(part.parse_match_s for part in parts),
+            encode_s=sum(part.encode_s for part in parts),
+        )
 
     @property
     def samples(self) -> list[EncodedSample]:
@@ -80,6 +92,39 @@ class RolloutPipeline:
         """
         started = time.perf_counter()
         rollouts = self.generate(samples, version=version, seed_base=seed_base, first_index=first_index)
+        return self.finish(samples, rollouts, generate_s=time.perf_counter() - started)
+
+    def stream(
+        self,
+        samples: Sequence[RawSample],
+        chunk_size: int,
+        *,
+        ahead: int,
+        version: int,
+        seed_base: int,
+        first_index: int,
+    ) -> RolloutStream[range, list[Rollout]]:
+        """The same rollouts, `chunk_size` samples at a time, generated beside whatever the caller does meanwhile.
+
+        It yields (indices of the samples, their rollouts, seconds), for `finish`. Other arguments as for `run`.
+        """
+
+        def generate(chunk: range) -> list[Rollout]:
+            chosen = [samples[index] for index in chunk]
+            return self.generate(
+                chosen, version=version, seed_base=seed_base, first_index=first_index + chunk.start
+            )
+
+        chunks = [
+            range(start, min(start + chunk_size, len(samples)))
+            for start in range(0, len(samples), chunk_size)
+        ]
+        return RolloutStream(generate, chunks, ahead=ahead)
+
+    def finish(
+        self, samples: Sequence[RawSample], rollouts: Sequence[Rollout], *, generate_s: float
+    ) -> RolledOut:
+        """Parse the rollouts of `samples`, match them, and make training samples."""
         generated = time.perf_counter()
         answers = [self.judge(raw, rollout) for raw, rollout in zip(samples, rollouts, strict=True)]
         judged = time.perf_counter()
@@ -87,7 +132,7 @@ class RolloutPipeline:
         return RolledOut(
             outcomes=tuple(outcomes),
             answers=tuple(answers),
-            generate_s=generated - started,
+            generate_s=generate_s,
             parse_match_s=judged - generated,
             encode_s=time.perf_counter() - judged,
         )

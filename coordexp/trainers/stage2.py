@@ -1,11 +1,11 @@
 """What both stage-2 trainers share: a step planned as a whole, forwards run one by one, evaluation by rollout.
 
-    plan_samples     samples of the step (rollouts and targets, or ground truth)
+    plan_groups      samples of the step (rollouts and targets, or ground truth), by the forward they share
     get_batch_samples  -> forwards, and the counts of every loss atom over the step and all ranks
     training_step    forward and backward of each planned forward; gradients meet once, at the last of the step
     evaluate         rollout -> parse -> match over the evaluation set; no teacher-forced loss
 
-A subclass says what a step teaches on: `plan_samples` and `forward_kinds`.
+A subclass says what a step teaches on: `plan_groups` and `forward_kinds`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from coordexp.data.raw_samples import RawSample, RawSamples
+from coordexp.errors import ConfigError
 from coordexp.losses.inputs import LossInputs, SupervisedRows
 from coordexp.losses.objective import Stage2Terms, check_atoms_sum
 from coordexp.losses.provenance import Forward
 from coordexp.losses.token_metrics import TokenMetrics
+from coordexp.metrics.keys_rollout import EARLY_FORWARDS, TIME_ROLLOUT_WAIT
 from coordexp.models.coord_offset import fold_module
 from coordexp.rollout.build import build_policy_backend
 from coordexp.rollout.preflight import preflight
@@ -37,6 +39,7 @@ from coordexp.telemetry.desc_monitor import DescMonitor
 from coordexp.telemetry.dumps import DumpSample, MonitorDumps
 from coordexp.trainers.base import CoordTrainer
 from coordexp.trainers.best_checkpoint import announce, choose_best_by
+from coordexp.trainers.early_training import EarlyTraining
 from coordexp.trainers.rollout_dumps import dump_sample
 from coordexp.trainers.rollout_eval import evaluate_rollouts, evaluation_keys, matched_descs
 from coordexp.trainers.rollout_metrics import (
@@ -91,6 +94,13 @@ class Stage2Trainer(CoordTrainer):
         self._pipeline: RolloutPipeline | None = None
         self._counts: dict[str, Tensor] = {}  # denominators of the step
         self._watched: dict[str, Tensor] = {}  # atoms of the planned forward that is running
+        self._early: EarlyTraining | None = None  # of the step that is being planned
+        self._early_loss: Tensor | None = None
+        if settings.overlap.enabled and self.is_deepspeed_enabled:
+            raise ConfigError(
+                "rollout_matching.overlap.enabled: DeepSpeed keeps gradients in buffers of its own, so those of early "
+                "forwards cannot be held apart; set it to false, or train with DDP."
+            )
         choose_best_by(self.args, self.settings.swift.get("metric_for_best_model"), evaluation_keys(settings))
         self.dumps: MonitorDumps | None = None
         if self.is_world_process_zero():
@@ -101,8 +111,11 @@ class Stage2Trainer(CoordTrainer):
 
     # what a step teaches on
 
-    def plan_samples(self, raws: Sequence[RawSample]) -> list[EncodedSample]:
-        """Training samples of the coming step on this rank. Called once per step, before `forward_kinds` is read."""
+    def plan_groups(self, raws: Sequence[RawSample]) -> list[list[EncodedSample]]:
+        """Training samples of the coming step on this rank, by the forward they share; without those trained early.
+
+        Called once per step, before `forward_kinds` is read.
+        """
         raise NotImplementedError
 
     @property
@@ -129,22 +142,30 @@ class Stage2Trainer(CoordTrainer):
     def _forwards_of(self, raws: Sequence[RawSample]) -> list[PlannedForward]:
         """The forwards of the step on this rank; equally many on all ranks. Sets the counts of the step."""
         self.count_samples(len(raws))
-        samples = self.plan_samples(raws)
-        filler = samples[0] if samples else self.ground_truth(raws[0])
+        self._early = None
+        groups = self.plan_groups(raws)
+        filler = groups[0][0] if groups else self.ground_truth(raws[0])
         agree = partial(most_over_ranks, device=self.args.device)
-        forwards = plan_forwards(samples, self.layout, agree, filler=filler)
+        forwards = plan_forwards(groups, self.layout, agree, filler=filler)
         counted = [forward for forward in forwards if forward.counts]
+        counted += self._early.forwards if self._early else []
         self._counts = self._step_counts([forward.rows for forward in counted])
-        counted_datasets = self.typed_datasets
-        if counted_datasets is not None:
-            typed = {raw.sample_id for raw in raws if counted_datasets(raw.dataset)}
-            forwards = [with_token_types(forward, typed) for forward in forwards]
+        if self._early:
+            self._early_loss = self._early.settle(self._counts)
         if self.layout.packing_length is not None and Forward.ROLLOUT in self.forward_kinds:
             lengths = [forward.batch.num_tokens for forward in counted]
+            num_segments = sum(len(forward.batch.samples) for forward in counted)
             self.metrics.add_all(
-                packing_metrics(lengths, self.layout.packing_length, num_segments=len(samples))
+                packing_metrics(lengths, self.layout.packing_length, num_segments=num_segments)
             )
-        return forwards
+        return [self._with_types(forward, raws) for forward in forwards]
+
+    def _with_types(self, forward: PlannedForward, raws: Sequence[RawSample]) -> PlannedForward:
+        """The forward with the token types that token metrics split by, where they are asked for."""
+        counted_datasets = self.typed_datasets
+        if counted_datasets is None:
+            return forward
+        return with_token_types(forward, {raw.sample_id for raw in raws if counted_datasets(raw.dataset)})
 
     def _step_counts(self, rows: Sequence[SupervisedRows]) -> dict[str, Tensor]:
         """Denominators of the atoms over the step and all ranks, on the device."""
@@ -159,24 +180,35 @@ class Stage2Trainer(CoordTrainer):
     def training_step(
         self, model: nn.Module, inputs: list[PlannedForward], num_items_in_batch: Any = None
     ) -> Tensor:
-        model.train()
-        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
-            self.optimizer.train()
+        self._enter_training(model)
         is_last_entry = self.accelerator.sync_gradients
         total = torch.zeros((), device=self.args.device)
+        if self._early_loss is not None:
+            total, self._early_loss = self._early_loss, None
         for index, forward in enumerate(inputs):
             is_last = is_last_entry and index == len(inputs) - 1
             with self._gradients_meet(model, is_last):
                 total += self._forward_and_backward(model, forward)
         return total
 
+    def _enter_training(self, model: nn.Module) -> None:
+        model.train()
+        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+            self.optimizer.train()
+
     def _forward_and_backward(self, model: nn.Module, forward: PlannedForward) -> Tensor:
+        return self._backward(self._watched_loss(model, forward), 1.0 if forward.counts else 0.0)
+
+    def _watched_loss(self, model: nn.Module, forward: PlannedForward) -> Tensor:
         self._watched = {}
         with self.compute_loss_context_manager():
             loss = self.forward_loss(model, forward)
         ids = [sample.sample_id for sample in forward.batch.samples]
         self.stop_if_not_finite(self._watched | {"loss": loss}, ids)
-        loss = loss * self.gradient_scale if forward.counts else loss * 0.0
+        return loss
+
+    def _backward(self, loss: Tensor, weight: float) -> Tensor:
+        loss = loss * (self.gradient_scale * weight)
         # The loss is divided by counts of the whole step already; DeepSpeed must not divide it again.
         options: Mapping[str, Any] = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         self.accelerator.backward(loss, **options)
@@ -283,18 +315,63 @@ class Stage2Trainer(CoordTrainer):
         if backend.policy_version != self.policy_version:
             backend.push_policy(self.policy_version)
 
-    def roll_out(self, raws: Sequence[RawSample], *, seed_base: int) -> RolledOut:
-        """Rollouts of this rank's samples of the step by the weights as they are now, and their targets; logged."""
+    def roll_out(self, raws: Sequence[RawSample], *, seed_base: int) -> list[list[EncodedSample]]:
+        """Targets on rollouts of this rank's samples by the weights as they are now, as `plan_groups` returns them."""
         self.push_policy()
         per_rank = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        rolled_out = self.pipeline.run(
-            raws,
-            version=self.policy_version,
-            seed_base=seed_base,
-            first_index=self.accelerator.process_index * per_rank,
-        )
+        asked = {
+            "version": self.policy_version,
+            "seed_base": seed_base,
+            "first_index": self.accelerator.process_index * per_rank,
+        }
+        if self.rollout_settings.overlap.enabled:
+            return self._train_while_generating(raws, asked)
+        rolled_out = self.pipeline.run(raws, **asked)
         self._record_rollouts(rolled_out)
-        return rolled_out
+        return self.layout.groups(rolled_out.samples)
+
+    def _train_while_generating(
+        self, raws: Sequence[RawSample], asked: Mapping[str, int]
+    ) -> list[list[EncodedSample]]:
+        """`roll_out` in chunks: while the next one is not there yet, samples of those before are trained on."""
+        settings, parts = self.rollout_settings, list[RolledOut]()
+        groups: list[list[EncodedSample]] = []
+        names = self.objective.denominators(Forward.ROLLOUT)
+        self._early = EarlyTraining(list(self.unwrapped_model.parameters()), names, self.args.device)
+        chunk_size, ahead = settings.decode_batch_size, settings.overlap.queue_size
+        with self.pipeline.stream(raws, chunk_size, ahead=ahead, **asked) as stream:
+            for indices, rollouts, seconds in stream:
+                chunk = [raws[index] for index in indices]
+                parts.append(self.pipeline.finish(chunk, rollouts, generate_s=seconds))
+                groups += self.layout.groups(parts[-1].samples)
+                while groups and stream.must_wait:
+                    self._train_early(groups.pop(0), raws)
+        self.metrics.add_all(
+            {TIME_ROLLOUT_WAIT: stream.wait_s, EARLY_FORWARDS: float(len(self._early.forwards))}
+        )
+        self._record_rollouts(RolledOut.joined(parts))
+        return groups
+
+    def _train_early(self, group: Sequence[EncodedSample], raws: Sequence[RawSample]) -> None:
+        """Forward and backward of samples of the step before its counts are known; nothing here is collective."""
+        assert self._early is not None
+        model = (
+            self.unwrapped_model
+        )  # ranks differ in how much they train early, which wrappers may not notice
+        self._enter_training(model)
+        forward = self._with_types(self.layout.forward(group), raws)
+
+        def backward(shown: PlannedForward, counts: Mapping[str, Tensor]) -> Tensor:
+            self._counts = dict(counts)
+            with self._gradients_meet(self.model_wrapped, False):
+                return self._backward(self._watched_loss(model, shown), 1.0)
+
+        own_counts = step_counts([forward.rows], self.objective, Forward.ROLLOUT)
+        share = len(group) / (len(raws) * self.accelerator.num_processes)
+        self._early.run(forward, own_counts, share, backward)
+        if self.args.device.type == "cuda":
+            # Otherwise the host, which runs ahead, would start more of these dear forwards than the wait has room for.
+            torch.cuda.current_stream(self.args.device).synchronize()
 
     def _record_rollouts(self, rolled_out: RolledOut) -> None:
         """Log what the rollouts of the step say; dump a few for people to look at."""

@@ -17,6 +17,5 @@ from coordexp.trainers.stage2 import Stage2Trainer
 class Stage2RolloutAlignedTrainer(Stage2Trainer):
     """Trainer variant `stage2_rollout_aligned`."""
 
-    def plan_samples(self, raws: Sequence[RawSample]) -> list[EncodedSample]:
-        seed_base = rollout_seed_base(self.args.seed, int(self.state.global_step))
-        return self.roll_out(raws, seed_base=seed_base).samples
+    def plan_groups(self, raws: Sequence[RawSample]) -> list[list[EncodedSample]]:
+        return self.roll_out(raws, seed_base=rollout_seed_base(self.args.seed, int(self.state.global_step)))

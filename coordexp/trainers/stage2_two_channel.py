@@ -42,14 +42,14 @@ class Stage2TwoChannelTrainer(Stage2Trainer):
         )
         self.channel = Channel.A
 
-    def plan_samples(self, raws: Sequence[RawSample]) -> list[EncodedSample]:
+    def plan_groups(self, raws: Sequence[RawSample]) -> list[list[EncodedSample]]:
         step = int(self.state.global_step)
         self.channel = channel_at(step, self.b_ratio)
         self.metrics.add(STAGE2_CHANNEL_B, float(self.channel is Channel.B))
         self.metrics.add(B_RATIO_REALIZED, realized_b_ratio(step, self.b_ratio))
         if self.channel is Channel.B:
-            return self.roll_out(raws, seed_base=rollout_seed_base(self.args.seed, step)).samples
-        return [self.ground_truth(raw) for raw in raws]
+            return self.roll_out(raws, seed_base=rollout_seed_base(self.args.seed, step))
+        return self.layout.groups([self.ground_truth(raw) for raw in raws])
 
     @property
     def forward_kinds(self) -> tuple[Forward, ...]:

@@ -70,18 +70,18 @@ class Layout:
 
 
 def plan_forwards(
-    samples: Sequence[EncodedSample],
+    groups: Sequence[Sequence[EncodedSample]],
     layout: Layout,
     agree: Callable[[int], int],
     *,
     filler: EncodedSample,
 ) -> list[PlannedForward]:
-    """The forwards of a rank, at least one.
+    """The forwards of a rank, one per group of samples (`Layout.groups`) and at least one.
 
     agree: from this rank's number of forwards to that of the rank with most (see `most_over_ranks`).
     filler: what a rank without any sample runs its zero-weight forwards on.
     """
-    forwards = [layout.forward(group) for group in layout.groups(samples)]
+    forwards = [layout.forward(group) for group in groups]
     wanted = max(1, agree(len(forwards)))
     if wanted < len(forwards):
         raise ContractError(f"{len(forwards)} forwards on this rank, but all ranks agreed on {wanted}.")

@@ -321,6 +321,31 @@ def test_a_step_may_be_cut_into_any_packs(forward):
     )
 
 
+@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("coord_reg", [{}, {"text_gate_weight": 0.0}], ids=["all", "without_text_gate"])
+def test_atoms_over_one_denominator_can_be_computed_alone(forward, coord_reg):
+    """Other counts infinite: what is left adds up, over all denominators, to loss and gradient of the whole."""
+    objective = Stage2Objective(make_spec(coord_reg=coord_reg))
+    logits, rows = make_batch(rollout=forward is Forward.ROLLOUT)
+    counts = objective.counts(rows, forward)
+
+    def loss_and_gradient(divisors):
+        z = logits.double().requires_grad_()
+        loss, _ = evaluate(objective, z, rows, forward, divisors)
+        loss.backward()
+        return loss.detach(), z.grad
+
+    whole, gradient = loss_and_gradient(counts)
+    names = objective.denominators(forward)
+    off = dict.fromkeys(counts, torch.tensor(math.inf))
+    parts = [loss_and_gradient(off | {name: counts[name]}) for name in names]
+    assert sum(loss for loss, _ in parts).item() == pytest.approx(whole.item(), rel=1e-6)
+    torch.testing.assert_close(sum(z_grad for _, z_grad in parts), gradient, rtol=1e-6, atol=1e-9)
+    assert all(loss.item() > 0 for loss, _ in parts)  # no pass without an atom
+    unused = counts.keys() - set(names)
+    assert unused == {name for name in counts if "text_gate" in name and "text_gate_weight" in coord_reg}
+
+
 def join(a, b, offset):
     """Rows of two batches laid end to end."""
     text = lambda name: torch.cat([getattr(rows, name)[: rows.num_text] for rows in (a, b)])  # noqa: E731

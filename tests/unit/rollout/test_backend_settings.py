@@ -6,14 +6,18 @@ import logging
 from typing import Any
 
 import pytest
+from support.processes import free_port
 
 from coordexp.config.rollout import RolloutMatching
-from coordexp.errors import ConfigError
+from coordexp.errors import ConfigError, RolloutError
 from coordexp.rollout.build import build_policy_backend, check_settings
 from coordexp.rollout.hf import HfPolicyBackend
+from coordexp.rollout.vllm_server import VllmServerBackend
 
 HF: dict[str, Any] = {"backend": "hf"}
 VLLM: dict[str, Any] = {"backend": "vllm"}
+ADDRESS = {"base_url": "http://127.0.0.1:8000"}
+SERVER: dict[str, Any] = {"mode": "server", "server": {"servers": [ADDRESS]}}
 BEAM: dict[str, Any] = {**HF, "decode_mode": "beam"}
 
 
@@ -44,10 +48,16 @@ def check(values: dict[str, Any], **place: Any) -> None:
             {"device_type": "cuda"},
             r"use sleep_level 1",
         ),
+        ({**VLLM, "vllm": {**SERVER, "sleep_level": 1}}, {}, r"vllm\.sleep_level: 1: a server's engine never sleeps"),
         (
-            {**VLLM, "vllm": {"mode": "server", "server": {"servers": [{"base_url": "http://127.0.0.1:8000"}]}}},
+            {**VLLM, "vllm": {**SERVER, "tensor_parallel_size": 2}},
+            {"device_type": "cuda", "world_size": 2},
+            r"tensor_parallel_size: 2: a server has one device; use 1, and more servers",
+        ),
+        (
+            {**VLLM, "vllm": {"mode": "server", "server": {"servers": [ADDRESS, ADDRESS]}}},
             {},
-            r"vllm\.mode: server is a valid value.*use mode: colocate",
+            r"server\.servers: http://127\.0\.0\.1:8000 is there twice",
         ),
         (
             {**VLLM, "vllm": {"sync": {"mode": "adapter", "fallback_to_full": False}}},
@@ -91,6 +101,11 @@ def test_refused(values: dict[str, Any], place: dict[str, Any], says: str):
             {**VLLM, "vllm": {"sleep_level": 1, "tensor_parallel_size": 2}},
             {"device_type": "cuda", "world_size": 4},
         ),
+        ({**VLLM, "vllm": SERVER}, {"world_size": 3}),
+        (
+            {**VLLM, "vllm": SERVER, "offload": {"enabled": True, "offload_optimizer": True}},
+            {"device_type": "cuda"},
+        ),
     ],
 )
 def test_accepted(values: dict[str, Any], place: dict[str, Any]):
@@ -102,6 +117,49 @@ def test_a_knob_without_effect_is_said(caplog):
     with caplog.at_level(logging.WARNING):
         check({**HF, "decoding": {"temperature": 0.0, "top_p": 0.9}})
     assert "top_p 0.9" in caplog.text
+
+
+def test_engine_settings_that_belong_to_the_server_are_said(caplog):
+    pytest.importorskip("vllm")
+    with caplog.at_level(logging.WARNING):
+        check({**VLLM, "vllm": {**SERVER, "enforce_eager": True, "max_num_seqs": 8}})
+    assert "enforce_eager, max_num_seqs have no effect with mode: server" in caplog.text
+    caplog.clear()
+    check({**VLLM, "vllm": SERVER})
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("servers", "says"),
+    [
+        (
+            {"servers": [{"base_url": "127.0.0.1:8000"}]},
+            r"'127\.0\.0\.1:8000' is no address; write it as http",
+        ),
+        (
+            {"servers": [ADDRESS], "api_key_env": "COORDEXP_NO_SUCH_KEY"},
+            r"variable COORDEXP_NO_SUCH_KEY is not set",
+        ),
+    ],
+)
+def test_a_server_that_cannot_be_asked_is_refused(policy, servers: dict[str, Any], says: str):
+    import torch
+
+    settings = RolloutMatching(backend="vllm", vllm={"mode": "server", "server": servers})
+    with pytest.raises(ConfigError, match=says):
+        VllmServerBackend(settings, policy.model, policy.template, dtype=torch.float32)
+
+
+def test_a_server_that_is_not_there_is_named(policy):
+    import torch
+
+    address = f"http://127.0.0.1:{free_port()}"
+    servers = {"servers": [{"base_url": address}], "timeout_s": 0.6}
+    settings = RolloutMatching(backend="vllm", vllm={"mode": "server", "server": servers})
+    with pytest.raises(
+        RolloutError, match=rf"{address} did not answer within 0\.6 s \(.*timeout_s.*rollout-server"
+    ):
+        VllmServerBackend(settings, policy.model, policy.template, dtype=torch.float32)
 
 
 def test_the_hf_backend_is_built_around_a_wrapped_model(policy):

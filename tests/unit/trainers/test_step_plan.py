@@ -46,31 +46,35 @@ def own(number):
     return number
 
 
+def plan(samples, layout, agree, *, filler):
+    return plan_forwards(layout.groups(samples), layout, agree, filler=filler)
+
+
 def ids_of(forwards):
     return [[sample.sample_id for sample in forward.batch.samples] for forward in forwards]
 
 
 def test_padded_forwards_hold_batch_size_samples_in_order(tok, samples):
-    forwards = plan_forwards(samples, layout(tok, None), own, filler=samples[0])
+    forwards = plan(samples, layout(tok, None), own, filler=samples[0])
     assert ids_of(forwards) == [["data:0", "data:1"], ["data:2"]]
     assert forwards[0].batch.attention_mask is not None
 
 
 def test_packs_hold_at_most_packing_length_tokens_and_every_sample_once(tok, samples):
     capacity = samples[0].num_tokens + samples[1].num_tokens
-    forwards = plan_forwards(samples, layout(tok, capacity), own, filler=samples[0])
+    forwards = plan(samples, layout(tok, capacity), own, filler=samples[0])
     assert all(forward.batch.num_tokens <= capacity for forward in forwards)
     assert sorted(chain(*ids_of(forwards))) == ["data:0", "data:1", "data:2"]
 
 
 def test_a_rank_that_is_short_repeats_its_last_forward_without_weight(tok, samples):
-    forwards = plan_forwards(samples, layout(tok, None), lambda _: 4, filler=samples[0])
+    forwards = plan(samples, layout(tok, None), lambda _: 4, filler=samples[0])
     assert [forward.counts for forward in forwards] == [True, True, False, False]
     assert ids_of(forwards)[2:] == [["data:2"]] * 2
 
 
 def test_a_rank_without_samples_runs_the_filler_without_weight(tok, samples):
-    forwards = plan_forwards([], layout(tok, None), lambda _: 2, filler=samples[1])
+    forwards = plan([], layout(tok, None), lambda _: 2, filler=samples[1])
     assert [(forward.counts, ids) for forward, ids in zip(forwards, ids_of(forwards), strict=True)] == [
         (False, ["data:1"])
     ] * 2
@@ -78,7 +82,7 @@ def test_a_rank_without_samples_runs_the_filler_without_weight(tok, samples):
 
 def test_more_forwards_than_agreed_is_an_error(tok, samples):
     with pytest.raises(ContractError, match="2 forwards on this rank, but all ranks agreed on 1"):
-        plan_forwards(samples, layout(tok, None), lambda _: 1, filler=samples[0])
+        plan(samples, layout(tok, None), lambda _: 1, filler=samples[0])
 
 
 @given(st.integers(1, 40), st.integers(1, 12))
@@ -92,7 +96,7 @@ def test_spread_keeps_the_order_and_never_leaves_the_last_entry_empty(num_forwar
 
 
 def test_token_types_are_those_of_the_targets_of_the_rows(tok, samples):
-    (forward,) = plan_forwards(samples, layout(tok, 1000), own, filler=samples[0])
+    (forward,) = plan(samples, layout(tok, 1000), own, filler=samples[0])
     rows = with_token_types(forward, {"data:0", "data:2"}).rows
     flat = forward.batch.input_ids_BT.flatten()
     assert torch.equal(flat[rows.positions_R + 1], rows.targets_R)
@@ -108,7 +112,7 @@ def test_token_types_are_those_of_the_targets_of_the_rows(tok, samples):
 
 
 def test_rows_keep_everything_on_their_way_to_the_device(tok, samples):
-    (forward,) = plan_forwards(samples, layout(tok, 1000), own, filler=samples[0])
+    (forward,) = plan(samples, layout(tok, 1000), own, filler=samples[0])
     rows = with_token_types(forward, {"data:0"}).rows
     moved = on_device(rows, torch.device("cpu"))
     assert (moved.num_text, moved.group) == (rows.num_text, rows.group)

@@ -1,0 +1,180 @@
+"""Named tensors between two processes: what arrives is what was sent, and a dead end is noticed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from support.processes import free_port
+from torch import Tensor
+
+from coordexp.errors import RolloutError
+from coordexp.rollout import weight_channel
+from coordexp.rollout.weight_channel import WeightChannel, listen, send_to_all
+
+CPU = torch.device("cpu")
+SMALL_BUCKET = 1000  # bytes
+
+
+def tensors(seed: int) -> list[tuple[str, Tensor]]:
+    """Several buckets, odd sizes, a scalar, an empty one, a view, one larger than a bucket, three dtypes."""
+    torch.manual_seed(seed)
+    return [
+        ("odd.bf16", torch.randn(7, 3).bfloat16()),
+        ("scalar", torch.tensor(1.5)),
+        ("empty", torch.empty(0, 4)),
+        ("transposed", torch.randn(9, 11).T),
+        ("large", torch.randn(40, 25)),
+        ("half", torch.randn(5).half()),
+        *[(f"layer.{index}", torch.randn(13, 5)) for index in range(9)],
+    ]
+
+
+def send_once(port: int) -> None:
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+    channel.send(tensors(0))
+    channel.close()
+
+
+def in_a_thread(target: Any, *arguments: Any) -> Any:
+    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def in_a_process(target: Any, *arguments: Any) -> Any:
+    process = multiprocessing.get_context("spawn").Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def send_twice(port: int) -> None:
+    weight_channel.BUCKET_BYTES = SMALL_BUCKET
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+    channel.send(tensors(0))
+    channel.send(iter(tensors(1)))
+    channel.close()
+
+
+def send_and_die(port: int) -> None:
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+    channel.post({"end": False, "num_bytes": 4, "tensors": []}, None)
+    os._exit(1)
+
+
+def send_and_fail(port: int) -> None:
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+
+    def failing() -> Iterator[tuple[str, Tensor]]:
+        yield "first", torch.zeros(3)
+        raise ValueError("no second tensor")
+
+    with pytest.raises(ValueError, match="no second"):
+        channel.send(failing())
+
+
+def never_take(port: int) -> None:
+    channel = WeightChannel.serve(listen("127.0.0.1", port), device=CPU, timeout_s=30)
+    next(channel.receive())
+    os._exit(1)
+
+
+def served(start: Any, target: Any, timeout_s: float = 30.0) -> tuple[WeightChannel, Any]:
+    """The server's end here, with `target` at the other."""
+    listener = listen("127.0.0.1", 0)
+    other = start(target, listener.getsockname()[1])
+    return WeightChannel.serve(listener, device=CPU, timeout_s=timeout_s), other
+
+
+def test_streams_arrive_in_order_bit_for_bit():
+    channel, process = served(in_a_process, send_twice)
+    for seed in (0, 1):
+        # a received tensor is valid until the next one is asked for
+        received = [(name, tensor.clone()) for name, tensor in channel.receive()]
+        expected = tensors(seed)
+        assert [name for name, _ in received] == [name for name, _ in expected]
+        for (_, found), (_, wanted) in zip(received, expected, strict=True):
+            assert found.dtype == wanted.dtype
+            assert found.shape == wanted.shape
+            assert torch.equal(found, wanted)
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_the_port_can_be_taken_again_by_the_next_channel():
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    for _ in range(2):
+        other = in_a_thread(send_once, port)
+        channel = WeightChannel.serve(listener, device=CPU, timeout_s=30)
+        assert [name for name, _ in channel.receive()] == [name for name, _ in tensors(0)]
+        other.join()
+        channel.close()
+        listener = listen("127.0.0.1", port)
+    listener.close()
+
+
+def test_a_taken_port_is_an_error():
+    with listen("127.0.0.1", 0) as held, pytest.raises(OSError, match="in use"):
+        listen("127.0.0.1", held.getsockname()[1])
+
+
+def test_a_sender_that_died_does_not_hold_the_receiver():
+    channel, process = served(in_a_process, send_and_die, timeout_s=1.0)
+    process.join()
+    started = time.monotonic()
+    with pytest.raises(RolloutError, match="the trainer failed while receiving: DistStoreError"):
+        list(channel.receive())
+    assert time.monotonic() - started < 10
+
+
+def test_a_sender_that_fails_says_why():
+    channel, other = served(in_a_thread, send_and_fail)
+    with pytest.raises(RolloutError, match="the trainer gave up: ValueError: no second tensor"):
+        list(channel.receive())
+    other.join()
+
+
+def test_nobody_connects():
+    with pytest.raises(RolloutError, match="while waiting for the trainer to connect"):
+        WeightChannel.serve(listen("127.0.0.1", 0), device=CPU, timeout_s=1.0)
+
+
+def test_a_port_that_takes_the_connection_and_says_nothing():
+    with listen("127.0.0.1", 0) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(
+            RolloutError, match=rf"weight port 127\.0\.0\.1:{port} failed while connecting: TimeoutError"
+        ):
+            WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=0.5)
+
+
+def test_a_receiver_that_died_is_noticed():
+    port = int(free_port())
+    process = in_a_process(never_take, port)
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+    started = time.monotonic()
+    with pytest.raises(RolloutError, match=f"weight port 127.0.0.1:{port} failed while"):
+        send_to_all([channel], tensors(0))
+    assert time.monotonic() - started < 20
+    process.join()
+
+
+def test_buckets_are_small_and_tensors_aligned(monkeypatch):
+    monkeypatch.setattr(weight_channel, "BUCKET_BYTES", SMALL_BUCKET)
+    large = 40 * 25 * 4
+    packed = list(weight_channel._packed(tensors(0)))
+    assert len(packed) > 3
+    for header, bucket in packed:
+        json.dumps(header)
+        assert (
+            bucket.numel() == header["num_bytes"] <= (large if len(header["tensors"]) == 1 else SMALL_BUCKET)
+        )
+        assert all(start % 16 == 0 for _, _, _, start, _ in header["tensors"])
