@@ -231,4 +231,9 @@ class RolloutMatching(Section):
                 "overlap.enabled is true, but rollouts are generated on the training device, which cannot do both at "
                 "once; use backend: vllm with vllm.mode: server, or set it to false"
             )
+        if self.overlap.enabled and self.offload.enabled:
+            raise ValueError(
+                "overlap.enabled is true, but offload.enabled moves model or optimizer away while rollouts are "
+                "generated, when they are needed for training; set one of them to false"
+            )
         return self

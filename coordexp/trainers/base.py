@@ -45,6 +45,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self.vocab = CoordVocab.from_tokenizer(template.tokenizer)
         self.columns = CoordColumns(self.vocab.ids)
         super().__init__(*args, **kwargs)
+        self._refuse_ignored_deepspeed()
         self._offset = self._train_offsets()
         self.metrics = MetricStore()
         self._progress = Progress(self.metrics, self.args.gradient_accumulation_steps)
@@ -181,6 +182,13 @@ class CoordTrainer(SwiftTrainerBridge):
         return resolved_config(
             settings.variant, settings.sections, settings.swift, derived=derived, context=context
         )
+
+    def _refuse_ignored_deepspeed(self) -> None:
+        if self.args.deepspeed and not self.is_deepspeed_enabled:
+            raise ConfigError(
+                "deepspeed is set, but transformers ignores it on a CPU (use_cpu: true, or ACCELERATE_USE_CPU=true); "
+                "remove one of them."
+            )
 
     def _guard_loss(self) -> FiniteLossGuard:
         on_nonfinite = self.settings.sections.custom.on_nonfinite_loss

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.processes import free_port, run_swift, sft_flags
+from support.processes import PLUGIN, free_port, run_swift, sft_flags
 from support.rollout_server import RolloutServer, rollout_server
 from support.stage2 import rollout_aligned, two_channel
 from support.vllm import require_vllm
@@ -132,10 +132,11 @@ def test_two_ranks_may_train_different_samples_early(waiting, server, taught_mod
 def test_overlap_under_deepspeed_is_refused_before_anything_starts(taught_model, scenes, tmp_path):
     nowhere = {"mode": "server", "server": {"servers": [{"base_url": f"http://127.0.0.1:{free_port()}"}]}}
     sections = rollout_aligned(backend="vllm", vllm=nowhere, overlap={"enabled": True})
+    plugins = [Path(__file__).with_name("deepspeed_on_cpu_plugin.py"), PLUGIN]
     argv = sft_flags(
         taught_model, scenes, tmp_path / "run", custom_trainer_variant="stage2_rollout_aligned",
-        coordexp=json.dumps(sections), deepspeed="zero2", val_dataset=None,
+        coordexp=json.dumps(sections), deepspeed="zero2", val_dataset=None, use_cpu=None, external_plugins=plugins,
     )  # fmt: skip
-    done = run_swift("sft", *argv, NPROC_PER_NODE="2", MASTER_PORT=free_port())
+    done = run_swift("sft", *argv, NPROC_PER_NODE="2", MASTER_PORT=free_port(), ACCELERATE_USE_CPU="false")
     assert done.returncode != 0
     assert "rollout_matching.overlap.enabled: DeepSpeed keeps gradients in buffers of its own" in done.stderr

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.processes import ROOT, free_port, run_swift, sft_flags, swift_environment
+from support.processes import PLUGIN, ROOT, free_port, run_swift, sft_flags, swift_environment
 from support.stage2 import rollout_aligned, two_channel
 
 from coordexp.metrics.sinks import read_payloads
@@ -21,6 +21,7 @@ from coordexp.metrics.sinks import read_payloads
 pytestmark = pytest.mark.slow
 
 Records = list[dict[str, Any]]
+DEEPSPEED_ON_CPU = Path(__file__).with_name("deepspeed_on_cpu_plugin.py")
 SAME_FOR_EVERY_CUT = ("loss", "rollout/f1", "rollout/gt", "rollout/valid", "coord_diag/")
 
 
@@ -61,8 +62,13 @@ def alone(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFac
     return output
 
 
-@pytest.mark.parametrize("sharding", [{}, {"deepspeed": "zero2"}], ids=["ddp", "zero2"])
-def test_two_ranks_with_ragged_packs_take_the_step_of_one(sharding, alone, taught_model, scenes, tmp_path):
+def deepspeed_ranks(stage: str) -> dict[str, Any]:
+    """Flags under which DeepSpeed is not ignored on CPUs."""
+    return {"deepspeed": stage, "use_cpu": None, "external_plugins": [DEEPSPEED_ON_CPU, PLUGIN]}
+
+
+@pytest.mark.parametrize("stage", ["", "zero2", "zero3"], ids=["ddp", "zero2", "zero3"])
+def test_two_ranks_with_ragged_packs_take_the_step_of_one(stage, alone, taught_model, scenes, tmp_path):
     """Packs of one or two samples: the ranks have different numbers of them, and of micro-batches with nothing in."""
     sections = two_channel(0.5, {"packing_length": 190}, n_softctx_iter=2)
     output = tmp_path / "run"
@@ -70,9 +76,10 @@ def test_two_ranks_with_ragged_packs_take_the_step_of_one(sharding, alone, taugh
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 4,
         "train_dataloader_shuffle": True,
-        **sharding,
+        **(deepspeed_ranks(stage) if stage else {}),
     }
-    run(flags(taught_model, scenes, output, sections, max_steps=4, **more), **two_ranks())
+    environment = {"ACCELERATE_USE_CPU": "false"} if stage else {}
+    run(flags(taught_model, scenes, output, sections, max_steps=4, **more), **two_ranks(), **environment)
     assert json.loads((output / "resolved_config.json").read_text())["derived"]["world_size"] == 2
     ours, theirs = records(output), records(alone)
     for step in range(4):
@@ -81,6 +88,14 @@ def test_two_ranks_with_ragged_packs_take_the_step_of_one(sharding, alone, taugh
         for key in theirs[step]:
             if key.startswith(SAME_FOR_EVERY_CUT) and "p90" not in key:
                 assert ours[step][key] == pytest.approx(theirs[step][key], rel=2e-3, abs=1e-6), key
+
+
+def test_deepspeed_that_would_be_ignored_is_refused(taught_model, scenes, tmp_path):
+    argv = flags(taught_model, scenes, tmp_path / "run", two_channel(0.5), max_steps=1, deepspeed="zero2")
+    done = run_swift("sft", *argv)
+    assert done.returncode != 0
+    assert "deepspeed is set, but transformers ignores it on a CPU" in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(alone, taught_model, scenes, tmp_path):

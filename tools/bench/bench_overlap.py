@@ -3,7 +3,7 @@
     python tools/bench/bench_overlap.py
     python tools/bench/bench_overlap.py --batch-size 64 --decode-batch-size 8 --rounds 5
 
-Two processes: `coordexp rollout-server` and `coordexp train configs/demo/stage2_rollout_aligned.yaml` on synthetic
+Two processes: `coordexp rollout-server` and `coordexp train configs/stage2_rollout_aligned/demo.yaml` on synthetic
 scenes. With two free cores they share nothing, like an engine on a GPU of its own. The model is untrained, so every
 answer has `max_new_tokens` tokens: generation takes the same time in every step.
 
@@ -108,7 +108,7 @@ def train(folder: Path, name: str, overlap: bool, ports: tuple[int, int], args: 
         "set": [f"rollout_matching.{key}={value}" for key, value in settings.items()],
     }
     argv = [sys.executable, "-m", "coordexp.cli.main", "train"]
-    argv += [str(ROOT / "configs" / "demo" / "stage2_rollout_aligned.yaml")]
+    argv += [str(ROOT / "configs" / "stage2_rollout_aligned" / "demo.yaml")]
     for flag, value in flags.items():
         argv += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     done = subprocess.run(argv, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False)

@@ -23,6 +23,14 @@ def test_an_engine_on_the_training_device_is_refused(engine):
     RolloutMatching.model_validate({**engine, "overlap": {"enabled": False}})
 
 
+def test_training_state_cannot_be_away_while_it_trains():
+    settings = {"backend": "vllm", "vllm": SERVER, "overlap": {"enabled": True}, "offload": {"enabled": True}}
+    with pytest.raises(
+        ValidationError, match=r"offload.enabled moves model or optimizer away .*; set one of them"
+    ):
+        RolloutMatching.model_validate(settings)
+
+
 def test_a_server_may_answer_while_the_model_trains():
     settings = RolloutMatching.model_validate(
         {"backend": "vllm", "vllm": SERVER, "overlap": {"enabled": True}}
