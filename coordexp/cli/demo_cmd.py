@@ -76,7 +76,11 @@ def run(args: argparse.Namespace) -> int:
     rows = {"untrained": evaluate_checkpoint("untrained", MODEL)}
     for name in args.recipes:
         if name in STARTED_LATER and not START.is_dir():
-            console.print(f"{name}: skipped, it starts from {START}, which `mix` writes on its way")
+            if args.max_steps is None:
+                raise ConfigError(
+                    f"{name} starts from {START}, which is not there; train `mix` first, it writes it."
+                )
+            console.print(f"{name}: skipped, it starts from {START}, which so short a `mix` does not write")
             continue
         if name in STARTED_LATER and "start of stage 2" not in rows:
             rows["start of stage 2"] = evaluate_checkpoint("start", START)
