@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import sys
@@ -65,7 +64,9 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Take the ports, load the engine, serve until told to stop; returns the process exit code."""
-    key = _api_key(args.api_key_env)
+    from coordexp.rollout.server_wire import api_key_from
+
+    key = api_key_from("--api-key-env", args.api_key_env)
     if not (args.model / "config.json").is_file():
         raise ConfigError(f"--model {args.model}: no config.json there; give a checkpoint folder.")
     if key is None and args.host not in LOOPBACK:
@@ -126,17 +127,6 @@ def _load(args: argparse.Namespace) -> Any:
     return ServedPolicy(
         str(args.model), load_template(args.model), options, host=args.host, group_port=args.group_port
     )
-
-
-def _api_key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigError(
-            f"--api-key-env {variable}: this environment variable is not set; put the key in it."
-        )
-    return key
 
 
 def _bound(host: str, port: int, flag: str) -> socket.socket:

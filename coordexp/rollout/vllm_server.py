@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import os
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +32,7 @@ from coordexp.rollout.checks import (
 )
 from coordexp.rollout.policy_model import fingerprint
 from coordexp.rollout.server_client import ServerClient
-from coordexp.rollout.server_wire import Answer, WeightsReply
+from coordexp.rollout.server_wire import Answer, WeightsReply, api_key_from
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weight_channel import send_to_all
 from coordexp.rollout.weight_sync import (
@@ -107,7 +106,7 @@ class VllmServerBackend:
         self._pushed_fingerprint: tuple[int, ...] = ()
         self._spare_seeds = itertools.count()
         self._rank, self._distributed = _rank()
-        key = _api_key(servers.api_key_env)
+        key = api_key_from("rollout_matching.vllm.server.api_key_env", servers.api_key_env)
         self._servers = [
             ServerClient(server, backend=self.name, api_key=key, timeout_s=servers.timeout_s)
             for server in servers.servers
@@ -347,18 +346,6 @@ def _reason(posts: Sequence[Future[WeightsReply]]) -> BaseException | None:
         if isinstance(error, CoordExpError):
             return error
     return None
-
-
-def _api_key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigError(
-            f"rollout_matching.vllm.server.api_key_env: the environment variable {variable} is not set; put the "
-            "servers' key in it."
-        )
-    return key
 
 
 def _rank() -> tuple[int, bool]:

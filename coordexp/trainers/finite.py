@@ -26,8 +26,8 @@ class NonFiniteLossError(CoordExpError):
 class FiniteLossGuard:
     """Collects the loss terms of an optimizer step on the device; `check` looks at them once, at its end.
 
-    All ranks call `watch` with the same terms and `check` equally often. `check` costs one small collective and the
-    only host sync of the step, before the backward pass of the last micro-batch.
+    All ranks watch the same terms, any number of times, and call `check` equally often. `check` costs one small
+    collective and the only host sync of the step, before the backward pass of the last micro-batch.
 
     Arguments:
         on_nonfinite: `custom.on_nonfinite_loss`. `skip_step` also needs a `DropUpdate` among the trainer's callbacks.
@@ -53,14 +53,13 @@ class FiniteLossGuard:
         """
         bad_MA, samples = torch.stack(self._flags).to(torch.int8), self._samples
         self._flags, self._samples = [], []
-        ranks = [bad_MA]
+        ranks = [bad_MA.amax(0)]  # [A]: ranks may have run different numbers of micro-batches
         if dist.is_available() and dist.is_initialized():
-            ranks = [torch.empty_like(bad_MA) for _ in range(dist.get_world_size())]
-            dist.all_gather(ranks, bad_MA)
-        bad_RMA = torch.stack(ranks)
-        if not bad_RMA.any():
+            ranks = [torch.empty_like(ranks[0]) for _ in range(dist.get_world_size())]
+            dist.all_gather(ranks, bad_MA.amax(0))
+        if not torch.stack(ranks).any():
             return
-        found = f"the loss is not finite at step {step} ({self._describe(bad_RMA, samples)})."
+        found = f"the loss is not finite at step {step} ({self._describe_all(bad_MA, samples)})."
         if self._on_nonfinite == "stop":
             raise NonFiniteLossError(
                 f"{found} Stopped before the optimizer update, so the weights are those of the step before. {ADVICE}; "
@@ -74,24 +73,25 @@ class FiniteLossGuard:
         drops, self._drops_update = self._drops_update, False
         return drops
 
-    def _describe(self, bad_RMA: Tensor, samples: Sequence[Sequence[str]]) -> str:
-        """Rank, micro-batch, terms and samples of everything that was not finite, in words."""
-        samples_RM = [samples]
-        if len(bad_RMA) > 1:
-            samples_RM = [[]] * len(bad_RMA)
-            dist.all_gather_object(samples_RM, list(samples))
+    def _describe_all(self, bad_MA: Tensor, samples: Sequence[Sequence[str]]) -> str:
+        """Rank, micro-batch, terms and samples of everything that was not finite on any rank, in words."""
+        own = self._describe(bad_MA, samples)
+        ranks = [own]
+        if dist.is_available() and dist.is_initialized():
+            ranks = [[]] * dist.get_world_size()
+            dist.all_gather_object(ranks, own)
+        return "; ".join(
+            f"rank {rank}, {found}" for rank, descriptions in enumerate(ranks) for found in descriptions
+        )
+
+    def _describe(self, bad_MA: Tensor, samples: Sequence[Sequence[str]]) -> list[str]:
         found = []
-        for rank, micro in bad_RMA.amax(-1).nonzero().tolist():
-            terms = [
-                name
-                for name, is_bad in zip(self._names, bad_RMA[rank, micro].tolist(), strict=True)
-                if is_bad
-            ]
-            of = _shown(samples_RM[rank][micro])
-            found.append(
-                f"rank {rank}, micro-batch {micro}: {', '.join(terms)}" + (f", of {of}" if of else "")
-            )
-        return "; ".join(found)
+        for micro, bad_A in enumerate(bad_MA.tolist()):
+            terms = [name for name, is_bad in zip(self._names, bad_A, strict=True) if is_bad]
+            of = _shown(samples[micro])
+            if terms:
+                found.append(f"micro-batch {micro}: {', '.join(terms)}" + (f", of {of}" if of else ""))
+        return found
 
 
 class DropUpdate(TrainerCallback):

@@ -21,6 +21,7 @@ from coordexp.rollout.weight_channel import WeightChannel, listen, send_to_all
 
 CPU = torch.device("cpu")
 SMALL_BUCKET = 1000  # bytes
+PATIENCE_S = 120.0  # a process takes its time to start on a busy machine; nothing here waits so long
 
 
 def tensors(seed: int) -> list[tuple[str, Tensor]]:
@@ -38,7 +39,7 @@ def tensors(seed: int) -> list[tuple[str, Tensor]]:
 
 
 def send_once(port: int) -> None:
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
     channel.send(tensors(0))
     channel.close()
 
@@ -57,20 +58,21 @@ def in_a_process(target: Any, *arguments: Any) -> Any:
 
 def send_twice(port: int) -> None:
     weight_channel.BUCKET_BYTES = SMALL_BUCKET
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
     channel.send(tensors(0))
     channel.send(iter(tensors(1)))
     channel.close()
 
 
-def send_and_die(port: int) -> None:
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+def send_and_die(port: int, has_started: Any) -> None:
+    has_started.set()
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
     channel.post({"end": False, "num_bytes": 4, "tensors": []}, None)
     os._exit(1)
 
 
 def send_and_fail(port: int) -> None:
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
 
     def failing() -> Iterator[tuple[str, Tensor]]:
         yield "first", torch.zeros(3)
@@ -81,12 +83,12 @@ def send_and_fail(port: int) -> None:
 
 
 def never_take(port: int) -> None:
-    channel = WeightChannel.serve(listen("127.0.0.1", port), device=CPU, timeout_s=30)
+    channel = WeightChannel.serve(listen("127.0.0.1", port), device=CPU, timeout_s=PATIENCE_S)
     next(channel.receive())
     os._exit(1)
 
 
-def served(start: Any, target: Any, timeout_s: float = 30.0) -> tuple[WeightChannel, Any]:
+def served(start: Any, target: Any, timeout_s: float = PATIENCE_S) -> tuple[WeightChannel, Any]:
     """The server's end here, with `target` at the other."""
     listener = listen("127.0.0.1", 0)
     other = start(target, listener.getsockname()[1])
@@ -113,7 +115,7 @@ def test_the_port_can_be_taken_again_by_the_next_channel():
     port = listener.getsockname()[1]
     for _ in range(2):
         other = in_a_thread(send_once, port)
-        channel = WeightChannel.serve(listener, device=CPU, timeout_s=30)
+        channel = WeightChannel.serve(listener, device=CPU, timeout_s=PATIENCE_S)
         assert [name for name, _ in channel.receive()] == [name for name, _ in tensors(0)]
         other.join()
         channel.close()
@@ -127,12 +129,15 @@ def test_a_taken_port_is_an_error():
 
 
 def test_a_sender_that_died_does_not_hold_the_receiver():
-    channel, process = served(in_a_process, send_and_die, timeout_s=1.0)
+    listener, has_started = listen("127.0.0.1", 0), multiprocessing.get_context("spawn").Event()
+    process = in_a_process(send_and_die, listener.getsockname()[1], has_started)
+    assert has_started.wait(PATIENCE_S)
+    channel = WeightChannel.serve(listener, device=CPU, timeout_s=5.0)
     process.join()
     started = time.monotonic()
     with pytest.raises(RolloutError, match="the trainer failed while receiving: DistStoreError"):
         list(channel.receive())
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < PATIENCE_S / 2
 
 
 def test_a_sender_that_fails_says_why():
@@ -159,11 +164,11 @@ def test_a_port_that_takes_the_connection_and_says_nothing():
 def test_a_receiver_that_died_is_noticed():
     port = int(free_port())
     process = in_a_process(never_take, port)
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=30)
+    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
     started = time.monotonic()
     with pytest.raises(RolloutError, match=f"weight port 127.0.0.1:{port} failed while"):
         send_to_all([channel], tensors(0))
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < PATIENCE_S / 2
     process.join()
 
 
