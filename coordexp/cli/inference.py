@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from coordexp.cli.fingerprint import file_fingerprint, model_fingerprint
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.records import Record, read_jsonl
+from coordexp.config.api_key import api_key_from
 from coordexp.config.custom import Custom
 from coordexp.config.resolved import RESOLVED_FILE
 from coordexp.data.dataset import conversation
@@ -59,8 +59,7 @@ class InferSettings:
             raise ConfigError("--base-url, --served-model and --api-key-env belong to --backend openai.")
         if self.backend != "vllm" and self.max_model_len is not None:
             raise ConfigError("--max-model-len belongs to --backend vllm.")
-        if self.api_key_env and not os.environ.get(self.api_key_env):
-            raise ConfigError(f"--api-key-env: the environment holds no {self.api_key_env}.")
+        api_key_from("--api-key-env", self.api_key_env)  # before anything is loaded
 
     @property
     def chunk_size(self) -> int:
@@ -223,7 +222,7 @@ def load_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, 
         return _vllm_backend(model, template, settings), template.tokenizer
     from coordexp.rollout.openai_server import OpenAiBackend
 
-    key = os.environ[settings.api_key_env] if settings.api_key_env else "none"
+    key = api_key_from("--api-key-env", settings.api_key_env) or "none"
     backend = OpenAiBackend(
         str(settings.base_url),
         str(settings.served_model),

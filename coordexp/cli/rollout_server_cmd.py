@@ -64,7 +64,7 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Take the ports, load the engine, serve until told to stop; returns the process exit code."""
-    from coordexp.rollout.server_wire import api_key_from
+    from coordexp.config.api_key import api_key_from
 
     key = api_key_from("--api-key-env", args.api_key_env)
     if not (args.model / "config.json").is_file():

@@ -107,7 +107,6 @@ class HfPolicyBackend:
     """
 
     name = "hf"
-    off_device = False
 
     def __init__(
         self,

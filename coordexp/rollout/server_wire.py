@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import os
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from coordexp.config.rollout import RolloutMatching
-from coordexp.errors import ConfigError, RolloutError
+from coordexp.errors import RolloutError
 from coordexp.rollout.weight_sync import Checksum
 
 HEALTH, OPEN, WEIGHTS, GENERATE = "/health", "/weights/open", "/weights", "/generate"
@@ -23,18 +22,6 @@ class ConflictError(RolloutError):
 
 class TooLateError(RolloutError):
     """The answers took longer than the caller allows."""
-
-
-def api_key_from(setting: str, variable: str | None) -> str | None:
-    """The key in the environment variable that `setting` names, None without one; ConfigError when it is unset."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigError(
-            f"{setting}: the environment variable {variable} is not set; put the servers' key in it."
-        )
-    return key
 
 
 def _decoded(value: object) -> bytes:

@@ -54,8 +54,6 @@ class PolicyBackend(RolloutBackend, Protocol):
 
     name: str
     """What `rollout_matching.backend` calls it."""
-    off_device: bool
-    """Does it generate on other devices than those that train, so that both can run at once?"""
     policy_version: int
     """Version of the weights that the next answers come from."""
 

@@ -55,7 +55,6 @@ class VllmColocateBackend:
     """
 
     name = "vllm"
-    off_device = False
 
     def __init__(
         self,

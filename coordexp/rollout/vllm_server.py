@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from coordexp.config.api_key import api_key_from
 from coordexp.config.rollout import RolloutMatching
 from coordexp.errors import ConfigError, CoordExpError, RolloutError
 from coordexp.rollout.checks import (
@@ -32,7 +33,7 @@ from coordexp.rollout.checks import (
 )
 from coordexp.rollout.policy_model import fingerprint
 from coordexp.rollout.server_client import ServerClient
-from coordexp.rollout.server_wire import Answer, WeightsReply, api_key_from
+from coordexp.rollout.server_wire import Answer, WeightsReply
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weight_channel import send_to_all
 from coordexp.rollout.weight_sync import (
@@ -73,7 +74,6 @@ class VllmServerBackend:
     """
 
     name = "vllm"
-    off_device = True
 
     def __init__(
         self,

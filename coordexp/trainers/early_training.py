@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -68,7 +68,8 @@ class HeldGradients:
 class EarlyTraining:
     """The early forwards of one step on this rank.
 
-    denominators: names of the counts that divide a loss atom.
+    Arguments:
+        denominators: names of the counts that divide a loss atom.
 
     forwards: those that ran, in order.
     """
@@ -100,7 +101,8 @@ class EarlyTraining:
             is_last = index == len(self._names) - 1
             # Metrics are taken once. Dropout draws the same for every denominator.
             shown = replace(forward, counts=is_last)
-            with _random_state_kept(not is_last), self._held.collect(name):
+            same_draws = nullcontext() if is_last else preserved_random_state()
+            with same_draws, self._held.collect(name):
                 loss = backward(shown, self._alone(own_counts, name))
             self._losses[name] = self._losses[name] + loss if name in self._losses else loss
         self.forwards.append(forward)
@@ -118,12 +120,3 @@ class EarlyTraining:
         """Counts under which only the atoms over `name` are left."""
         off = torch.full((), math.inf, device=self._device)
         return dict.fromkeys(own_counts, off) | {name: self._guesses[name]}
-
-
-@contextmanager
-def _random_state_kept(keep: bool) -> Iterator[None]:
-    if not keep:
-        yield
-        return
-    with preserved_random_state():
-        yield

@@ -115,10 +115,8 @@ class RolloutPipeline:
                 chosen, version=version, seed_base=seed_base, first_index=first_index + chunk.start
             )
 
-        chunks = [
-            range(start, min(start + chunk_size, len(samples)))
-            for start in range(0, len(samples), chunk_size)
-        ]
+        indices = range(len(samples))
+        chunks = [indices[start : start + chunk_size] for start in indices[::chunk_size]]
         return RolloutStream(generate, chunks, ahead=ahead)
 
     def finish(

@@ -1,8 +1,8 @@
 """The rollouts of a step in chunks, the next ones generated while the caller works on those before.
 
-For backends on devices of their own (`PolicyBackend.off_device`). One thread asks for chunk after chunk, never more
-than `ahead` of them beyond the one the caller has. It only waits for the backend: parsing, matching and training stay
-on the caller's thread.
+For backends on devices of their own (`rollout_matching.vllm.mode: server`). One thread asks for chunk after chunk,
+never more than `ahead` of them beyond the one the caller has. It only waits for the backend: parsing, matching and
+training stay on the caller's thread.
 """
 
 from __future__ import annotations

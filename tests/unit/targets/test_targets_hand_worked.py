@@ -2,90 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from itertools import groupby
-
-import numpy as np
 import pytest
 from codec_tokenizers import encode, spell
-from tokenizers import normalizers
+from support.targets import GTS, PROMPT, RED, WEIGHTS, box, described, geometry, pairing, rollout_sample
 
 from coordexp.codec.parse import parse_rollout
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.schema import BoxObject
-from coordexp.errors import ContractError, RecordError, RolloutError
-from coordexp.losses.modules import TokenCE
 from coordexp.losses.provenance import Forward
-from coordexp.matching import MatchResult, match_objects
-from coordexp.targets import DroppedSample, DropReason, EncodedSample, Role, TargetBuilder
+from coordexp.targets import Role, TargetBuilder
 from coordexp.targets.rows import ce_weights
-
-WEIGHTS = TokenCE(
-    desc_ce_weight=0.5,
-    self_context_struct_ce_weight=0.1,
-    rollout_fn_desc_weight=0.25,
-    rollout_matched_prefix_struct_weight=0.75,
-    rollout_drop_invalid_struct_ce_multiplier=2.0,
-)
-PROMPT = "ask: "
-
-
-def box(desc, *bins):
-    return BoxObject(desc, "bbox_2d", bins)
-
-
-def pairing(pairs, num_preds, num_gts):
-    """A match given by hand."""
-    preds, gts = {p for p, _ in pairs}, {g for _, g in pairs}
-    return MatchResult(
-        matched=list(pairs),
-        maskious=[1.0] * len(pairs),
-        unmatched_pred=[p for p in range(num_preds) if p not in preds],
-        unmatched_gt=[g for g in range(num_gts) if g not in gts],
-        num_candidates=num_preds * num_gts,
-        gating_rejections=0,
-    )
-
-
-def rollout_sample(tok, response, gts, match=None, prompt=PROMPT, **options):
-    """The sample of a response given as text or token ids; matched for real unless `match` is given."""
-    ids = encode(tok, response) if isinstance(response, str) else response
-    parsed = parse_rollout(ids, tok, field_order=options.get("field_order", "desc_first"))
-    prompt_ids = encode(tok, prompt)
-    return TargetBuilder(tok, **options).from_rollout(
-        prompt_ids,
-        parsed,
-        match_objects(parsed.objects, gts) if match is None else match,
-        gts,
-        generation_prompt_ids=prompt_ids,
-        sample_id="val.jsonl:3",
-    )
-
-
-def described(sample, tok, forward):
-    """(text, role, weight) of each run of tokens that agree in role and weight."""
-    pieces, weights = pieces_of(tok), ce_weights(sample, WEIGHTS, forward).tolist()
-    tokens = list(zip(sample.token_ids_T.tolist(), sample.roles_T.tolist(), weights, strict=True))
-    return [
-        (pieces.join(i for i, _, _ in run).decode(), Role(role), weight)
-        for (role, weight), run in ((key, list(group)) for key, group in groupby(tokens, lambda t: t[1:]))
-    ]
-
-
-def geometry(role, weight, *tokens):
-    """Runs of `[<|coord_a|>, ...]` after its key: separators have the weight, coordinates 0."""
-    runs = []
-    for i, token in enumerate(tokens):
-        runs += [(", ", role, weight)] * (i > 0) + [(f"<|coord_{token}|>", role, 0.0)]
-    return runs
-
 
 RESPONSE = (
     '{"objects": [{"desc": "red box", "bbox_2d": [<|coord_12|>, <|coord_22|>, <|coord_310|>, <|coord_402|>]}, '
     '{"desc": "dog", "bbox_2d": [<|coord_700|>, <|coord_0|>, <|coord_800|>, <|coord_90|>]}, '
     '{"desc": ""}]}<|im_end|>'
 )
-GTS = [box("red box", 10, 20, 300, 400), box("cat", 500, 501, 900, 901)]
 
 
 def test_a_rollout_with_a_match_a_false_positive_a_dropped_record_and_a_miss(bytewise):
@@ -167,7 +99,6 @@ def test_an_image_without_objects_teaches_the_empty_container(bytewise):
     assert sample.box_positions_B4.shape == (0, 4)
 
 
-RED = '{"desc": "red", "bbox_2d": [<|coord_1|>, <|coord_2|>, <|coord_30|>, <|coord_40|>]}'
 FALLBACK_CASES = {
     "no container": ("I see a cat.", 1),
     "another key first": ('{"n": 1, "objects": [' + RED + "]}", 1),
@@ -405,142 +336,3 @@ def test_true_bins_of_a_matched_pair(bytewise, case):
     positions = [*sample.box_positions_B4.ravel().tolist(), *sample.poly_positions_N.tolist()]
     tokens = bytewise.convert_ids_to_tokens(sample.token_ids_T[positions].tolist())
     assert tokens == [f"<|coord_{k}|>" for k in pred.bins]
-
-
-# --- what is refused, and what is dropped ----------------------------------------------------------------
-
-
-def test_a_prompt_other_than_the_one_generated_from_is_an_error_that_shows_both(bytewise):
-    parsed = parse_rollout(encode(bytewise, '{"objects": []}'), bytewise)
-    match = pairing([], 0, 0)
-    ours = encode(bytewise, "<|image_pad|><|image_pad|>ask")
-    theirs = encode(bytewise, "<|image_pad|><|image_pad|><|image_pad|>ask")
-    with pytest.raises(RolloutError, match=r"val\.jsonl:3") as error:
-        TargetBuilder(bytewise).from_rollout(
-            ours, parsed, match, [], generation_prompt_ids=theirs, sample_id="val.jsonl:3"
-        )
-    message = str(error.value)
-    assert "Ours: 5 tokens, from token 2 on" in message
-    assert "'ask'; the engine's: 6 tokens, from token 2 on" in message
-    assert "'<|image_pad|>ask'" in message
-
-
-def test_a_prompt_that_is_a_prefix_of_the_other_is_an_error(bytewise):
-    parsed = parse_rollout(encode(bytewise, '{"objects": []}'), bytewise)
-    with pytest.raises(RolloutError, match="from token 3 on"):
-        TargetBuilder(bytewise).from_rollout(
-            [1, 2, 3], parsed, pairing([], 0, 0), [], generation_prompt_ids=[1, 2, 3, 4], sample_id="a"
-        )
-
-
-@pytest.mark.parametrize("match", [pairing([(0, 0)], 2, 2), pairing([(0, 0)], 1, 1), pairing([(0, 5)], 1, 6)])
-def test_a_match_of_other_objects_is_an_error(bytewise, match):
-    with pytest.raises(ContractError, match=r"val\.jsonl:3: the match is of"):
-        rollout_sample(bytewise, '{"objects": [' + RED + "]}", GTS, match)
-
-
-def test_a_sample_longer_than_a_pack_fails_when_it_is_made(bytewise):
-    with pytest.raises(
-        ContractError, match=r"train\.jsonl:9 has \d+ tokens .*holds 50: raise global_max_length"
-    ):
-        TargetBuilder(bytewise, max_tokens=50).from_ground_truth([1], GTS, sample_id="train.jsonl:9")
-    whole = TargetBuilder(bytewise).from_ground_truth([1], GTS, sample_id="a")
-    assert TargetBuilder(bytewise, max_tokens=whole.num_tokens).from_ground_truth([1], GTS, sample_id="a")
-
-
-def test_a_prefix_that_is_not_open_drops_the_sample(bytewise):
-    ids = encode(bytewise, '{"objects": []}')
-    closed = replace(parse_rollout(ids, bytewise), prefix_text='{"objects": []}', prefix_token_ids=ids)
-    dropped = TargetBuilder(bytewise).from_rollout(
-        [1], closed, pairing([], 0, 1), [GTS[0]], generation_prompt_ids=[1], sample_id="a"
-    )
-    assert isinstance(dropped, DroppedSample)
-    assert (dropped.sample_id, dropped.reason) == ("a", DropReason.PREFIX_NOT_OPEN)
-    assert "append-ready" in dropped.detail
-
-
-def test_a_tokenizer_that_changes_the_text_drops_a_rollout_and_refuses_ground_truth(make_tokenizer):
-    tok = make_tokenizer(normalizer=normalizers.Lowercase())
-    gts = [box("Big Ben", 1, 2, 3, 4)]
-    dropped = rollout_sample(tok, '{"objects": []}', gts)
-    assert isinstance(dropped, DroppedSample)
-    assert dropped.reason is DropReason.TAIL_CHANGED
-    assert "Big Ben" in dropped.detail
-    with pytest.raises(RecordError, match=r"sample a: the tokenizer changes the text"):
-        TargetBuilder(tok).from_ground_truth([1], gts, sample_id="a")
-
-
-def test_a_tokenizer_that_composes_accents_is_taught_the_composed_text(make_tokenizer):
-    """Qwen's tokenizers bring text to NFC."""
-    tok = make_tokenizer(normalizer=normalizers.NFC())
-    sample = rollout_sample(tok, '{"objects": []}', [box("cafe\u0301", 1, 2, 3, 4)])
-    assert isinstance(sample, EncodedSample)
-    assert sample.target_text.startswith('{"objects": [{"desc": "caf\u00e9"')
-    assert tok.decode(sample.target_ids) == sample.target_text
-
-
-def ground_truth(tok):
-    return TargetBuilder(tok).from_ground_truth(encode(tok, PROMPT), GTS, sample_id="train.jsonl:1")
-
-
-def with_value(array, index, value):
-    changed = array.copy()
-    changed[index] = value
-    return changed
-
-
-BROKEN = {
-    "a slot in the prompt": (
-        lambda s: {"box_positions_B4": with_value(s.box_positions_B4, (0, 0), 2)},
-        r"supervised coordinate at token 2 is outside the assistant's tokens 5\.\.",
-    ),
-    "a slot behind the end": (
-        lambda s: {"box_positions_B4": with_value(s.box_positions_B4, (1, 3), s.num_tokens)},
-        "is outside the assistant's tokens",
-    ),
-    "a slot on text": (
-        lambda s: {"box_positions_B4": s.box_positions_B4 + 1},
-        "which has role GROUND_TRUTH and type STRUCT",
-    ),
-    "a slot twice": (
-        lambda s: {"box_positions_B4": s.box_positions_B4[[0, 0]]},
-        "supervised twice",
-    ),
-    "a bin out of range": (
-        lambda s: {"box_bins_B4": with_value(s.box_bins_B4, (0, 0), 1000)},
-        r"true bins reach from 20 to 1000, expected 0\.\.999",
-    ),
-    "bins for fewer boxes": (lambda s: {"box_bins_B4": s.box_bins_B4[:1]}, "bins have shapes"),
-    "a slot in a false positive": (
-        lambda s: {"roles_T": with_value(s.roles_T, s.box_positions_B4[0], Role.FP_PREFIX)},
-        "which has role FP_PREFIX",
-    ),
-    "roles of another length": (lambda s: {"roles_T": s.roles_T[:-1]}, "roles_T has shape"),
-    "no prompt": (lambda s: {"prompt_length": 0}, "prompt_length is 0"),
-    "prompt tokens marked as target": (lambda s: {"prompt_length": 6}, "first 6 tokens as prompt"),
-    "no end token": (
-        lambda s: {"types_T": with_value(s.types_T, -1, 1)},
-        r"tokens of type EOS are at \[\], expected only the last one",
-    ),
-    "no closing token": (
-        lambda s: {"roles_T": np.where(s.roles_T == Role.CLOSURE, Role.GROUND_TRUTH, s.roles_T)},
-        r"CLOSURE tokens are at \[\]",
-    ),
-    "a text that does not end": (lambda s: {"target_text": '{"objects": ['}, "the target ends in"),
-    "a prefix beyond the target": (lambda s: {"prefix_length": 10_000}, "prefix_length is 10000"),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_sample_that_does_not_fit_together_cannot_exist(bytewise, case):
-    sample = ground_truth(bytewise)
-    change, message = BROKEN[case]
-    with pytest.raises(ContractError, match=message) as error:
-        replace(sample, **change(sample))
-    assert "sample train.jsonl:1: " in str(error.value)
-
-
-def test_a_sample_cannot_be_changed(bytewise):
-    sample = ground_truth(bytewise)
-    with pytest.raises(ValueError, match="read-only"):
-        sample.token_ids_T[0] = 3
