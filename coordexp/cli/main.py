@@ -13,20 +13,21 @@ from coordexp import __version__
 from coordexp.errors import EXIT_FAILURE, CoordExpError
 
 # Subcommands import torch, ms-swift or pydantic only inside `run`, so that `--help` and bad flags answer at once.
-COMMANDS = (
-    "train",
-    "config",
-    "data",
-    "model",
-    "infer",
-    "score",
-    "eval",
-    "report",
-    "doctor",
-    "metrics",
-    "demo",
-    "rollout-server",
-)
+COMMANDS = {
+    "train": "training",
+    "config": "training",
+    "data": "assets",
+    "model": "assets",
+    "infer": "evaluation",
+    "score": "evaluation",
+    "eval": "evaluation",
+    "report": "evaluation",
+    "doctor": "training",
+    "metrics": "training",
+    "demo": "demo",
+    "rollout-server": "training",
+}
+"""Command -> the folder of its file, in the order of the help."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,7 +72,7 @@ def _reader_has_gone() -> bool:
 
 
 def _module(command: str):
-    return importlib.import_module(f"coordexp.cli.{command.replace('-', '_')}_cmd")
+    return importlib.import_module(f"coordexp.cli.{COMMANDS[command]}.{command.replace('-', '_')}_cmd")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
 `load_run_config` reads a whole run file; `parse_sections` reads only our sections, as the plugin gets them.
 """
 
-from coordexp.config.custom import DEFAULT_PROMPT, DEFAULT_VARIANT, VARIANTS
-from coordexp.config.load import load_run_config
-from coordexp.config.not_built import swift_not_built
-from coordexp.config.pipeline import Pipeline, pipeline_checksum, pipeline_identity
-from coordexp.config.resolved import config_hash, derive, mask_secrets, resolved_config, write_resolved
-from coordexp.config.run_config import RunConfig
-from coordexp.config.sections import (
+from coordexp.config.checks.not_built import swift_not_built
+from coordexp.config.run.load import load_run_config
+from coordexp.config.run.resolved import config_hash, derive, mask_secrets, resolved_config, write_resolved
+from coordexp.config.run.run_config import RunConfig
+from coordexp.config.schema.custom import DEFAULT_PROMPT, DEFAULT_VARIANT, VARIANTS
+from coordexp.config.schema.pipeline import Pipeline, pipeline_checksum, pipeline_identity
+from coordexp.config.schema.sections import (
     Sections,
     check_variant,
     checksum_of,

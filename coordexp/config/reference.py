@@ -11,11 +11,11 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from coordexp.config.load import LaunchSections
-from coordexp.config.not_built import FEATURES_NOT_BUILT, SWIFT_NOT_BUILT
-from coordexp.config.pipeline import DIAGNOSTIC_MODULES, OBJECTIVE_MODULES, Pipeline
-from coordexp.config.removed import REMOVED, REMOVED_VARIANTS
-from coordexp.config.validation import models_in
+from coordexp.config.checks.not_built import FEATURES_NOT_BUILT, SWIFT_NOT_BUILT
+from coordexp.config.checks.removed import REMOVED, REMOVED_VARIANTS
+from coordexp.config.checks.validation import models_in
+from coordexp.config.run.load import LaunchSections
+from coordexp.config.schema.pipeline import DIAGNOSTIC_MODULES, OBJECTIVE_MODULES, Pipeline
 
 _INTRO = """\
 # Run configuration

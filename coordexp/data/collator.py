@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from coordexp.data.pack_check import check_pack
 from coordexp.data.row_types import RowTyper, row_types
 from coordexp.data.source import SampleSource
 from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows
+from coordexp.packing.check import check_pack
 
 ROWS_KEY = "coordexp_rows"
 

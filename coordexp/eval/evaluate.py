@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.artifacts import write_json
-from coordexp.eval.coco import MAX_DETS, ImageDetections, run_coco, to_coco
-from coordexp.eval.coco_checks import CocoDict, CocoResults
+from coordexp.eval.coco.checks import CocoDict, CocoResults
+from coordexp.eval.coco.evaluate import MAX_DETS, ImageDetections, run_coco, to_coco
+from coordexp.eval.coco.external import coco_lines, load_ground_truth, load_results
 from coordexp.eval.desc_mapping import DEFAULT_THRESHOLD, DESC_MATCHES, DescEmbedder, DescMapping, map_descs
 from coordexp.eval.detection import COCO_THRESHOLDS, DetectionMetrics
-from coordexp.eval.external import coco_lines, load_ground_truth, load_results
-from coordexp.eval.scored import (
+from coordexp.eval.predictions.artifacts import write_json
+from coordexp.eval.predictions.scored import (
     check_same_images,
     check_same_run,
     read_scored,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coordexp.codec.schema import KIND_BBOX, KIND_POLY
-from coordexp.eval.artifacts import COORD_MODE
-from coordexp.eval.coco import METRIC_NAMES, ImageDetections
+from coordexp.eval.coco.evaluate import METRIC_NAMES, ImageDetections
 from coordexp.eval.evaluate import Detections, EvalSettings, evaluate
+from coordexp.eval.predictions.artifacts import COORD_MODE
 
 NUMBERS = (
     *METRIC_NAMES,

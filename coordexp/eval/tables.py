@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from coordexp.eval.artifacts import write_jsonl
-from coordexp.eval.coco import CocoEvaluation
+from coordexp.eval.coco.evaluate import CocoEvaluation
 from coordexp.eval.detection import Counts, DetectionSummary, ImageMatches, ThresholdSummary
+from coordexp.eval.predictions.artifacts import write_jsonl
 
 PER_CLASS_COLUMNS = (
     "desc",

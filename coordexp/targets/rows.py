@@ -43,6 +43,12 @@ def stage1_rows(
     )
 
 
+def slot_positions_B4(samples: Sequence[EncodedSample], starts: Sequence[int]) -> Tensor:
+    """int64 [number of boxes, 4]: tokens of the supervised boxes in the flattened batch, as in the rows."""
+    slots = [sample.box_positions_B4 + start for sample, start in zip(samples, starts, strict=True)]
+    return torch.from_numpy(np.concatenate(slots))
+
+
 def stage2_rows(
     samples: Sequence[EncodedSample], starts: Sequence[int], columns: CoordColumns
 ) -> SupervisedRows:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coordexp.config.rollout import DescMonitor as DescMonitorSettings
+from coordexp.config.schema.rollout import DescMonitor as DescMonitorSettings
 from coordexp.metrics import keys_rollout as keys
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coordexp.config.resolved import RESOLVED_FILE
+from coordexp.config.run.resolved import RESOLVED_FILE
 from coordexp.errors import ConfigError
 from coordexp.metrics import keys_run
 from coordexp.metrics.catalog import EVAL_PREFIX

@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from coordexp.config.rollout import MonitorDump
+from coordexp.config.schema.rollout import MonitorDump
 from coordexp.telemetry.dump_pages import DumpSample, as_html, as_markdown, dump_record
 
 __all__ = ["DumpSample", "MonitorDumps"]

@@ -14,10 +14,10 @@ from typing import Any
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import Sections, check_variant, parse_sections, read_sections_file, swift_not_built
-from coordexp.config.custom import TokenTypeMetrics
-from coordexp.config.packing import packing_problems
-from coordexp.config.problems import COMMAND_LINE, Place, raise_problems
-from coordexp.config.sections import check_sections_fit
+from coordexp.config.checks.problems import COMMAND_LINE, Place, raise_problems
+from coordexp.config.run.packing import packing_problems
+from coordexp.config.schema.custom import TokenTypeMetrics
+from coordexp.config.schema.sections import check_sections_fit
 from coordexp.data.dataset import read_training_rows
 from coordexp.data.raw_samples import read_raw_rows
 from coordexp.data.source import DatasetFilter, SampleSource

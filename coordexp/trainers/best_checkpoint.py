@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from coordexp.config.problems import closest
+from coordexp.config.checks.problems import closest
 from coordexp.errors import ConfigError
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.keys_rollout import F1

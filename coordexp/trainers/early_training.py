@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from coordexp.losses.sums import divide
-from coordexp.rollout.policy_model import preserved_random_state
-from coordexp.trainers.step_plan import PlannedForward
+from coordexp.rollout.weights.policy_model import preserved_random_state
+from coordexp.trainers.step.plan import PlannedForward
 
 Backward = Callable[[PlannedForward, Mapping[str, Tensor]], Tensor]
 """Forward and backward of a planned forward under the given counts; returns its loss, detached."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.config.custom import CoordOffset as OffsetSettings
+from coordexp.config.schema.custom import CoordOffset as OffsetSettings
 from coordexp.errors import ConfigError
 from coordexp.models import coord_offset as adapter
 from coordexp.swift_bridge.loading import PrepareModel

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from coordexp.data.pack_check import NOT_SUPERVISED
-from coordexp.models.sample_isolation import PROBE_TOKENS, check_samples_kept_apart
+from coordexp.packing.check import NOT_SUPERVISED
+from coordexp.packing.isolation import PROBE_TOKENS, check_samples_kept_apart
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from coordexp.codec.pieces import TokenPieces, pieces_of
 from coordexp.codec.schema import KIND_BBOX, BoxObject
-from coordexp.eval.pictures import XYXY, side_by_side
+from coordexp.eval.report.pictures import XYXY, side_by_side
 from coordexp.geometry import dequantize_boxes, polygon_box
 from coordexp.targets import EncodedSample, Role
 from coordexp.telemetry.dumps import DumpSample

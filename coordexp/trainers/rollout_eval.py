@@ -8,9 +8,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.data.raw_samples import RawSample
-from coordexp.eval.coco import ImageDetections
+from coordexp.eval.coco.evaluate import ImageDetections
 from coordexp.metrics import keys_rollout as keys
 from coordexp.telemetry.desc_monitor import DescCounts, DescMonitor
 from coordexp.trainers.channel_schedule import rollout_seed_base

@@ -16,7 +16,7 @@ from dataclasses import astuple, dataclass
 from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.schema import BoxObject
 from coordexp.errors import CoordExpError
-from coordexp.eval.coco import ImageDetections
+from coordexp.eval.coco.evaluate import ImageDetections
 from coordexp.eval.detection import Counts
 from coordexp.eval.online import map_of
 from coordexp.geometry import dequantize_points

@@ -19,7 +19,7 @@ import numpy as np
 
 from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.token_types import TokenType
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.matching import MatchResult
 from coordexp.metrics import keys_rollout as keys
 from coordexp.metrics.keys_stage2 import (

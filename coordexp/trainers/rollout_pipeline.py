@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coordexp.codec.parse import ParsedRollout, parse_rollout
-from coordexp.config.rollout import Matching
+from coordexp.config.schema.rollout import Matching
 from coordexp.data.raw_samples import RawSample
 from coordexp.errors import RolloutError
 from coordexp.matching import MatchResult, match_objects

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from coordexp.data.collator import ROWS_KEY, sample_ids, take_rows, token_types_skipped
+from coordexp.head.run import RowsHead
+from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.objective import check_atoms_sum
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
-from coordexp.losses.token_metrics import TokenMetrics
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, TOKEN_TYPES_SKIPPED_TOTAL
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.base import CoordTrainer
 from coordexp.trainers.dataset_packing import pack_datasets
-from coordexp.trainers.rows_head import RowsHead
 from coordexp.trainers.runtime import active
 from coordexp.trainers.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
 

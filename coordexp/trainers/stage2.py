@@ -23,14 +23,15 @@ from torch import Tensor, nn
 
 from coordexp.data.raw_samples import RawSample, RawSamples
 from coordexp.errors import ConfigError
+from coordexp.head.run import HeadResult, RowsHead, Supervised
+from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs, SupervisedRows
 from coordexp.losses.objective import Stage2Terms, check_atoms_sum
 from coordexp.losses.provenance import Forward
-from coordexp.losses.token_metrics import TokenMetrics
 from coordexp.metrics.keys_rollout import EARLY_FORWARDS, TIME_ROLLOUT_WAIT
 from coordexp.models.coord_offset import fold_module
-from coordexp.rollout.build import build_policy_backend
-from coordexp.rollout.preflight import preflight
+from coordexp.rollout.session.build import build_policy_backend
+from coordexp.rollout.session.preflight import preflight
 from coordexp.rollout.types import PolicyBackend, RolloutRequest
 from coordexp.swift_bridge.prompts import rows_of
 from coordexp.targets.counts import step_counts
@@ -49,7 +50,6 @@ from coordexp.trainers.rollout_metrics import (
     rollout_metrics,
 )
 from coordexp.trainers.rollout_pipeline import RolledOut, RolloutPipeline
-from coordexp.trainers.rows_head import HeadResult, RowsHead, Supervised
 from coordexp.trainers.stage2_setup import (
     describe_pipeline,
     make_builder,
@@ -57,7 +57,7 @@ from coordexp.trainers.stage2_setup import (
     make_objective,
     rollout_settings,
 )
-from coordexp.trainers.step_plan import (
+from coordexp.trainers.step.plan import (
     PlannedForward,
     most_over_ranks,
     on_device,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from coordexp.config.rollout import RolloutMatching
-from coordexp.config.sections import checksum_of, pipeline_of
+from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.config.schema.sections import checksum_of, pipeline_of
 from coordexp.errors import ConfigError
 from coordexp.losses.box import DecodeMode
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.modules import ObjectiveSpec
 from coordexp.losses.objective import Stage2Objective
-from coordexp.models.position_ids import VisionLayout
+from coordexp.packing.position_ids import VisionLayout
 from coordexp.targets.builder import PolygonTransport, TargetBuilder
 from coordexp.trainers.runtime import RunSettings
-from coordexp.trainers.step_plan import Layout
+from coordexp.trainers.step.plan import Layout
 
 
 def rollout_settings(settings: RunSettings) -> RolloutMatching:

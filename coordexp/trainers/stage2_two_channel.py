@@ -19,10 +19,11 @@ from coordexp.errors import ConfigError
 from coordexp.losses.provenance import Forward
 from coordexp.metrics.keys_stage2 import B_RATIO_REALIZED, STAGE2_CHANNEL_B
 from coordexp.models.self_context import CoordSlots, SelfContext, run_self_context
+from coordexp.targets.rows import slot_positions_B4
 from coordexp.targets.sample import EncodedSample
 from coordexp.trainers.channel_schedule import Channel, channel_at, realized_b_ratio, rollout_seed_base
 from coordexp.trainers.stage2 import Stage2Trainer
-from coordexp.trainers.step_plan import PlannedForward
+from coordexp.trainers.step.plan import PlannedForward
 
 
 class Stage2TwoChannelTrainer(Stage2Trainer):
@@ -64,7 +65,7 @@ class Stage2TwoChannelTrainer(Stage2Trainer):
             return super().forward_loss(model, forward)
         inputs, rows = self.on_device(forward)
         slots = CoordSlots(
-            forward.batch.slot_positions_B4().flatten().to(self.args.device),
+            slot_positions_B4(forward.batch.samples, forward.batch.starts).flatten().to(self.args.device),
             self.columns.index(self.args.device),
         )
         last = self.self_context.num_forwards - 1

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from coordexp.head.fused import FusedHead
+from coordexp.head.liger import OnPredicted, choose_kernel, liger_kernel
+from coordexp.head.projection import HeadProjection
 from coordexp.losses.columns import CoordColumns
-from coordexp.losses.fused import FusedHead
 from coordexp.losses.inputs import LossInputs, SupervisedRows
-from coordexp.losses.liger_text import OnPredicted, choose_kernel, liger_kernel
-from coordexp.losses.projection import HeadProjection
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()

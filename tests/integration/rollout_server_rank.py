@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from support.rollout import load_policy, read_requests
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
-from coordexp.rollout.vllm_server import VllmServerBackend
+from coordexp.rollout.backends.vllm_client import VllmServerBackend
 
 
 def main() -> None:

@@ -17,11 +17,11 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from support.rollout import load_policy, read_requests
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
-from coordexp.rollout.build import build_policy_backend
 from coordexp.rollout.checks import TimeLimit
-from coordexp.rollout.preflight import preflight
+from coordexp.rollout.session.build import build_policy_backend
+from coordexp.rollout.session.preflight import preflight
 from coordexp.rollout.types import Rollout, RolloutRequest
 
 RULES = {

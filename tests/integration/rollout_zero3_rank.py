@@ -13,9 +13,9 @@ import torch.distributed as dist
 from rollout_vllm_program import ids, settings
 from support.rollout import load_policy, read_requests
 
-from coordexp.rollout.build import build_policy_backend
-from coordexp.rollout.policy_model import fingerprint
-from coordexp.rollout.weight_sync import policy_tensors
+from coordexp.rollout.session.build import build_policy_backend
+from coordexp.rollout.weights.policy_model import fingerprint
+from coordexp.rollout.weights.sync import policy_tensors
 
 ZERO3 = {
     "train_micro_batch_size_per_gpu": 1,

@@ -22,13 +22,13 @@ from support.rollout import load_policy, read_requests
 from support.rollout_server import RolloutServer, rollout_server
 from support.vllm import require_vllm
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
+from coordexp.rollout.backends.hf import HfPolicyBackend
+from coordexp.rollout.backends.vllm_client import VllmServerBackend
 from coordexp.rollout.checks import TimeLimit
-from coordexp.rollout.hf import HfPolicyBackend
-from coordexp.rollout.preflight import preflight
+from coordexp.rollout.session.preflight import preflight
 from coordexp.rollout.types import Rollout, RolloutRequest
-from coordexp.rollout.vllm_server import VllmServerBackend
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 NUM_SCENES = 8

@@ -12,12 +12,12 @@ from deepspeed.utils import safe_get_full_grad
 from support.stage1_head import ALL_TERMS, Batch, forward, load, make_batch, with_lora
 from torch import nn
 
+from coordexp.head.run import HeadResult, RowsHead, Supervised
 from coordexp.losses import head as head_settings
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.stage1 import combine, stage1_terms
 from coordexp.models.coord_offset import attach_coord_offset
 from coordexp.models.self_context import CoordSlots, SelfContext, run_self_context
-from coordexp.trainers.rows_head import HeadResult, RowsHead, Supervised
 
 ZERO3 = {
     "train_micro_batch_size_per_gpu": 1,

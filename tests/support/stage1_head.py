@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.head.run import RowsHead
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import LossInputs, SupervisedRows
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
 from coordexp.losses.sums import add_up
 from coordexp.trainers.base import accuracy
-from coordexp.trainers.rows_head import RowsHead
 
 ALL_TERMS = Stage1Weights(soft_ce_weight=0.5, w1_weight=2.0, ce_weight=0.25, gate_weight=1.5)
 

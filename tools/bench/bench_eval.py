@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from coordexp.eval.artifacts import SCORED, write_jsonl
-from coordexp.eval.coco import ENGINES, run_coco
+from coordexp.eval.coco.evaluate import ENGINES, run_coco
 from coordexp.eval.evaluate import EvalSettings, evaluate, from_run, write_evaluation
+from coordexp.eval.predictions.artifacts import SCORED, write_jsonl
 
 NUM_CLASSES, GT_PER_IMAGE, WIDTH, HEIGHT = 80, 8, 640, 480
 

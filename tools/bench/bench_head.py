@@ -31,12 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from coordexp.head.choice import apply_head
+from coordexp.head.liger import liger_kernel
+from coordexp.head.projection import HeadProjection
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.coord import gaussian_targets
-from coordexp.losses.head import apply_head
 from coordexp.losses.inputs import IGNORE_INDEX, LossInputs, SupervisedRows
-from coordexp.losses.liger_text import liger_kernel
-from coordexp.losses.projection import HeadProjection
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
 
 MODES = ("usual", "plain", "fused", "liger")

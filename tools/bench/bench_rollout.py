@@ -32,11 +32,11 @@ from typing import Any
 
 import torch
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.data.shapes import PRESETS as SCENES
 from coordexp.data.shapes import generate_shapes
 from coordexp.models.tiny import build_tiny_model
-from coordexp.rollout.build import build_policy_backend
+from coordexp.rollout.session.build import build_policy_backend
 from coordexp.rollout.types import Rollout, RolloutRequest
 
 BOUND = 0.9

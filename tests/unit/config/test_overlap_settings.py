@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 
 SERVER = {"mode": "server", "server": {"servers": [{"base_url": "http://127.0.0.1:8000"}]}}
 

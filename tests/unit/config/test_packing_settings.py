@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coordexp.config import load_run_config, parse_sections
-from coordexp.config.packing import FLASH_ATTENTION
+from coordexp.config.run.packing import FLASH_ATTENTION
 from coordexp.errors import ConfigError
 
 FLASH_ONLY = (

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from coordexp.config import checksum_of, load_run_config, parse_sections, pipeline_checksum
-from coordexp.config.pipeline import DIAGNOSTIC_MODULES, OBJECTIVE_MODULES, Pipeline
-from coordexp.config.validation import models_in
+from coordexp.config.checks.validation import models_in
+from coordexp.config.schema.pipeline import DIAGNOSTIC_MODULES, OBJECTIVE_MODULES, Pipeline
 from coordexp.errors import ConfigError
 from coordexp.losses import modules as loss_modules
 from coordexp.losses.stage1 import Stage1Weights

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from coordexp.config import config_hash, derive, parse_sections, resolved_config, write_resolved
-from coordexp.config.resolved import id_ranges
+from coordexp.config.run.resolved import id_ranges
 
 SWIFT: dict[str, Any] = {"model": "m", "learning_rate": 1e-4, "max_steps": 100}
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from coordexp.config import swift_arguments
-from coordexp.config.swift_arguments import all_arguments, nearest
+from coordexp.config.checks import swift_arguments
+from coordexp.config.checks.swift_arguments import all_arguments, nearest
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from PIL import Image
 
 from coordexp.cli.main import main
 from coordexp.codec.records import read_jsonl
-from coordexp.data.coco_export import export_coco
-from coordexp.data.coco_import import ImportOptions, import_coco, quantize_widened
+from coordexp.data.formats.coco_export import export_coco
+from coordexp.data.formats.coco_import import ImportOptions, import_coco, quantize_widened
 from coordexp.errors import ConfigError, RecordError
 
 REAL = Path(__file__).parents[2] / "fixtures" / "coco_val2014_100" / "instances_val2014_100.json"

@@ -10,9 +10,9 @@ import pytest
 
 from coordexp.cli.main import main
 from coordexp.codec.records import read_jsonl
-from coordexp.data.coco_export import export_coco
-from coordexp.data.coco_import import ImportOptions
-from coordexp.data.lvis_import import import_lvis, own_synonyms
+from coordexp.data.formats.coco_export import export_coco
+from coordexp.data.formats.coco_import import ImportOptions
+from coordexp.data.formats.lvis_import import import_lvis, own_synonyms
 from coordexp.errors import ConfigError, RecordError
 
 

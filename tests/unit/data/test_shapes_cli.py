@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from coordexp.cli import data_cmd
+from coordexp.cli.assets import data_cmd
 from coordexp.data.shapes import PRESETS
 from coordexp.errors import ConfigError
 

@@ -12,7 +12,14 @@ from pycocotools import mask as coco_mask
 from support.coco_reference import brute_force_ap, pycocotools_directly, random_pair
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.coco import ENGINES, METRIC_NAMES, ImageDetections, evaluate_coco, run_coco, to_coco
+from coordexp.eval.coco.evaluate import (
+    ENGINES,
+    METRIC_NAMES,
+    ImageDetections,
+    evaluate_coco,
+    run_coco,
+    to_coco,
+)
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "coco_val2014_100"
 

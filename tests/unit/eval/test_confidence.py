@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.artifacts import GT_VS_PRED, SCORED, TOKEN_TRACE, write_jsonl
-from coordexp.eval.confidence import ScoreFailure, Scoring, object_score, score_directory, score_lines
+from coordexp.eval.predictions.artifacts import GT_VS_PRED, SCORED, TOKEN_TRACE, write_jsonl
+from coordexp.eval.predictions.confidence import (
+    ScoreFailure,
+    Scoring,
+    object_score,
+    score_directory,
+    score_lines,
+)
 
 # On a 1000 x 1000 image a bin is a pixel.
 BOX = {"type": "bbox_2d", "points": [10.0, 20.0, 30.0, 40.0], "desc": "cat"}

@@ -12,8 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from coordexp.errors import RecordError
-from coordexp.eval.artifacts import SCORED, write_jsonl
-from coordexp.eval.coco import ImageDetections
+from coordexp.eval.coco.evaluate import ImageDetections
 from coordexp.eval.evaluate import (
     Detections,
     EvalSettings,
@@ -23,7 +22,8 @@ from coordexp.eval.evaluate import (
     write_evaluation,
 )
 from coordexp.eval.online import map_of
-from coordexp.eval.scored import read_scored
+from coordexp.eval.predictions.artifacts import SCORED, write_jsonl
+from coordexp.eval.predictions.scored import read_scored
 
 
 def obj(desc, *points, score=None):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from coordexp.errors import ContractError
-from coordexp.eval.pictures import (
+from coordexp.eval.report.pictures import (
     ROLE_COLORS,
     Curve,
     LabeledBox,

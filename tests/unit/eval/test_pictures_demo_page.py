@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from coordexp.errors import ContractError
-from coordexp.eval.demo_page import MEASURES, write_demo_page
-from coordexp.eval.page import mark_coord_tokens
+from coordexp.eval.report.demo_page import MEASURES, write_demo_page
+from coordexp.eval.report.page import mark_coord_tokens
 
 MODEL_TEXT = (
     '{"objects": [{"desc": "<script>&\u00e9", "bbox_2d": [<|coord_1|>, <|coord_999|>, 5, 6]}]}<|im_end|>'

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE
-from coordexp.eval.prediction_log import PARTIAL, PredictionLog
+from coordexp.eval.predictions.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE
+from coordexp.eval.predictions.log import PARTIAL, PredictionLog
 
 NUM_IMAGES, CHUNK = 7, 2
 SETTINGS = {"model_hash": "aa", "decoding": {"max_new_tokens": 9, "torch_dtype": "float32"}}

@@ -14,12 +14,11 @@ import pytest
 from PIL import Image
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.artifacts import RUN_META, SCORED, TOKEN_TRACE, write_json, write_jsonl
-from coordexp.eval.coco import run_coco
+from coordexp.eval.coco.evaluate import run_coco
 from coordexp.eval.detection import Counts, DetectionMetrics
 from coordexp.eval.evaluate import evaluate_directory
-from coordexp.eval.report import MEASURES, ReportOptions, bootstrap, write_report
-from coordexp.eval.report_bootstrap import (
+from coordexp.eval.predictions.artifacts import RUN_META, SCORED, TOKEN_TRACE, write_json, write_jsonl
+from coordexp.eval.report.bootstrap import (
     affordable_resamples,
     coco_matches,
     image_weights,
@@ -27,9 +26,10 @@ from coordexp.eval.report_bootstrap import (
     resampled_ap,
     resampled_f1,
 )
-from coordexp.eval.report_data import Prediction, ReportImage, Truth, load_run
-from coordexp.eval.report_gallery import select_images
-from coordexp.eval.report_numbers import compute_numbers, confidence_curve, size_rows
+from coordexp.eval.report.data import Prediction, ReportImage, Truth, load_run
+from coordexp.eval.report.gallery import select_images
+from coordexp.eval.report.numbers import compute_numbers, confidence_curve, size_rows
+from coordexp.eval.report.write import MEASURES, ReportOptions, bootstrap, write_report
 
 COCO_FIXTURE = Path(__file__).resolve().parents[2] / "fixtures" / "coco_val2014_100"
 CLASSES = ("cat", "dog", "bird")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from coordexp.errors import RecordError
-from coordexp.eval.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE, write_jsonl
 from coordexp.eval.evaluate import check_baseline, evaluate, from_run, headline, with_baseline
-from coordexp.eval.scored import recorded_image_root
+from coordexp.eval.predictions.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE, write_jsonl
+from coordexp.eval.predictions.scored import recorded_image_root
 
 
 def obj(desc, *points, **more):

@@ -31,7 +31,7 @@ from coordexp.models.coord_offset import (
     save_coord_offset,
 )
 from coordexp.models.merge_offset import merge_offset
-from coordexp.rollout.weight_sync import policy_tensors
+from coordexp.rollout.weights.sync import policy_tensors
 
 TYINGS = pytest.mark.parametrize(
     ("tied", "tie_head"),

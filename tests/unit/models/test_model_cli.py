@@ -7,7 +7,7 @@ import argparse
 import pytest
 from transformers import AutoTokenizer
 
-from coordexp.cli import model_cmd
+from coordexp.cli.assets import model_cmd
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.errors import ConfigError
 from coordexp.models.tiny import PRESETS

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from support.processes import free_port
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import ConfigError, RolloutError
-from coordexp.rollout.build import build_policy_backend, check_settings
-from coordexp.rollout.hf import HfPolicyBackend
-from coordexp.rollout.vllm_server import VllmServerBackend
+from coordexp.rollout.backends.hf import HfPolicyBackend
+from coordexp.rollout.backends.vllm_client import VllmServerBackend
+from coordexp.rollout.session.build import build_policy_backend, check_settings
 
 HF: dict[str, Any] = {"backend": "hf"}
 VLLM: dict[str, Any] = {"backend": "vllm"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from coordexp.errors import RolloutError
-from coordexp.rollout.engine_loop import EngineLoop
+from coordexp.rollout.server.engine_loop import EngineLoop
 
 
 class CountingEngine:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from coordexp.config.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
+from coordexp.rollout.backends.hf import HfPolicyBackend
 from coordexp.rollout.checks import TimeLimit
-from coordexp.rollout.hf import HfPolicyBackend
-from coordexp.rollout.preflight import preflight
+from coordexp.rollout.session.preflight import preflight
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.swift_bridge.generation_prompts import collate_questions, encode_question, questions_template
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from coordexp.config.rollout import Offload
-from coordexp.rollout.offload import offloaded
+from coordexp.config.schema.rollout import Offload
+from coordexp.rollout.backends.offload import offloaded
 
 
 def trained() -> tuple[nn.Module, torch.optim.Optimizer]:

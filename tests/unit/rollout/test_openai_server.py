@@ -16,7 +16,7 @@ from coordexp.codec.schema import BoxObject
 from coordexp.codec.serialize import serialize
 from coordexp.errors import RolloutError
 from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
-from coordexp.rollout.openai_server import OpenAiBackend, chat_messages
+from coordexp.rollout.backends.openai_client import OpenAiBackend, chat_messages
 from coordexp.rollout.types import RolloutRequest
 
 VLLM_FIELDS = ("return_token_ids", "return_tokens_as_token_ids", "skip_special_tokens")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from coordexp.rollout.policy_model import (
+from coordexp.rollout.weights.policy_model import (
     bit_sum,
     borrowed_for_generation,
     fingerprint,

@@ -7,8 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordexp.config.rollout import RepeatTerminate
-from coordexp.rollout.repetition import RepeatDetector, RepeatTermination, is_repeating, was_terminated
+from coordexp.config.schema.rollout import RepeatTerminate
+from coordexp.rollout.decoding.repetition import (
+    RepeatDetector,
+    RepeatTermination,
+    is_repeating,
+    was_terminated,
+)
 
 PIECES = [b'"', b"desc", b'"desc"', b'{"de', b'sc": "', b"x", b'"}, ']
 END = 99

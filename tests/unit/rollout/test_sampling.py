@@ -6,8 +6,8 @@ import torch
 from scipy.stats import chisquare
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from coordexp.config.rollout import Decoding
-from coordexp.rollout.sampling import GumbelMax, RepetitionPenalty, samplers
+from coordexp.config.schema.rollout import Decoding
+from coordexp.rollout.decoding.sampling import GumbelMax, RepetitionPenalty, samplers
 
 LOGITS_V = torch.tensor([2.0, 1.0, 0.0, -1.0, 0.5, -3.0])
 NO_IDS = torch.zeros(1, 0, dtype=torch.long)

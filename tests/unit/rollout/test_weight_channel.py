@@ -16,8 +16,8 @@ from support.processes import free_port
 from torch import Tensor
 
 from coordexp.errors import RolloutError
-from coordexp.rollout import weight_channel
-from coordexp.rollout.weight_channel import WeightChannel, listen, send_to_all
+from coordexp.rollout.weights import channel as weight_channel
+from coordexp.rollout.weights.channel import WeightChannel, listen, send_to_all
 
 CPU = torch.device("cpu")
 SMALL_BUCKET = 1000  # bytes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.errors import ConfigError, RolloutError
 from coordexp.models.coord_offset import TABLE, attach_coord_offset, fold_rows, merged_state
-from coordexp.rollout.weight_sync import (
+from coordexp.rollout.weights.sync import (
     Checksum,
     Differences,
     PushedWeights,

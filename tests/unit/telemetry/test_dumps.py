@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from coordexp.config.rollout import MonitorDump
+from coordexp.config.schema.rollout import MonitorDump
 from coordexp.telemetry.dumps import QUEUE_SIZE, DumpSample, MonitorDumps
 
 TOKENS = [("ask: ", "prompt"), ('{"desc": "', "matched prefix"), ("cat", "matched prefix"), ("]}", "closure")]

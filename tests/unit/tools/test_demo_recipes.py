@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from coordexp.cli import demo_cmd
+from coordexp.cli.demo import demo_cmd
 from coordexp.cli.main import main
 from coordexp.config import load_run_config
 

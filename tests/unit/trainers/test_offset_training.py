@@ -9,7 +9,7 @@ import torch
 from support.stage1_head import load, with_lora
 
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.config.custom import CoordOffset as OffsetSettings
+from coordexp.config.schema.custom import CoordOffset as OffsetSettings
 from coordexp.errors import ConfigError
 from coordexp.models.coord_offset import attach_coord_offset, coord_offset_of, save_coord_offset
 from coordexp.swift_bridge.arguments import adapter_folders

@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from coordexp.codec.parse import parse_rollout
 from coordexp.codec.schema import BoxObject
-from coordexp.config.rollout import RolloutMatching
-from coordexp.eval.coco import ImageDetections
+from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.eval.coco.evaluate import ImageDetections
 from coordexp.matching import match_objects
 from coordexp.metrics import keys_rollout
 from coordexp.metrics.accumulate import MetricStore

@@ -8,7 +8,7 @@ import pytest
 
 from coordexp.codec.schema import BoxObject
 from coordexp.codec.serialize import serialize
-from coordexp.config.rollout import Matching
+from coordexp.config.schema.rollout import Matching
 from coordexp.data.raw_samples import RawSample
 from coordexp.errors import RolloutError
 from coordexp.models.tiny_tokenizer import train_tiny_tokenizer

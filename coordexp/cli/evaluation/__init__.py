@@ -1,0 +1,1 @@
+"""Commands that answer, score, evaluate and report."""

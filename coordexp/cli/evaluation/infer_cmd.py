@@ -1,0 +1,80 @@
+"""`coordexp infer`: a checkpoint and a JSONL file in, predictions and their token trace out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coordexp.cli.arguments import positive_int
+from coordexp.errors import EXIT_OK
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register `infer`."""
+    parser = subparsers.add_parser(
+        "infer",
+        help="write a checkpoint's detections for a JSONL file",
+        description="Greedy decoding. The same command again goes on where a stopped run was.",
+    )
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL file with images and ground truth")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder for gt_vs_pred.jsonl and the token trace"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start anew whatever the folder holds")
+    parser.add_argument("--limit", type=positive_int, help="only the first N images")
+    parser.add_argument("--batch-size", type=positive_int, default=16, help="answers at a time (default 16)")
+    parser.add_argument(
+        "--max-new-tokens", type=positive_int, default=1024, help="of an answer (default 1024)"
+    )
+    parser.add_argument("--torch-dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    trained = "default: what the checkpoint's run was trained with"
+    parser.add_argument("--prompt", help=f"user prompt ({trained})")
+    parser.add_argument("--object-field-order", choices=("desc_first", "geometry_first"), help=trained)
+    parser.add_argument(
+        "--backend",
+        choices=("hf", "vllm", "openai"),
+        default="hf",
+        help="transformers; vLLM in this process; or an OpenAI-compatible server, of which --model is the tokenizer",
+    )
+    parser.add_argument(
+        "--max-model-len", type=positive_int, help="vllm: longest prompt and answer (default: the model's)"
+    )
+    parser.add_argument("--base-url", help="openai: address of the server, such as http://127.0.0.1:8000/v1")
+    parser.add_argument("--served-model", help="openai: the name the server knows the model by")
+    parser.add_argument(
+        "--api-key-env", metavar="NAME", help="openai: environment variable that holds the key"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check everything, then show a bar and answer; returns the process exit code."""
+    from coordexp.cli.console import progress
+    from coordexp.cli.evaluation.inference import Inference, InferSettings
+
+    settings = InferSettings(
+        backend=args.backend,
+        limit=args.limit,
+        batch_size=args.batch_size,
+        max_new_tokens=args.max_new_tokens,
+        torch_dtype=args.torch_dtype,
+        prompt=args.prompt,
+        field_order=args.object_field_order,
+        max_model_len=args.max_model_len,
+        base_url=args.base_url,
+        served_model=args.served_model,
+        api_key_env=args.api_key_env,
+    )
+    job = Inference.prepare(args.model, args.data, args.output, settings)
+    with job.opened(overwrite=args.overwrite) as log:
+        if log.num_done == len(job.records):
+            log.finish()
+            print(f"{args.output} holds all {log.num_done} images already (--overwrite starts anew)")
+            return EXIT_OK
+        if log.num_done:
+            print(f"{args.output} holds {log.num_done} of {len(job.records)} images; going on")
+        backend, tokenizer = job.load_backend()
+        with progress("images") as advance:
+            job.answer(log, backend, tokenizer, on_images=advance)
+    print(f"wrote {len(job.records)} images to {args.output}; next: coordexp score --run {args.output}")
+    return EXIT_OK

@@ -1,0 +1,277 @@
+"""Inference over a JSONL file, shared by `coordexp infer` and `coordexp demo`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from coordexp.cli.evaluation.fingerprint import file_fingerprint, model_fingerprint
+from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.records import Record, read_jsonl
+from coordexp.config.api_key import api_key_from
+from coordexp.config.run.resolved import RESOLVED_FILE
+from coordexp.config.schema.custom import Custom
+from coordexp.data.dataset import conversation
+from coordexp.errors import ConfigError, RecordError
+from coordexp.eval.predictions.artifacts import GT_VS_PRED, read_jsonl_lines
+from coordexp.eval.predictions.log import PredictionLog
+from coordexp.eval.predictions.predict import predict
+from coordexp.rollout.types import RolloutBackend, RolloutRequest
+
+BACKENDS = ("hf", "vllm", "openai")
+_CHUNK_OF_BATCHES = 4  # of backends that keep their batch filled: fewer waits for the slowest answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferSettings:
+    """How to answer; decoding is greedy.
+
+    prompt, field_order: None takes what the run of the checkpoint was trained with.
+    max_model_len: of the vllm backend; None takes the model's own.
+    base_url, served_model, api_key_env: of the openai backend; the key is read from that environment variable.
+    """
+
+    backend: str = "hf"
+    limit: int | None = None
+    batch_size: int = 16
+    max_new_tokens: int = 1024
+    torch_dtype: str = "float32"
+    prompt: str | None = None
+    field_order: str | None = None
+    max_model_len: int | None = None
+    base_url: str | None = None
+    served_model: str | None = None
+    api_key_env: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise ConfigError(f"backend is {self.backend!r}: expected one of {', '.join(BACKENDS)}")
+        if self.backend == "openai" and not (self.base_url and self.served_model):
+            raise ConfigError(
+                "--backend openai needs --base-url (http://host:port/v1) and --served-model, the name the server "
+                "knows the model by."
+            )
+        if self.backend != "openai" and (self.base_url or self.served_model or self.api_key_env):
+            raise ConfigError("--base-url, --served-model and --api-key-env belong to --backend openai.")
+        if self.backend != "vllm" and self.max_model_len is not None:
+            raise ConfigError("--max-model-len belongs to --backend vllm.")
+        api_key_from("--api-key-env", self.api_key_env)  # before anything is loaded
+
+    @property
+    def chunk_size(self) -> int:
+        """Images between two writes."""
+        return self.batch_size * (1 if self.backend == "hf" else _CHUNK_OF_BATCHES)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A checked job: everything that bad input can break has been looked at, the model is not loaded yet."""
+
+    model: Path
+    data: Path
+    output: Path
+    settings: InferSettings
+    records: list[Record]
+    prompt: str
+    field_order: str
+
+    @classmethod
+    def prepare(cls, model: Path, data: Path, output: Path, settings: InferSettings) -> Inference:
+        """Raises RecordError for bad data, ConfigError for a folder that is no checkpoint."""
+        check_checkpoint(model, settings.backend)
+        records = read_jsonl(data, require_images=True)[: settings.limit]
+        if not records:
+            raise RecordError(f"{data}: holds no record; expected one JSON object per line.")
+        custom = trained_with(model)
+        return cls(
+            model, data, output, settings, records,
+            prompt=settings.prompt or custom.prompt,
+            field_order=settings.field_order or custom.object_field_order,
+        )  # fmt: skip
+
+    def opened(self, *, overwrite: bool) -> AbstractContextManager[PredictionLog]:
+        """The log of this run, with what an earlier, stopped run has answered already.
+
+        overwrite: start anew whatever `output` holds; otherwise predictions made with other settings are refused
+        (ConfigError naming what differs).
+        """
+        return PredictionLog.open(
+            self.output,
+            self._decisive(),
+            num_images=len(self.records),
+            chunk_size=self.settings.chunk_size,
+            overwrite=overwrite,
+            notes=self._notes(),
+        )
+
+    def load_backend(self) -> tuple[RolloutBackend, Any]:
+        """The backend with the model loaded, and its tokenizer."""
+        return load_backend(self.model, self.settings)
+
+    def answer(
+        self,
+        log: PredictionLog,
+        backend: RolloutBackend,
+        tokenizer: Any,
+        on_images: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Answer what `log` does not hold yet.
+
+        on_images: called with (images just done, images in all); at first with those that were done before.
+        """
+        total = len(self.records)
+        if on_images is not None:
+            on_images(log.num_done, total)
+        predict(
+            self.records,
+            self._requests(),
+            backend,
+            tokenizer,
+            log,
+            field_order=self.field_order,
+            chunk_size=self.settings.chunk_size,
+            on_images=None if on_images is None else lambda done: on_images(done, total),
+        )
+
+    def _requests(self) -> list[RolloutRequest]:
+        questions = [conversation(record, prompt=self.prompt) for record in self.records]
+        return [
+            RolloutRequest(tuple(q["messages"]), tuple(q["images"]), request_id=record.images[0])
+            for q, record in zip(questions, self.records, strict=True)
+        ]
+
+    def _decisive(self) -> dict[str, Any]:
+        """What decides the predictions, as `infer_run.json` keeps it."""
+        settings = self.settings
+        server = {"base_url": settings.base_url, "served_model": settings.served_model}
+        return {
+            "model_hash": model_fingerprint(self.model),
+            "data_hash": file_fingerprint(self.data),
+            "num_images": len(self.records),
+            "prompt": self.prompt,
+            "object_field_order": self.field_order,
+            "backend": settings.backend,
+            "decoding": {
+                "temperature": 0.0,
+                "max_new_tokens": settings.max_new_tokens,
+                **(server if settings.backend == "openai" else {"torch_dtype": settings.torch_dtype}),
+            },
+        }
+
+    def _notes(self) -> dict[str, Any]:
+        return {
+            "model": str(self.model.resolve()),
+            "data": str(self.data.resolve()),
+            "batch_size": self.settings.batch_size,
+        }
+
+
+def infer_file(
+    model: Path,
+    data: Path,
+    output: Path,
+    *,
+    overwrite: bool = True,
+    on_images: Callable[[int, int], object] | None = None,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Greedy predictions of `model` on the records of `data`: the lines of `gt_vs_pred.jsonl`.
+
+    settings: fields of `InferSettings`.  on_images, overwrite: see `Inference`.
+    """
+    job = Inference.prepare(model, data, output, InferSettings(**settings))
+    with job.opened(overwrite=overwrite) as log:
+        job.answer(log, *job.load_backend(), on_images=on_images)
+    return read_jsonl_lines(output / GT_VS_PRED, ("image_id",))
+
+
+def check_checkpoint(model: Path, backend: str) -> None:
+    """ConfigError unless the folder holds what the backend loads."""
+    from coordexp.models.coord_offset import OFFSET_FILE
+    from coordexp.models.merge_offset import is_adapter
+
+    has_offsets = (model / OFFSET_FILE).is_file()
+    if backend != "hf" and (is_adapter(model) or has_offsets):
+        raise ConfigError(
+            f"{model} holds an adapter (LoRA weights or coordinate offsets), which --backend {backend} does not load; "
+            "make a plain checkpoint with `coordexp model merge-offset` or `swift export --merge_lora`, or use "
+            "--backend hf."
+        )
+    if not (is_adapter(model) or (model / "config.json").is_file()):
+        raise ConfigError(
+            f"{model} is not a model folder (no config.json). Give a checkpoint folder, for example "
+            "runs/NAME/checkpoint-100, or make a tiny model with `coordexp model tiny --output DIR`."
+        )
+
+
+def load_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, Any]:
+    """The backend with the model loaded, and its tokenizer; ConfigError when that lacks coordinate tokens."""
+    if settings.backend == "hf":
+        return _hf_backend(model, settings)
+    from coordexp.swift_bridge.checkpoint_template import load_template
+    from coordexp.swift_bridge.engine import quiet
+
+    quiet()
+    template = load_template(model)
+    CoordVocab.from_tokenizer(template.tokenizer)
+    if settings.backend == "vllm":
+        return _vllm_backend(model, template, settings), template.tokenizer
+    from coordexp.rollout.backends.openai_client import OpenAiBackend
+
+    key = api_key_from("--api-key-env", settings.api_key_env) or "none"
+    backend = OpenAiBackend(
+        str(settings.base_url),
+        str(settings.served_model),
+        template.tokenizer,
+        settings.max_new_tokens,
+        settings.batch_size,
+        key,
+    )
+    return backend, template.tokenizer
+
+
+def _hf_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, Any]:
+    import torch
+
+    from coordexp.models.merge_offset import base_model, is_adapter, with_adapter
+    from coordexp.rollout.backends.hf import HfBackend
+    from coordexp.swift_bridge.engine import load_engine, quiet
+
+    quiet()
+    engine = load_engine(
+        base_model(model) if is_adapter(model) else model,
+        prepare_model=lambda loaded: with_adapter(loaded, model),
+        max_batch_size=settings.batch_size,
+        torch_dtype=getattr(torch, settings.torch_dtype),
+    )
+    tokenizer = engine.template.tokenizer
+    CoordVocab.from_tokenizer(tokenizer)
+    backend = HfBackend(engine, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+    return backend, tokenizer
+
+
+def _vllm_backend(model: Path, template: Any, settings: InferSettings) -> RolloutBackend:
+    import torch
+
+    from coordexp.rollout.backends.vllm_offline import VllmOfflineBackend
+
+    return VllmOfflineBackend(
+        model,
+        template,
+        dtype=getattr(torch, settings.torch_dtype),
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=settings.batch_size,
+        max_model_len=settings.max_model_len,
+    )
+
+
+def trained_with(checkpoint: Path) -> Custom:
+    """The `custom` settings of the run that wrote a checkpoint; the defaults where no run stands beside it."""
+    resolved = checkpoint.parent / RESOLVED_FILE
+    if not resolved.is_file():
+        return Custom()
+    return Custom.model_validate(json.loads(resolved.read_text(encoding="utf-8"))["custom"])

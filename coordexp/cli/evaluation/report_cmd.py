@@ -1,0 +1,50 @@
+"""`coordexp report`: one HTML file about one evaluated run, or about several side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from coordexp.cli.arguments import count
+from coordexp.errors import EXIT_OK
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register `report`."""
+    parser = subparsers.add_parser(
+        "report", help="one HTML file with numbers, curves and pictures of evaluated runs"
+    )
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
+        help="folder of `coordexp score` or of `coordexp eval --format coco`; others are compared with the first",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
+    parser.add_argument(
+        "--image-root",
+        type=Path,
+        help="folder that image names start from (default: the folder of the data file the run was made on)",
+    )
+    parser.add_argument("--worst", type=count, default=24, help="pictures of the worst images (default 24)")
+    parser.add_argument("--best", type=count, default=12, help="pictures of the best images (default 12)")
+    parser.add_argument(
+        "--bootstrap", type=count, default=1000, metavar="N", help="resamples, 0 for none (default 1000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
+    parser.add_argument("--engine", choices=("pycocotools", "faster-coco-eval"), default="pycocotools")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page; returns the process exit code."""
+    from coordexp.eval.report.write import ReportOptions, write_report
+
+    options = ReportOptions(args.worst, args.best, args.bootstrap, args.seed, args.engine)
+    written = write_report(args.runs, args.output, image_root=args.image_root, options=options)
+    if written.num_missing:
+        print(
+            f"{written.num_missing} of {written.num_pictures} pictures could not be read; give --image-root"
+        )
+    print(f"wrote {written.path}: {written.num_images} images, {written.num_pictures} of them shown")
+    return EXIT_OK

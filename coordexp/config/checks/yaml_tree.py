@@ -1,0 +1,194 @@
+"""YAML files as plain data that remembers the file and line of every value; one-hop `extends`.
+
+A file may start with `extends: OTHER.yaml` (relative to itself). Mappings are merged key by key, anything
+else replaces what the base says. The base may not extend a third file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from coordexp.config.checks.problems import KeyPath, Place, dotted
+from coordexp.errors import ConfigError
+
+
+@dataclass
+class Tree:
+    """Nested dicts, lists and scalars, and the place of every value by its path."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    places: dict[KeyPath, Place] = field(default_factory=dict)
+
+    def place(self, path: KeyPath) -> Place | None:
+        """Where the value at `path`, or its closest enclosing value, was written."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.places:
+                return self.places[path[:length]]
+        return None
+
+    def subtree(self, key: str) -> Tree:
+        """The mapping under a top-level key, with paths relative to it."""
+        places = {path[1:]: place for path, place in self.places.items() if path[:1] == (key,)}
+        value = self.data.get(key)
+        return Tree(value if isinstance(value, dict) else {}, places)
+
+    def merged_under(self, child: Tree) -> Tree:
+        """This tree with `child` laid over it."""
+        places = dict(self.places)
+        data = _merge(self.data, child.data, (), places)
+        return Tree(data, {**places, **child.places})
+
+    def set(self, path: KeyPath, value: Any, place: Place) -> None:
+        """Write a value; mappings on the way are made, list items must exist.
+
+        Raises:
+            ConfigError: an index outside its list, or a scalar on the way.
+        """
+        here: Any = self.data
+        for depth, part in enumerate(path[:-1]):
+            if isinstance(part, str) and isinstance(here, dict) and here.get(part) is None:
+                here[part] = {}
+            here = _step(here, part, path[: depth + 1])
+        _check_step(here, path[-1], path)
+        here[path[-1]] = value
+        for known in [known for known in self.places if known[: len(path)] == path]:
+            del self.places[known]
+        self.places[path] = place
+
+
+def read_yaml(path: str | Path) -> Tree:
+    """Read a YAML mapping, resolving `extends`.
+
+    Raises:
+        ConfigError: no such file, broken YAML, a repeated key, a key that is no string, or a second
+        `extends`.
+    """
+    child = _read_one(Path(path))
+    base_name = child.data.pop("extends", None)
+    extends_place = child.places.pop(("extends",), None)
+    if base_name is None:
+        return child
+    if not isinstance(base_name, str):
+        raise ConfigError(f"extends in {extends_place}: expected the path of one YAML file.")
+    base_path = Path(path).parent / base_name
+    if not base_path.is_file():
+        raise ConfigError(f"extends in {extends_place}: {base_path} does not exist.")
+    base = _read_one(base_path)
+    if "extends" in base.data:
+        raise ConfigError(
+            f"extends in {base.places['extends',]}: {base_path} is itself extended by {path}; only one hop "
+            f"is "
+            "allowed. Merge the two bases."
+        )
+    return base.merged_under(child)
+
+
+def parse_scalar(text: str) -> Any:
+    """A command-line value, read as YAML; `a: b` without braces stays text.
+
+    Raises:
+        ConfigError: text that is no YAML value.
+    """
+    try:
+        value = yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{text!r} is not a YAML value: {error}") from None
+    return text if isinstance(value, dict) and not text.lstrip().startswith("{") else value
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also reads `1e-4` as a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _read_one(path: Path) -> Tree:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file.")
+    with path.open(encoding="utf-8") as stream:
+        loader = _Loader(stream)
+        try:
+            node = loader.get_single_node()
+            _refuse_repeated_keys(node, path)
+            data = {} if node is None else loader.construct_document(node)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        finally:
+            loader.dispose()
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}:1: expected a mapping of settings, found {type(data).__name__}.")
+    return Tree(data, dict(_places(node, (), path)))
+
+
+def _places(node: yaml.Node | None, path: KeyPath, file: Path) -> Iterator[tuple[KeyPath, Place]]:
+    """Line of every key and list item. Merge keys (`<<`) are already resolved by the loader."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                where = f"{file}:{key.start_mark.line + 1}"
+                raise ConfigError(f"{where}: key {key.value!r} is not text; put it in quotes.")
+            yield (*path, key.value), Place(str(file), key.start_mark.line + 1)
+            yield from _places(value, (*path, key.value), file)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*path, index), Place(str(file), item.start_mark.line + 1)
+            yield from _places(item, (*path, index), file)
+
+
+def _refuse_repeated_keys(node: yaml.Node | None, file: Path) -> None:
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _refuse_repeated_keys(item, file)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if key.value in lines and key.value != "<<":
+            raise ConfigError(
+                f"{file}:{line}: key {key.value!r} is already set on line {lines[key.value]}; keep one of "
+                f"them."
+            )
+        lines[str(key.value)] = line
+        _refuse_repeated_keys(value, file)
+
+
+def _merge(
+    base: Mapping[str, Any], child: Mapping[str, Any], path: KeyPath, places: dict[KeyPath, Place]
+) -> dict[str, Any]:
+    """`child` over `base`; forgets the places of base values that were replaced."""
+    merged = dict(base)
+    for key, value in child.items():
+        here = (*path, key)
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value, here, places)
+        else:
+            merged[key] = value
+            for known in [known for known in places if known[: len(here)] == here]:
+                del places[known]
+    return merged
+
+
+def _check_step(here: Any, part: str | int, path: KeyPath) -> None:
+    if isinstance(part, int):
+        if not isinstance(here, list) or not 0 <= part < len(here):
+            size = f"a list of {len(here)}" if isinstance(here, list) else f"{type(here).__name__}"
+            raise ConfigError(f"{dotted(path)} on the command line: found {size}; the item must exist.")
+    elif not isinstance(here, dict):
+        raise ConfigError(f"{dotted(path)} on the command line: {dotted(path[:-1])} is not a mapping.")
+
+
+def _step(here: Any, part: str | int, path: KeyPath) -> Any:
+    _check_step(here, part, path)
+    return here[part]

@@ -1,0 +1,216 @@
+"""From a YAML file and command-line overrides to a checked `RunConfig`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from coordexp.config.checks import swift_arguments
+from coordexp.config.checks.not_built import SWIFT_NOT_BUILT, find_not_built, refuse
+from coordexp.config.checks.problems import KeyPath, Place, Problem, dotted, raise_problems
+from coordexp.config.checks.validation import validate
+from coordexp.config.checks.yaml_tree import read_yaml
+from coordexp.config.run.draft import Draft, draft_of
+from coordexp.config.run.overrides import apply_overrides
+from coordexp.config.run.packing import packing_problems
+from coordexp.config.run.run_config import RunConfig, is_our_plugin
+from coordexp.config.schema.custom import DEFAULT_VARIANT
+from coordexp.config.schema.sections import Sections, check_sections_fit, check_variant
+from coordexp.config.schema.training import DeepSpeed, accumulation_steps
+from coordexp.errors import ConfigError
+
+# our key -> the ms-swift argument it becomes
+BECOMES: dict[KeyPath, str] = {
+    ("custom", "train_jsonl"): "dataset",
+    ("custom", "val_jsonl"): "val_dataset",
+    ("global_max_length",): "max_length",
+    ("deepspeed",): "deepspeed",
+    ("training", "effective_batch_size"): "gradient_accumulation_steps",
+    ("training", "packing"): "lazy_tokenize",
+}
+
+
+class LaunchSections(Sections):
+    """Our sections, and the keys of ours that `coordexp train` turns into ms-swift arguments."""
+
+    deepspeed: DeepSpeed | None = Field(
+        default=None, description="DeepSpeed; also just its name: `deepspeed: zero2`."
+    )
+    global_max_length: int | None = Field(
+        default=None,
+        gt=0,
+        description="Longest sample in tokens, prompt and target together: ms-swift's max_length.",
+    )
+
+
+def load_run_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    world_size: int | None = None,
+    refuse_not_built: bool = True,
+) -> RunConfig:
+    """Read, override, check and resolve a run file.
+
+    Args:
+        path: YAML, in either form.
+        overrides: command-line words: `--set dotted.path=value`, `--max_steps 100`, ...
+        world_size: number of ranks; None reads WORLD_SIZE, or NPROC_PER_NODE and NNODES.
+        refuse_not_built: whether a valid key whose feature is missing is an error.
+
+    Raises:
+        ConfigError: every problem, each with dotted path, value, file and line, and what was expected.
+    """
+    draft = draft_of(read_yaml(path))
+    apply_overrides(draft, overrides)
+    swift, problems = _checked_swift(draft)
+    launch, schema_problems = validate(LaunchSections, draft.ours)
+    raise_problems([*draft.problems, *problems, *schema_problems])
+    assert isinstance(launch, LaunchSections)
+    variant = _variant(draft, launch)
+    if refuse_not_built:
+        raise_problems(_not_built(draft, swift))
+    sections = Sections(
+        **{name: getattr(launch, name) for name in launch.model_fields_set & Sections.model_fields.keys()}
+    )
+    raise_problems(check_sections_fit(sections, variant, draft.ours))
+    world_size = world_size or _world_size(draft.env)
+    raise_problems(_derive_swift(draft, launch, swift, world_size))
+    raise_problems(packing_problems(swift, launch.training, variant, draft.written, draft.ours.place))
+    return RunConfig(
+        path=str(path),
+        variant=variant,
+        swift=swift,
+        sections=sections,
+        effective_batch_size=_effective_batch_size(swift, world_size),
+        global_max_length=launch.global_max_length,
+        world_size=world_size,
+        env=draft.env,
+        sources=_sources(draft),
+    )
+
+
+def _checked_swift(draft: Draft) -> tuple[dict[str, Any], list[Problem]]:
+    values, problems = {}, []
+    for name, written in draft.swift.items():
+        try:
+            values[name] = swift_arguments.all_arguments()[name].convert(written.value)
+        except ValueError as error:
+            problems.append(Problem(written.path, f"{error}.", value=written.value, place=written.place))
+    return values, problems
+
+
+def _variant(draft: Draft, launch: LaunchSections) -> str:
+    """The trainer variant, from either of its two places."""
+    in_section, written = launch.custom.trainer_variant, draft.variant
+    if written is None:
+        plugins = draft.swift.get("external_plugins")
+        if in_section is None and plugins is not None and is_our_plugin(plugins.value):
+            text = (
+                f"is missing; plain `swift sft` would train without CoordExp. Write {DEFAULT_VARIANT}, say."
+            )
+            raise_problems([Problem("custom_trainer_variant", text, place=plugins.place)])
+        return in_section or DEFAULT_VARIANT
+    try:
+        variant = check_variant(written.value)
+    except ValueError as error:
+        raise_problems([Problem(written.path, f"{error}.", value=written.value, place=written.place)])
+    if in_section not in (None, variant):
+        text = f"custom.trainer_variant says {in_section}; keep one of them."
+        raise_problems([Problem(written.path, text, value=written.value, place=written.place)])
+    return variant
+
+
+def _not_built(draft: Draft, swift: Mapping[str, Any]) -> list[Problem]:
+    problems = find_not_built(draft.ours)
+    for feature in SWIFT_NOT_BUILT:
+        name = str(feature.path[0])
+        if feature.asked_for(swift.get(name)):
+            written = draft.swift[name]
+            problems.append(refuse(written.path, feature, swift[name], written.place))
+    return problems
+
+
+def _derive_swift(
+    draft: Draft, launch: LaunchSections, swift: dict[str, Any], world_size: int
+) -> list[Problem]:
+    """Turn our launch keys into ms-swift arguments, in `swift`; a problem where both are set and differ."""
+    custom, training = launch.custom, launch.training
+    wanted: dict[KeyPath, Any] = {
+        ("custom", "train_jsonl"): None if custom.train_jsonl is None else [custom.train_jsonl],
+        ("custom", "val_jsonl"): None if custom.val_jsonl is None else [custom.val_jsonl],
+        ("global_max_length",): launch.global_max_length,
+        ("deepspeed",): launch.deepspeed.config if launch.deepspeed and launch.deepspeed.enabled else None,
+        ("training", "packing"): False if launch.training.packing else None,
+    }
+    problems = []
+    size = training.effective_batch_size
+    if size is not None:
+        path: KeyPath = ("training", "effective_batch_size")
+        try:
+            wanted[path] = accumulation_steps(size, _per_device_batch_size(swift), world_size)
+        except ValueError as error:
+            problems.append(Problem(dotted(path), f"{error}.", value=size, place=draft.ours.place(path)))
+    for key_path, value in wanted.items():
+        name = BECOMES[key_path]
+        if value is None:
+            continue
+        if name in swift and swift[name] != value:
+            other = draft.swift[name]
+            text = (
+                f"makes {name} {value}, but {other.path} is {swift[name]} ({other.place}); keep one of them."
+            )
+            problems.append(Problem(dotted(key_path), text, place=draft.ours.place(key_path)))
+        swift[name] = value
+    return problems
+
+
+def _per_device_batch_size(swift: Mapping[str, Any]) -> int:
+    default = swift_arguments.all_arguments()["per_device_train_batch_size"].default
+    return int(swift.get("per_device_train_batch_size", default))
+
+
+def _effective_batch_size(swift: Mapping[str, Any], world_size: int) -> int | None:
+    """Samples of an optimizer step; None where ms-swift chooses the accumulation itself."""
+    steps = swift.get("gradient_accumulation_steps")
+    return None if steps is None else _per_device_batch_size(swift) * world_size * int(steps)
+
+
+def _world_size(env: Mapping[str, str]) -> int:
+    """Ranks of the run as the environment (or the file's ENV) states them; 1 without a word."""
+    known = {**env, **os.environ}
+    names = ["WORLD_SIZE"] if "WORLD_SIZE" in known else ["NPROC_PER_NODE", "NNODES"]
+    ranks = 1
+    for name in names:
+        text = known.get(name, "1")
+        if not text.isdecimal() or int(text) == 0:
+            raise ConfigError(f"environment variable {name} = {text!r}: expected a number of at least 1.")
+        ranks *= int(text)
+    return ranks
+
+
+def _sources(draft: Draft) -> dict[str, str]:
+    """Dotted path (argument name for ms-swift's) -> where it was written."""
+    sources = {name: _shown(written.place) for name, written in draft.swift.items()}
+    if draft.variant is not None:
+        sources["custom.trainer_variant"] = _shown(draft.variant.place)
+    for path, _ in _leaves(draft.ours.data, ()):
+        sources[dotted(path)] = _shown(draft.ours.place(path))
+        if path in BECOMES or path[:1] in BECOMES:
+            name = BECOMES.get(path) or BECOMES[path[:1]]
+            sources.setdefault(name, f"{sources[dotted(path)]} ({dotted(path)})")
+    return sources
+
+
+def _shown(place: Place | None) -> str:
+    return "default" if place is None else str(place)
+
+
+def _leaves(value: Any, path: KeyPath) -> list[tuple[KeyPath, Any]]:
+    if isinstance(value, Mapping):
+        return [leaf for key, item in value.items() for leaf in _leaves(item, (*path, key))]
+    return [(path, value)]

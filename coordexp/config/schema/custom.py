@@ -1,0 +1,181 @@
+"""The `custom` section: data, target text, stage-1 objective and its monitors."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from coordexp.config.schema.section import Section
+
+DEFAULT_PROMPT = "Detect all objects in the image."
+
+VARIANTS = ("stage1_coord", "stage2_two_channel", "stage2_rollout_aligned")
+DEFAULT_VARIANT = "stage1_coord"
+VARIANT_ALIASES = {"stage1": "stage1_coord"}
+
+
+def _spell_out(value: object) -> object:
+    return VARIANT_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+Variant = Annotated[
+    Literal["stage1_coord", "stage2_two_channel", "stage2_rollout_aligned"], BeforeValidator(_spell_out)
+]
+
+
+class CoordSoftCeW1(Section):
+    """Stage-1 coordinate loss: soft_ce_weight*soft_ce + w1_weight*w1 + ce_weight*ce + gate_weight*gate."""
+
+    enabled: bool = Field(
+        default=True,
+        description="false: plain cross-entropy on every supervised token, the terms become diagnostics.",
+    )
+    soft_ce_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the cross-entropy against a Gaussian target."
+    )
+    w1_weight: float = Field(
+        default=1.0, ge=0, description="Weight of the Wasserstein-1 distance (divided by 999)."
+    )
+    ce_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the hard cross-entropy over the coordinate bins."
+    )
+    gate_weight: float = Field(
+        default=0.0, ge=0, description="Weight of the mass leak out of the coordinate vocabulary."
+    )
+    temperature: float = Field(default=1.0, gt=0, description="Divides the logits in every term but `ce`.")
+    target_sigma: float = Field(default=2.0, gt=0, description="Width of the Gaussian target, in bins.")
+    target_truncate: float | None = Field(
+        default=None, ge=0, description="Target is 0 beyond this distance in bins; null: no cut."
+    )
+    monitor_mass: bool = Field(
+        default=True, description="Log coord_diag/gate and coord_vocab_mass even when gate_weight is 0."
+    )
+
+
+class CoordTokens(Section):
+    """How coordinates are written in the target text."""
+
+    enabled: bool = Field(default=True, description="Write coordinates as <|coord_k|> tokens.")
+    skip_bbox_norm: bool = Field(
+        default=True, description="Records already hold bins 0..999, so nothing is normalised again."
+    )
+
+
+class CoordOffset(Section):
+    """Adapter that trains the coordinate-token rows as offsets, instead of the whole embedding and head."""
+
+    enabled: bool = Field(default=False, description="Use the adapter.")
+    tie_head: bool = Field(default=True, description="One offset table for the embedding and the head.")
+    embed_lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="Learning rate of the embedding offsets (with tie_head of the one table); null: "
+        "the run's.",
+    )
+    head_lr: float | None = Field(
+        default=None,
+        gt=0,
+        description="Learning rate of the head offsets, with tie_head: false; null: the run's.",
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of the offsets.")
+
+    @model_validator(mode="after")
+    def _one_table_has_one_rate(self) -> CoordOffset:
+        if self.tie_head and self.head_lr not in (None, self.embed_lr):
+            raise ValueError(
+                "head_lr cannot take effect with tie_head: true (one table, trained with embed_lr); set tie_head: "
+                "false, or leave head_lr out"
+            )
+        return self
+
+
+class TokenTypeMetrics(Section):
+    """Accuracy split by token type, and the coord_monitor/* numbers."""
+
+    enabled: bool = Field(default=False, description="Log them (stage 1).")
+    include: list[str] = Field(
+        default=["lvis"],
+        description="Datasets whose samples count in the numbers split by type: names or shell patterns, in upper or "
+        "lower case; `['*']` is every dataset. A sample's dataset is `metadata.dataset` of its record; without it, the "
+        "name of the folder that holds the JSONL file (`lvis` for data/lvis/train.jsonl). Where no sample counts, the "
+        "run says so at its start.",
+    )
+    exclude: list[str] = Field(
+        default=[],
+        description="Datasets whose samples do not count, named like those of `include`; wins over it.",
+    )
+    log_top5: bool = Field(default=True, description="Log the top-5 accuracies too.")
+    coord_monitor_mass: bool = Field(
+        default=True, description="Log the coordinate-vocabulary mass by token type."
+    )
+    coord_monitor_mass_max_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Rows the mass is computed on at most, per micro-batch, spread evenly over it; 0: all.",
+    )
+
+
+class Custom(Section):
+    """Data, target text and objective of a run."""
+
+    trainer_variant: Variant | None = Field(
+        default=None,
+        description="Which trainer runs; `stage1` is an alias of stage1_coord. `coordexp train` takes "
+        "stage1_coord when it is left out.",
+    )
+    train_jsonl: str | None = Field(
+        default=None,
+        description="Training records (JSONL). In ms-swift's flat form write `dataset: [FILE]` instead.",
+    )
+    val_jsonl: str | None = Field(
+        default=None,
+        description="Validation records. In ms-swift's flat form write `val_dataset: [FILE]` instead.",
+    )
+    prompt: str = Field(
+        default=DEFAULT_PROMPT, min_length=1, description="User message that asks for the objects."
+    )
+    object_field_order: Literal["desc_first", "geometry_first"] = Field(
+        default="desc_first", description="Order of the two keys of an object in the target text."
+    )
+    object_ordering: Literal["sorted", "random"] = Field(
+        default="sorted",
+        description="Order of the objects: by (min y, min x), or shuffled by the run's seed.",
+    )
+    coord_tokens: CoordTokens = CoordTokens()
+    coord_soft_ce_w1: CoordSoftCeW1 = CoordSoftCeW1()
+    coord_offset: CoordOffset = CoordOffset()
+    token_type_metrics: TokenTypeMetrics = TokenTypeMetrics()
+    head: Literal["auto", "plain", "fused"] = Field(
+        default="auto",
+        description="How the objective meets the output head; the numbers are the same. `plain`: logits of the "
+        "supervised rows in one piece. `fused`: loss and gradients inside the head's call, chunk by chunk. `auto`: "
+        "fused where the logits would take more than 256 MiB.",
+    )
+    on_nonfinite_loss: Literal["stop", "skip_step"] = Field(
+        default="stop",
+        description="A loss that is NaN or infinite stops the run on all ranks, or (not under DeepSpeed) the update of "
+        "that step is left out on all ranks and counted in health/nonfinite_loss_total.",
+    )
+
+
+class Debug(Section):
+    """Checks and limits for a quick look; part of the run context, not of its identity."""
+
+    enabled: bool = Field(default=False, description="Turn the runtime checks on.")
+    train_sample_limit: int | None = Field(
+        default=None, gt=0, description="Train on the first N records only."
+    )
+    val_sample_limit: int | None = Field(
+        default=None, gt=0, description="Evaluate on the first N records only."
+    )
+
+
+class Experiment(Section):
+    """Notes for people; written to resolved_config.json and no part of the run's identity."""
+
+    title: str | None = Field(default=None, description="What this run is called.")
+    purpose: str | None = Field(default=None, description="Why it is run.")
+    hypothesis: str | None = Field(default=None, description="What is expected of it.")
+    notes: str | None = Field(default=None, description="Anything else.")
+    tags: list[str] = Field(default=[], description="Words to find it by.")

@@ -1,0 +1,239 @@
+"""The `rollout_matching` section: generation, parsing, matching and monitoring of rollouts."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from coordexp.config.schema.pipeline import Pipeline
+from coordexp.config.schema.section import Section
+
+
+class Decoding(Section):
+    """Sampling of rollouts."""
+
+    temperature: float = Field(default=0.0, ge=0, description="0: greedy.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus mass.")
+    top_k: int = Field(default=-1, ge=-1, description="Most likely tokens kept; -1: all.")
+
+
+class RepeatTerminate(Section):
+    """End a rollout that repeats itself."""
+
+    enabled: bool = Field(default=False, description="Use it.")
+    min_new_tokens: int = Field(default=64, ge=0, description="Never end a rollout earlier than this.")
+    max_consecutive_token_repeats: int = Field(
+        default=32, gt=0, description="Same token this often in a row."
+    )
+    ngram_size: int = Field(default=32, gt=0, description="Length of a repeated piece, in tokens.")
+    ngram_repeats: int = Field(default=4, gt=1, description="Repeats of such a piece.")
+    max_object_keys: int | None = Field(
+        default=None, gt=0, description="Objects after which a rollout ends; null: no limit."
+    )
+
+
+class VllmServer(Section):
+    """One rollout server."""
+
+    base_url: str = Field(min_length=1, description="Such as http://127.0.0.1:8000.")
+    group_port: int = Field(default=51216, gt=0, lt=65536, description="Port of the weight-sync group.")
+
+
+class VllmServers(Section):
+    """Rollout servers and how long they may take."""
+
+    servers: list[VllmServer] = Field(min_length=1, description="At least one.")
+    timeout_s: float = Field(default=240.0, gt=0, description="For the server to answer at start.")
+    infer_timeout_s: float | None = Field(
+        default=None, gt=0, description="For one generation request; null: no limit."
+    )
+    api_key_env: str | None = Field(default=None, description="Environment variable that holds the API key.")
+
+
+class VllmSync(Section):
+    """How the policy reaches the engine."""
+
+    mode: Literal["full", "adapter", "auto"] = Field(
+        default="full", description="Push merged weights, or the adapter only."
+    )
+    fallback_to_full: bool = Field(
+        default=True, description="Push full weights when the adapter cannot be pushed."
+    )
+
+
+class Vllm(Section):
+    """The vLLM engine."""
+
+    mode: Literal["colocate", "server"] = Field(
+        default="colocate", description="In the training process, or elsewhere."
+    )
+    gpu_memory_utilization: float = Field(
+        default=0.45, gt=0, le=1, description="Share of device memory for the engine."
+    )
+    tensor_parallel_size: int = Field(default=1, ge=1, description="Devices per engine.")
+    max_model_len: int | None = Field(
+        default=None, gt=0, description="Longest prompt plus rollout; null: the model's."
+    )
+    max_num_seqs: int | None = Field(
+        default=None, gt=0, description="Sequences decoded at once; null: vLLM's default."
+    )
+    enforce_eager: bool = Field(default=False, description="Without CUDA graphs.")
+    enable_prefix_caching: bool = Field(default=False, description="Reuse cached prompt prefixes.")
+    sleep_level: Literal[0, 1, 2] = Field(default=0, description="What the engine frees while training.")
+    server: VllmServers | None = Field(default=None, description="Needed with mode: server.")
+    sync: VllmSync = VllmSync()
+
+    @model_validator(mode="after")
+    def _server_mode(self) -> Vllm:
+        if self.mode == "server" and self.server is None:
+            raise ValueError("mode is server, but server.servers is missing")
+        if self.mode == "colocate" and self.server is not None:
+            raise ValueError("server is given, but mode is colocate; set mode: server or remove it")
+        return self
+
+
+class Offload(Section):
+    """Move training state off the device during generation."""
+
+    enabled: bool = Field(default=False, description="Use it.")
+    offload_model: bool = Field(default=False, description="Parameters.")
+    offload_optimizer: bool = Field(default=False, description="Optimizer state.")
+
+
+class Overlap(Section):
+    """Train on the first rollouts of a step while the next decode_batch_size are generated (vllm.mode: server)."""
+
+    enabled: bool = Field(default=False, description="Use it.")
+    queue_size: int = Field(
+        default=2,
+        ge=1,
+        description="Batches of rollouts asked for beyond the one that is trained on, at most.",
+    )
+
+
+class Matching(Section):
+    """Assignment of predicted to true objects."""
+
+    candidate_top_k: int = Field(default=10, ge=1, description="Ground-truth candidates of a prediction.")
+    maskiou_gate: float = Field(default=0.3, ge=0, le=1, description="Pairs under this maskIoU never match.")
+    maskiou_resolution: int = Field(
+        default=256, ge=16, description="Side of the canvas maskIoU is computed on."
+    )
+    fp_cost: float = Field(default=1.0, ge=0, description="Cost of leaving a prediction unmatched.")
+    fn_cost: float = Field(default=1.0, ge=0, description="Cost of leaving a true object unmatched.")
+    ot_cost: Literal["l1", "l2"] = Field(
+        default="l2", description="Ground cost of optimal transport between polygons."
+    )
+    ot_epsilon: float = Field(default=10.0, gt=0, description="Entropic regularisation of the transport.")
+    ot_iters: int = Field(default=30, ge=1, description="Sinkhorn iterations.")
+
+
+class MonitorDump(Section):
+    """Samples written for people to look at."""
+
+    enabled: bool = Field(default=False, description="Write them.")
+    every_steps: int = Field(default=100, gt=0, description="Optimizer steps between dumps.")
+    max_events: int = Field(default=20, gt=0, description="Dumps of a run at most.")
+    max_samples: int = Field(default=1, gt=0, description="Samples of a dump.")
+    max_text_chars: int = Field(default=4000, gt=0, description="Text is cut after this many characters.")
+    min_free_gb: float = Field(default=2.0, ge=0, description="Skip the dump when the disk has less.")
+    out_dir: str | None = Field(default=None, description="null: monitor_dumps in the run directory.")
+
+
+class DescMonitor(Section):
+    """Compare descriptions of matched pairs; metrics only."""
+
+    enabled: bool = Field(default=False, description="Use it.")
+    mode: Literal["exact", "semantic"] = Field(
+        default="exact", description="Equal text, or also sentence similarity."
+    )
+    every_steps: int = Field(default=1, gt=0, description="Optimizer steps between comparisons.")
+    semantic_model: str = Field(
+        default="sentence-transformers/all-MiniLM-L6-v2", description="Sentence-embedding model."
+    )
+    semantic_threshold: float = Field(
+        default=0.6, ge=-1, le=1, description="Cosine similarity that counts as the same."
+    )
+    max_pairs: int = Field(default=64, gt=0, description="Pairs compared at most, per step.")
+
+
+class EvalDetection(Section):
+    """COCO average precision of evaluation rollouts."""
+
+    enabled: bool = Field(default=False, description="Compute eval_rollout/mAP.")
+    iou_type: Literal["bbox", "segm"] = Field(default="bbox", description="Boxes or masks.")
+
+
+class RolloutMatching(Section):
+    """Rollouts: how they are generated, matched and watched."""
+
+    backend: Literal["hf", "vllm"] = Field(default="vllm", description="What generates.")
+    decode_mode: Literal["greedy", "beam"] = Field(
+        default="greedy",
+        description="beam: beam search (hf only); greedy: no beams, sampled if decoding.temperature > 0.",
+    )
+    num_beams: int = Field(default=1, ge=1, description="Beams of decode_mode: beam.")
+    decode_batch_size: int = Field(
+        default=4, ge=1, description="Rollouts generated at once: the only chunking knob."
+    )
+    max_new_tokens: int = Field(default=1024, gt=0, description="Longest rollout.")
+    generate_timeout_s: float | None = Field(
+        default=1800.0, gt=0, description="Longest wait for decode_batch_size rollouts; null: no limit."
+    )
+    preflight_timeout_s: float = Field(
+        default=300.0, gt=0, description="Longest wait for the tiny rollout before step 1."
+    )
+    packing: bool = Field(
+        default=True,
+        description="Train on several samples in one sequence, kept apart by their position ids. false: padded batches "
+        "of per_device_train_batch_size samples.",
+    )
+    packing_length: int | None = Field(
+        default=None, gt=0, description="Tokens of a packed sequence; null: ms-swift's max_length."
+    )
+    repetition_penalty: float = Field(default=1.0, gt=0, description="1: none.")
+    decoding: Decoding = Decoding()
+    repeat_terminate: RepeatTerminate = RepeatTerminate()
+    vllm: Vllm = Vllm()
+    offload: Offload = Offload()
+    overlap: Overlap = Overlap()
+    matching: Matching = Matching()
+    eval_maskiou_gate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="As matching.maskiou_gate, for evaluation: which answers count in eval_rollout/f1. null: the same.",
+    )
+    coord_decode_mode: Literal["exp", "st"] = Field(
+        default="exp",
+        description="How boxes are decoded for bbox_geo: expectation or straight-through argmax.",
+    )
+    monitor_dump: MonitorDump = MonitorDump()
+    desc_monitor: DescMonitor = DescMonitor()
+    eval_detection: EvalDetection = EvalDetection()
+    pipeline: Pipeline | None = Field(default=None, description="Module lists of stage2_rollout_aligned.")
+
+    @model_validator(mode="after")
+    def _decoding_fits_the_backend(self) -> RolloutMatching:
+        if self.decode_mode == "beam" and self.backend != "hf":
+            raise ValueError("decode_mode is beam, which only backend: hf has; use decode_mode: greedy")
+        if self.num_beams > 1 and self.decode_mode != "beam":
+            raise ValueError("num_beams has no effect without decode_mode: beam")
+        if self.decode_mode == "beam" and self.decoding.temperature > 0:
+            raise ValueError("decode_mode is beam, but decoding.temperature asks for sampling; set it to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _overlap_needs_another_device(self) -> RolloutMatching:
+        if self.overlap.enabled and not (self.backend == "vllm" and self.vllm.mode == "server"):
+            raise ValueError(
+                "overlap.enabled is true, but rollouts are generated on the training device, which cannot do both at "
+                "once; use backend: vllm with vllm.mode: server, or set it to false"
+            )
+        if self.overlap.enabled and self.offload.enabled:
+            raise ValueError(
+                "overlap.enabled is true, but offload.enabled moves model or optimizer away while rollouts are "
+                "generated, when they are needed for training; set one of them to false"
+            )
+        return self

@@ -1,0 +1,75 @@
+"""The package's JSONL to a COCO annotation file: bins to pixels, descriptions to categories."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from coordexp.codec.records import Record, read_jsonl
+from coordexp.data.formats.lvis_import import own_synonyms
+from coordexp.errors import RecordError
+from coordexp.eval.coco.checks import CocoDict
+from coordexp.eval.coco.evaluate import ImageDetections, to_coco
+from coordexp.eval.coco.external import read_json
+from coordexp.eval.predictions.artifacts import to_pixels, write_jsonl
+
+
+def export_coco(data: Path, output: Path, *, categories: Path | None = None) -> Counter[str]:
+    """Write the records of `data` as a COCO annotation file; completely or not at all. Returns what was counted.
+
+    Image ids and file names are those that `from-coco` kept in `metadata`; without them ids count from 1.
+    Polygons and boxes get an outline (boxes as quadrilaterals).  categories: a COCO or LVIS file whose category ids
+    to use; None numbers the descriptions by name.
+    Raises RecordError naming file and line, also for a description that `categories` does not know.
+    """
+    records = read_jsonl(data)
+    ids = _image_ids(records)
+    dataset = to_coco(
+        ImageDetections(
+            image_id=image_id,
+            width=record.width,
+            height=record.height,
+            file_name=str((record.metadata or {}).get("file_name", record.images[0])),
+            gt=[(obj.desc, to_pixels(obj, record.width, record.height)) for obj in record.objects],
+            pred=[],
+        )
+        for image_id, record in zip(ids, records, strict=True)
+    ).gt
+    if categories is not None:
+        _use_categories(dataset, categories, data)
+    write_jsonl(output, [dataset])
+    return Counter(
+        images_written=len(dataset["images"]),
+        objects_written=len(dataset["annotations"]),
+        categories_written=len(dataset["categories"]),
+    )
+
+
+def _image_ids(records: list[Record]) -> list[int]:
+    kept = [(record.metadata or {}).get("image_id") for record in records]
+    if all(type(image_id) is int for image_id in kept) and len(set(kept)) == len(kept):
+        return [image_id for image_id in kept if image_id is not None]
+    return list(range(1, len(records) + 1))
+
+
+def _use_categories(dataset: CocoDict, categories: Path, data: Path) -> None:
+    """Give the annotations the category ids of another file, found by name, readable name or synonym."""
+    source = read_json(categories)
+    if not isinstance(source, dict) or "categories" not in source:
+        raise RecordError(f"{categories}: has no categories; expected a COCO or LVIS annotation file.")
+    id_of = {
+        form: category_id
+        for category_id, forms in own_synonyms(source["categories"]).items()
+        for form in forms
+    }
+    id_of |= {category["name"]: category["id"] for category in source["categories"]}
+    names = {category["id"]: category["name"] for category in dataset["categories"]}
+    unknown = sorted(name for name in names.values() if name not in id_of)
+    if unknown:
+        raise RecordError(
+            f"{data}: description {unknown[0]!r} (of {len(unknown)} such) is no category of {categories}. "
+            "Give the file the data was made from, or leave out --categories."
+        )
+    for annotation in dataset["annotations"]:
+        annotation["category_id"] = id_of[names[annotation["category_id"]]]
+    dataset["categories"] = source["categories"]

@@ -1,0 +1,302 @@
+"""COCO average precision and recall, by pycocotools or faster-coco-eval.
+
+    metrics = evaluate_coco(gt, preds)                    # {"AP": 0.505, "AP50": 0.697, ...}
+    evaluation = run_coco(gt, preds, engine="faster-coco-eval")
+    evaluation.per_category_ap()                          # {"cat": 0.61, ...}
+
+`gt` is a COCO dataset dict (images, annotations, categories), `preds` a COCO results list (image_id,
+category_id, bbox xywh in pixels, score). The inputs are never changed, and nothing is printed.
+`to_coco` builds both from plain per-image detections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from coordexp.errors import ConfigError
+from coordexp.eval.coco.checks import (
+    CocoDict,
+    CocoResults,
+    checked_dataset,
+    checked_results,
+    finite_score,
+    unique_ids,
+)
+from coordexp.geometry import FloatArray, box_polygon, polygon_area, polygon_box, xyxy_to_xywh
+
+ENGINES = ("pycocotools", "faster-coco-eval")
+IOU_TYPES = ("bbox", "segm")
+
+METRIC_NAMES = (
+    "AP",  # mean over IoU 0.50:0.05:0.95, at most 100 detections per image
+    "AP50",
+    "AP75",
+    "AP_small",  # ground truth area below 32 x 32 pixels
+    "AP_medium",  # 32 x 32 to 96 x 96
+    "AP_large",  # above
+    "AR1",  # mean over IoU 0.50:0.05:0.95, at most 1 detection per image and category
+    "AR10",
+    "AR100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+"""Keys of the 12 COCO numbers, in the order of pycocotools' `stats`. -1: no ground truth to measure on."""
+
+
+MAX_DETS = (1, 10, 100)
+AREAS = ("all", "small", "medium", "large")
+
+
+@dataclass(frozen=True)
+class CocoEvaluation:
+    """One evaluation: the 12 numbers, and the tables they were averaged from (-1: no ground truth).
+
+    precision: float64 [T, R, K, A, M], recall: float64 [T, K, A, M], iou_thresholds: [T], recall_points: [R].
+    T = 10 IoU thresholds, R = 101 recall points, K = categories by ascending id (`category_names`), A = areas
+    (all, small, medium, large), M = detection limits (`max_dets`).
+    """
+
+    precision: FloatArray
+    recall: FloatArray
+    category_names: list[str]
+    iou_thresholds: FloatArray
+    recall_points: FloatArray
+    max_dets: tuple[int, ...] = MAX_DETS
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The 12 numbers under `METRIC_NAMES` (AR by detection limit when other limits were asked for)."""
+        return self._numbers(slice(None))
+
+    def per_category(self) -> dict[str, dict[str, float]]:
+        """The same numbers by category name; categories without ground truth are left out."""
+        numbers = {name: self._numbers([k]) for k, name in enumerate(self.category_names)}
+        return {name: found for name, found in numbers.items() if found["AP"] > -1}
+
+    def per_category_ap(self) -> dict[str, float]:
+        """AP over IoU 0.50:0.05:0.95 by category name; categories without ground truth are left out."""
+        return {name: numbers["AP"] for name, numbers in self.per_category().items()}
+
+    def pr_curve(self, iou: float | None = None) -> list[float]:
+        """Precision at every recall point, mean over the categories with ground truth; [] without any.
+
+        iou: one of the IoU thresholds, None for the mean over all of them.
+        """
+        precision_TRK = self.precision[self._thresholds(iou), :, :, AREAS.index("all"), -1]
+        has_gt_K = (precision_TRK > -1).all(axis=(0, 1))
+        if not has_gt_K.any():
+            return []
+        curve: list[float] = precision_TRK[:, :, has_gt_K].mean(axis=(0, 2)).tolist()
+        return curve
+
+    def _numbers(self, categories: slice | list[int]) -> dict[str, float]:
+        def ap(iou: float | None = None, area: str = "all") -> float:
+            table = self.precision[self._thresholds(iou)][:, :, categories, AREAS.index(area), -1]
+            return _mean_of_measured(table)
+
+        def ar(limit: int = -1, area: str = "all") -> float:
+            return _mean_of_measured(self.recall[:, categories, AREAS.index(area), limit])
+
+        sizes = AREAS[1:]
+        return {
+            "AP": ap(),
+            "AP50": ap(iou=0.5),
+            "AP75": ap(iou=0.75),
+            **{f"AP_{size}": ap(area=size) for size in sizes},
+            **{f"AR{most}": ar(index) for index, most in enumerate(self.max_dets)},
+            **{f"AR_{size}": ar(area=size) for size in sizes},
+        }
+
+    def _thresholds(self, iou: float | None) -> slice | NDArray[np.bool_]:
+        return slice(None) if iou is None else np.isclose(self.iou_thresholds, iou)
+
+
+def evaluate_coco(
+    gt: Mapping[str, Any],
+    preds: Sequence[Mapping[str, Any]],
+    *,
+    iou_type: str = "bbox",
+    engine: str = "pycocotools",
+) -> dict[str, float]:
+    """The 12 COCO numbers under `METRIC_NAMES`, equal to those of the engine run directly.
+
+    gt: COCO dataset (a missing `iscrowd` is 0, a missing `area` the box area).  preds: COCO results or [].
+    iou_type: "bbox" or "segm".  engine: "pycocotools" or "faster-coco-eval".
+    Raises ConfigError for an unknown engine or iou_type, RecordError naming the index of a malformed entry.
+    """
+    return run_coco(gt, preds, iou_type=iou_type, engine=engine).metrics
+
+
+def run_coco(
+    gt: Mapping[str, Any],
+    preds: Sequence[Mapping[str, Any]],
+    *,
+    iou_type: str = "bbox",
+    engine: str = "pycocotools",
+    max_dets: Sequence[int] = MAX_DETS,
+) -> CocoEvaluation:
+    """As `evaluate_coco`, with the precision and recall tables for curves and per-category numbers.
+
+    max_dets: detections looked at per image and category, ascending; AP takes the last, AR every one.
+    """
+    if engine not in ENGINES:
+        raise ConfigError(f"engine is {engine!r}: expected one of {', '.join(ENGINES)}")
+    if iou_type not in IOU_TYPES:
+        raise ConfigError(f"iou_type is {iou_type!r}: expected one of {', '.join(IOU_TYPES)}")
+    if not max_dets or min(max_dets) < 1 or list(max_dets) != sorted(set(max_dets)):
+        raise ConfigError(
+            f"max_dets are {list(max_dets)}: expected ascending whole numbers of at least 1, such as 1 10 100"
+        )
+    dataset = checked_dataset(gt, iou_type)
+    results = checked_results(preds, dataset, iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = _evaluator(dataset, results, iou_type, engine)
+        evaluator.params.maxDets = list(max_dets)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    names = {category["id"]: category["name"] for category in dataset["categories"]}
+    return CocoEvaluation(
+        precision=np.asarray(evaluator.eval["precision"]),
+        recall=np.asarray(evaluator.eval["recall"]),
+        category_names=[names[category_id] for category_id in sorted(names)],
+        iou_thresholds=np.asarray(evaluator.params.iouThrs),
+        recall_points=np.asarray(evaluator.params.recThrs),
+        max_dets=tuple(max_dets),
+    )
+
+
+def _mean_of_measured(table: FloatArray) -> float:
+    """Mean over the entries with ground truth, -1 if there are none."""
+    measured = table[table > -1]
+    return float(measured.mean()) if measured.size else -1.0
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """Ground truth and predictions of one image, in pixels.
+
+    gt: (desc, points); pred: (desc, points, score). points: a box xyxy, or a polygon of at least 6 values.
+    """
+
+    image_id: int
+    width: int
+    height: int
+    gt: Sequence[tuple[str, Sequence[float]]]
+    pred: Sequence[tuple[str, Sequence[float], float]]
+    file_name: str = ""
+
+
+@dataclass(frozen=True)
+class CocoExport:
+    """`to_coco`'s dataset and results, and what became of descriptions that are no category.
+
+    mapped: predictions given a category through `desc_map`, by their own desc; dropped: those left out.
+    """
+
+    gt: CocoDict
+    preds: CocoResults
+    mapped: Counter[str]
+    dropped: Counter[str]
+
+
+def to_coco(images: Iterable[ImageDetections], desc_map: Mapping[str, str] | None = None) -> CocoExport:
+    """Build a COCO dataset and results list; categories are the ground-truth descs, sorted, with ids from 1.
+
+    A predicted desc that is no category goes through `desc_map` (desc -> category name), and is dropped and
+    counted if it is not there either. Boxes become xywh with width = x2 - x1 and height = y2 - y1 (no +1).
+    A polygon gets a `segmentation` and its surrounding `bbox`, so that the pair serves both iou types.
+    Every image stays in, also one without ground truth. Raises RecordError for a repeated image id or a score
+    that is not a finite number, ConfigError for a `desc_map` target that is no category.
+    """
+    images = list(images)
+    unique_ids([{"id": image.image_id} for image in images], "images")
+    names = sorted({desc for image in images for desc, _ in image.gt})
+    category_ids = {name: category_id for category_id, name in enumerate(names, start=1)}
+    desc_map = desc_map or {}
+    for desc, name in desc_map.items():
+        if name not in category_ids:
+            raise ConfigError(
+                f"desc_map sends {desc!r} to {name!r}, which is no category of the ground truth"
+            )
+    annotations = [
+        {"id": 0, "image_id": image.image_id, "category_id": category_ids[desc], **_coco_annotation(points)}
+        for image in images
+        for desc, points in image.gt
+    ]
+    for annotation_id, annotation in enumerate(annotations, start=1):
+        annotation["id"] = annotation_id
+    dataset = {
+        "images": [
+            {"id": image.image_id, "width": image.width, "height": image.height, "file_name": image.file_name}
+            for image in images
+        ],
+        "annotations": annotations,
+        "categories": [{"id": category_id, "name": name} for name, category_id in category_ids.items()],
+    }
+    export = CocoExport(dataset, [], Counter(), Counter())
+    for image in images:
+        _export_predictions(image, category_ids, desc_map, export)
+    return export
+
+
+def _export_predictions(
+    image: ImageDetections, category_ids: Mapping[str, int], desc_map: Mapping[str, str], export: CocoExport
+) -> None:
+    for index, (desc, points, score) in enumerate(image.pred):
+        category = desc if desc in category_ids else desc_map.get(desc)
+        if category is None:
+            export.dropped[desc] += 1
+            continue
+        if category != desc:
+            export.mapped[desc] += 1
+        result = {"image_id": image.image_id, "category_id": category_ids[category], **_coco_result(points)}
+        export.preds.append({**result, "score": finite_score(score, f"image {image.image_id} pred[{index}]")})
+
+
+def _coco_annotation(points: Sequence[float]) -> CocoDict:
+    if len(points) == 4:
+        box = xyxy_to_xywh(points).tolist()
+        outline, area = box_polygon(points).tolist(), box[2] * box[3]
+    else:
+        box = xyxy_to_xywh(polygon_box(points)).tolist()
+        outline, area = [float(value) for value in points], polygon_area(points)
+    return {"bbox": box, "segmentation": [outline], "area": area, "iscrowd": 0}
+
+
+def _coco_result(points: Sequence[float]) -> CocoDict:
+    if len(points) == 4:
+        x1, y1, x2, y2 = map(float, points)
+        return {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+    box = xyxy_to_xywh(polygon_box(points)).tolist()
+    return {"bbox": box, "segmentation": [[float(value) for value in points]]}
+
+
+def _evaluator(dataset: CocoDict, results: CocoResults, iou_type: str, engine: str) -> Any:
+    if engine == "faster-coco-eval":
+        import faster_coco_eval  # loads OpenCV, so only when it is asked for
+
+        coco_gt = faster_coco_eval.COCO(dataset)
+        return faster_coco_eval.COCOeval_faster(coco_gt, coco_gt.loadRes(results), iouType=iou_type)
+    coco_gt = COCO()
+    coco_gt.dataset = dataset
+    coco_gt.createIndex()
+    return COCOeval(coco_gt, coco_gt.loadRes(results) if results else _no_results(dataset), iouType=iou_type)
+
+
+def _no_results(dataset: CocoDict) -> COCO:
+    """What `loadRes` would give for an empty list, which pycocotools refuses."""
+    coco_dt = COCO()
+    coco_dt.dataset = {"images": dataset["images"], "categories": dataset["categories"], "annotations": []}
+    coco_dt.createIndex()
+    return coco_dt

@@ -1,0 +1,1 @@
+"""Predictions on disk: what was answered, how sure the model was."""

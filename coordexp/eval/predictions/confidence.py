@@ -1,0 +1,245 @@
+"""A confidence for every predicted object, from the log-probabilities of the tokens that wrote it.
+
+score = exp(mean log-probability of the object's coordinate tokens), taken at the token positions that the parser
+recorded. With desc fusion the mean log-probability of the description's tokens takes part with a weight w:
+score = exp((1 - w) * coordinates + w * description).
+
+An object whose tokens cannot be found is not given a made-up score: the reason is counted and the object is left out
+of the scored file. Predictions and trace are checked to be of the same run, line by line.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from coordexp.codec.pieces import token_bytes
+from coordexp.codec.serialize import to_strict_json
+from coordexp.errors import ConfigError, RecordError
+from coordexp.eval.predictions.artifacts import (
+    GT_VS_PRED,
+    SCORED,
+    TOKEN_TRACE,
+    check_pixels,
+    read_jsonl_lines,
+    write_jsonl,
+)
+from coordexp.geometry import quantize_points
+
+SCORE_SOURCE = "coord_token_logprob_mean_exp"
+FUSED_SOURCE = "coord_and_desc_token_logprob_mean_exp"
+CONSTANT_SOURCE = "constant"
+SCORE_VERSION = 1
+_LINE_KEYS = ("image_id", "image", "width", "height", "coord_mode", "gt", "pred")
+_TRACE_KEYS = ("image_id", "generated_token_text", "token_logprobs", "object_token_positions")
+_DESC_KEY = "object_desc_token_positions"
+_SAME_RUN = "the files must come from the same `coordexp infer` run"
+
+
+class ScoreFailure(StrEnum):
+    """Why an object got no score."""
+
+    MISSING_POSITIONS = "missing_positions"
+    """No token positions were recorded for the object."""
+    POSITION_OUT_OF_RANGE = "position_out_of_range"
+    """A recorded position lies beyond the generated tokens."""
+    TOKEN_MISMATCH = "token_mismatch"
+    """The tokens at the recorded positions are not the object's coordinates."""
+    DESC_MISMATCH = "desc_mismatch"
+    """The tokens at the recorded positions are not the object's description (desc fusion only)."""
+    MISSING_LOGPROBS = "missing_logprobs"
+    """The answer came without log-probabilities."""
+    NONFINITE_LOGPROB = "nonfinite_logprob"
+    """A log-probability is not a finite number."""
+    POSITIVE_LOGPROB = "positive_logprob"
+    """A log-probability is above zero."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How objects are scored.
+
+    desc_fusion: weight of the description, 0 for coordinates alone.  constant: every score is 1.0, for answers
+    without log-probabilities.
+    """
+
+    desc_fusion: float = 0.0
+    constant: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.desc_fusion <= 1.0:
+            raise ConfigError(f"desc fusion is {self.desc_fusion}: expected a weight in [0, 1]")
+        if self.constant and self.desc_fusion:
+            raise ConfigError("constant scores leave no room for desc fusion: ask for one of them")
+
+    @property
+    def source(self) -> str:
+        """What `pred_score_source` says."""
+        if self.constant:
+            return CONSTANT_SOURCE
+        return FUSED_SOURCE if self.desc_fusion else SCORE_SOURCE
+
+
+def object_score(
+    obj: Mapping[str, Any],
+    index: int,
+    trace: Mapping[str, Any],
+    width: int,
+    height: int,
+    scoring: Scoring | None = None,
+) -> float | ScoreFailure:
+    """Score of the object with this index in its line, in (0, 1], or why it has none."""
+    scoring = scoring or Scoring()
+    if scoring.constant:
+        return 1.0
+    positions = trace["object_token_positions"][index]
+    tokens = _tokens_at(positions, trace)
+    if isinstance(tokens, ScoreFailure):
+        return tokens
+    points = obj["points"]
+    bins = quantize_points([points[i : i + 2] for i in range(0, len(points), 2)], width, height).reshape(-1)
+    if tokens != [f"<|coord_{k}|>" for k in bins]:
+        return ScoreFailure.TOKEN_MISMATCH
+    mean = _mean_logprob(positions, trace)
+    if isinstance(mean, ScoreFailure) or not scoring.desc_fusion:
+        return mean if isinstance(mean, ScoreFailure) else math.exp(mean)
+    desc_positions = trace[_DESC_KEY][index]
+    desc_tokens = _tokens_at(desc_positions, trace)
+    if isinstance(desc_tokens, ScoreFailure):
+        return desc_tokens
+    if not _is_written_by(obj["desc"], desc_tokens):
+        return ScoreFailure.DESC_MISMATCH
+    desc_mean = _mean_logprob(desc_positions, trace)
+    if isinstance(desc_mean, ScoreFailure):
+        return desc_mean
+    return math.exp((1.0 - scoring.desc_fusion) * mean + scoring.desc_fusion * desc_mean)
+
+
+def score_lines(
+    lines: Sequence[dict[str, Any]], traces: Sequence[dict[str, Any]], scoring: Scoring | None = None
+) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """Scored copies of `lines`, and how often each failure happened.
+
+    Raises:
+        RecordError: predictions and trace are not of the same run (other images, order, answers or number of
+            objects), a trace is not aligned with itself, or no answer at all has log-probabilities.
+    """
+    scoring = scoring or Scoring()
+    _check_same_images(lines, traces)
+    failures: Counter[str] = Counter()
+    scored = []
+    for line, trace in zip(lines, traces, strict=True):
+        _check_alignment(line, trace, scoring)
+        kept, own_failures = [], Counter[str]()
+        for index, obj in enumerate(line["pred"]):
+            score = object_score(obj, index, trace, line["width"], line["height"], scoring)
+            if isinstance(score, ScoreFailure):
+                own_failures[str(score)] += 1
+            else:
+                kept.append({**obj, "score": score})
+        failures += own_failures
+        made = {"pred_score_source": scoring.source, "pred_score_version": SCORE_VERSION}
+        if scoring.desc_fusion:
+            made["pred_score_desc_fusion"] = scoring.desc_fusion
+        if own_failures:
+            made["pred_score_failures"] = dict(sorted(own_failures.items()))
+        scored.append({**line, "pred": kept, **made})
+    _refuse_if_none_has_logprobs(lines, failures)
+    return scored, failures
+
+
+def score_directory(directory: Path, scoring: Scoring | None = None) -> Counter[str]:
+    """Read the two files of an inference run and write `gt_vs_pred_scored.jsonl` beside them."""
+    lines = read_jsonl_lines(directory / GT_VS_PRED, _LINE_KEYS)
+    traces = read_jsonl_lines(directory / TOKEN_TRACE, _TRACE_KEYS)
+    try:
+        scored, failures = score_lines(lines, traces, scoring)
+    except RecordError as error:
+        raise RecordError(f"{directory}: {error}") from None
+    write_jsonl(directory / SCORED, scored)
+    return failures
+
+
+def _tokens_at(positions: Sequence[int], trace: Mapping[str, Any]) -> list[str] | ScoreFailure:
+    tokens = trace["generated_token_text"]
+    if not positions:
+        return ScoreFailure.MISSING_POSITIONS
+    if max(positions) >= len(tokens) or min(positions) < 0:
+        return ScoreFailure.POSITION_OUT_OF_RANGE
+    return [tokens[p] for p in positions]
+
+
+def _mean_logprob(positions: Sequence[int], trace: Mapping[str, Any]) -> float | ScoreFailure:
+    logprobs = trace["token_logprobs"]
+    if not logprobs:
+        return ScoreFailure.MISSING_LOGPROBS
+    values = [logprobs[p] for p in positions]
+    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+        return ScoreFailure.NONFINITE_LOGPROB
+    if max(values) > 1e-6:
+        return ScoreFailure.POSITIVE_LOGPROB
+    return min(0.0, float(sum(values)) / len(values))
+
+
+def _is_written_by(desc: str, tokens: Sequence[str]) -> bool:
+    """Whether the tokens hold the description; one with JSON escapes may be spelled in several ways."""
+    text = b"".join(map(token_bytes, tokens)).decode("utf-8", errors="replace")
+    return desc in text or "\\" in text
+
+
+def _check_same_images(lines: Sequence[dict[str, Any]], traces: Sequence[dict[str, Any]]) -> None:
+    if len(lines) != len(traces):
+        raise RecordError(f"{GT_VS_PRED} has {len(lines)} lines, {TOKEN_TRACE} {len(traces)}; {_SAME_RUN}.")
+    for number, (line, trace) in enumerate(zip(lines, traces, strict=True), start=1):
+        for key in ("image_id", "image"):
+            if key in trace and line[key] != trace[key]:
+                raise RecordError(
+                    f"line {number}: {key} is {line[key]!r} in {GT_VS_PRED} and {trace[key]!r} in {TOKEN_TRACE}; "
+                    f"{_SAME_RUN}."
+                )
+
+
+def _check_alignment(line: Mapping[str, Any], trace: Mapping[str, Any], scoring: Scoring) -> None:
+    """RecordError unless the trace is that of the line's answer, with one log-probability per token (or none)."""
+    where = f"image {line['image_id']}"
+    check_pixels(dict(line), where)
+    num_tokens, num_logprobs = len(trace["generated_token_text"]), len(trace["token_logprobs"])
+    if num_logprobs not in (0, num_tokens):
+        raise RecordError(
+            f"{where}: {num_tokens} tokens but {num_logprobs} log-probabilities in {TOKEN_TRACE}; run `coordexp infer` "
+            "again."
+        )
+    positions = trace["object_token_positions"]
+    if len(positions) != len(line["pred"]):
+        raise RecordError(
+            f"{where}: {len(line['pred'])} predictions but {len(positions)} traced objects; {_SAME_RUN}."
+        )
+    answer = line.get("raw_output_json")
+    if answer is not None and "text" in trace and to_strict_json(trace["text"]) != answer:
+        raise RecordError(
+            f"{where}: {GT_VS_PRED} holds the answer {_shown(answer)}, {TOKEN_TRACE} another one "
+            f"({_shown(trace['text'])}); {_SAME_RUN}."
+        )
+    if scoring.desc_fusion and len(trace.get(_DESC_KEY, ())) != len(positions):
+        raise RecordError(
+            f"{where}: {TOKEN_TRACE} has no {_DESC_KEY} for every object, which desc fusion needs; run "
+            "`coordexp infer` again, or score without it."
+        )
+
+
+def _refuse_if_none_has_logprobs(lines: Sequence[dict[str, Any]], failures: Counter[str]) -> None:
+    num_pred = sum(len(line["pred"]) for line in lines)
+    if num_pred and failures[ScoreFailure.MISSING_LOGPROBS] == num_pred:
+        raise RecordError(
+            "no answer has log-probabilities (a server that gives none?), so nothing can be scored; `coordexp score "
+            "--constant` gives every prediction 1.0."
+        )
+
+
+def _shown(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"

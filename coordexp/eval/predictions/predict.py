@@ -1,0 +1,77 @@
+"""Ask a checkpoint for its detections: records -> rollouts -> parsed predictions -> artefacts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from coordexp.codec.parse import desc_token_positions, parse_rollout
+from coordexp.codec.records import Record
+from coordexp.codec.serialize import to_strict_json
+from coordexp.eval.predictions.artifacts import artifact_line
+from coordexp.eval.predictions.log import PredictionLog
+from coordexp.rollout.backends.openai_client import ServerRollout
+from coordexp.rollout.types import Rollout, RolloutBackend, RolloutRequest
+
+
+def predict(
+    records: Sequence[Record],
+    requests: Sequence[RolloutRequest],
+    backend: RolloutBackend,
+    tokenizer: Any,
+    log: PredictionLog,
+    *,
+    field_order: str = "desc_first",
+    chunk_size: int = 64,
+    on_images: Callable[[int], object] | None = None,
+) -> None:
+    """Write the lines of every image that `log` does not hold yet, and finish it.
+
+    requests: one per record, in order.  on_images: called with the number of images just done.
+    """
+    for start in range(log.num_done, len(records), chunk_size):
+        chunk = slice(start, start + chunk_size)
+        rollouts = backend.generate(requests[chunk])
+        lines, traces = [], []
+        for image_id, (record, rollout) in enumerate(zip(records[chunk], rollouts, strict=True), start=start):
+            parsed = parse_rollout(rollout.response_token_ids, tokenizer, field_order=field_order)
+            lines.append(artifact_line(record, image_id, parsed, _strict_json(parsed)))
+            traces.append(_trace_line(record, image_id, rollout, parsed, tokenizer))
+        log.append(lines, traces)
+        if on_images is not None:
+            on_images(len(rollouts))
+    log.finish()
+
+
+def _strict_json(parsed: Any) -> str | None:
+    """The whole answer with its coordinate tokens as numbers, None when that is not JSON."""
+    text = to_strict_json(parsed.text)
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return None
+    return text
+
+
+def _trace_line(
+    record: Record, image_id: int, rollout: Rollout, parsed: Any, tokenizer: Any
+) -> dict[str, Any]:
+    desc_positions = desc_token_positions(rollout.response_token_ids, tokenizer)
+    return {
+        "image_id": image_id,
+        "image": record.images[0],
+        "text": parsed.text,
+        "generated_token_text": tokenizer.convert_ids_to_tokens(list(rollout.response_token_ids)),
+        "token_logprobs": [value if math.isfinite(value) else None for value in rollout.token_logprobs],
+        "object_token_positions": [list(obj.token_positions) for obj in parsed.objects],
+        "object_desc_token_positions": [
+            [p for p in desc_positions if obj.token_span[0] <= p < obj.token_span[1]]
+            for obj in parsed.objects
+        ],
+        "num_prompt_tokens": len(rollout.prompt_token_ids) or None,
+        "finish_reason": rollout.finish_reason,
+        "seconds": rollout.seconds,
+        "retokenized": isinstance(rollout, ServerRollout) and rollout.retokenized,
+    }

@@ -1,0 +1,197 @@
+"""Bootstrap intervals over images: how much a number would move with another sample of images.
+
+Images are drawn with replacement. A resample is a vector of weights (how often each image was drawn), so that F1
+comes from one matrix product over per-image counts, and average precision from cumulative sums over the detections
+sorted once. Runs share the resamples, so their differences are paired.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from coordexp.eval.coco.checks import checked_dataset, checked_results
+from coordexp.geometry import FloatArray, IntArray
+
+LEVEL = 0.95
+MAX_AP_WORK = 100_000_000
+"""Detections x IoU thresholds that all resamples of AP may look at: about ten seconds on one core."""
+MIN_AP_RESAMPLES = 200
+"""Fewer than this give no useful interval."""
+_MOST_DETECTIONS = 100
+_BLOCK = 50  # resamples at a time, which bounds memory
+
+
+class Interval(NamedTuple):
+    """The central 95 % of the resampled values."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class CategoryMatches:
+    """COCO matches of one category, detections by descending score.
+
+    image_D: image index;  tp_TD, fp_TD: at each IoU threshold (neither: ignored);  num_gt_N: objects per image.
+    """
+
+    image_D: IntArray
+    tp_TD: NDArray[np.bool_]
+    fp_TD: NDArray[np.bool_]
+    num_gt_N: IntArray
+
+
+def resample_indices(num_images: int, num_resamples: int, seed: int) -> IntArray:
+    """Drawn images, int64 [num_resamples, num_images]."""
+    return np.random.default_rng(seed).integers(num_images, size=(num_resamples, num_images))
+
+
+def image_weights(indices_BN: IntArray) -> IntArray:
+    """How often each image was drawn in each resample: int64 [B, N] -> int64 [B, N]."""
+    num_resamples, num_images = indices_BN.shape
+    offsets = np.arange(num_resamples)[:, None] * num_images
+    counts = np.bincount((indices_BN + offsets).ravel(), minlength=num_resamples * num_images)
+    return counts.reshape(num_resamples, num_images)
+
+
+def resampled_f1(weights_BN: IntArray, counts_NT3: IntArray) -> dict[str, FloatArray]:
+    """Micro precision, recall and F1 at the first threshold, and F1 averaged over all of them. Each [B].
+
+    counts_NT3: [images, thresholds, (tp, fp, fn)], thresholds ascending from IoU 0.5.
+    """
+    num_images, num_thresholds, _ = counts_NT3.shape
+    flat = counts_NT3.reshape(num_images, -1)
+    tp, fp, fn = np.moveaxis((weights_BN @ flat).reshape(-1, num_thresholds, 3), -1, 0).astype(np.float64)
+    precision = _ratio(tp, tp + fp)
+    recall = _ratio(tp, tp + fn)
+    total = precision + recall
+    f1 = np.divide(2.0 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+    return {
+        "f1_at_50": f1[:, 0],
+        "f1_50_95": f1.mean(axis=1),
+        "precision_at_50": precision[:, 0],
+        "recall_at_50": recall[:, 0],
+    }
+
+
+def coco_matches(gt: Mapping[str, Any], preds: Sequence[Mapping[str, Any]]) -> list[CategoryMatches]:
+    """pycocotools' matches per category, in the order of the category ids; images are indexed by their sorted ids."""
+    dataset = checked_dataset(gt)
+    results = [
+        {**pred, "id": i, "area": pred["bbox"][2] * pred["bbox"][3], "iscrowd": 0}
+        for i, pred in enumerate(checked_results(preds, dataset, "bbox"), start=1)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, found = COCO(), COCO()
+        truth.dataset, found.dataset = dataset, {**dataset, "annotations": results}
+        truth.createIndex()
+        found.createIndex()
+        evaluator = COCOeval(truth, found, iouType="bbox")
+        evaluator.params.areaRng, evaluator.params.areaRngLbl = evaluator.params.areaRng[:1], ["all"]
+        evaluator.params.maxDets = [_MOST_DETECTIONS]
+        evaluator.evaluate()
+    num_images = len(evaluator.params.imgIds)
+    per_category = [
+        evaluator.evalImgs[start : start + num_images]
+        for start in range(0, len(evaluator.evalImgs), num_images)
+    ]
+    num_thresholds = len(evaluator.params.iouThrs)
+    return [_category_matches(images, num_thresholds) for images in per_category]
+
+
+def resampled_ap(weights_BN: IntArray, categories: Sequence[CategoryMatches]) -> dict[str, FloatArray]:
+    """AP over IoU 0.50:0.05:0.95, AP50 and AP75 of every resample, by pycocotools' rules. Each [B], -1: undefined.
+
+    An image drawn twice counts as two images whose detections stand beside each other in the ranking.
+    """
+    values_KBT = np.full((len(categories), len(weights_BN), 10), np.nan)
+    for k, category in enumerate(categories):
+        if not category.num_gt_N.any():
+            continue
+        for start in range(0, len(weights_BN), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            values_KBT[k, block] = _category_ap(weights_BN[block], category)
+    return {
+        "AP": _mean(values_KBT),
+        "AP50": _mean(values_KBT[:, :, :1]),
+        "AP75": _mean(values_KBT[:, :, 5:6]),
+    }
+
+
+def affordable_resamples(num_resamples: int, num_detections: int, num_categories: int) -> int:
+    """How many of the resamples AP can take in a few seconds; 0 where those are too few for an interval."""
+    per_category = 60  # detections that the fixed work for a category costs as much as (measured)
+    work = 10 * max(1, num_detections + per_category * num_categories)
+    affordable = min(num_resamples, MAX_AP_WORK // work)
+    return affordable if affordable >= min(num_resamples, MIN_AP_RESAMPLES) else 0
+
+
+def interval(values_B: FloatArray) -> Interval:
+    """Percentile interval of resampled values."""
+    low, high = np.quantile(values_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
+
+
+def _category_matches(images: Sequence[dict[str, Any] | None], num_thresholds: int) -> CategoryMatches:
+    present = [(index, result) for index, result in enumerate(images) if result is not None]
+    num_gt_N = np.zeros(len(images), dtype=np.int64)
+    scores, image_D = [], []
+    matched = [np.zeros((num_thresholds, 0))]
+    ignored = [np.zeros((num_thresholds, 0), dtype=bool)]
+    for index, result in present:
+        num_gt_N[index] = np.count_nonzero(np.asarray(result["gtIgnore"]) == 0)
+        scores += result["dtScores"]
+        image_D += [index] * len(result["dtScores"])
+        matched.append(np.asarray(result["dtMatches"]).reshape(num_thresholds, -1))
+        ignored.append(np.asarray(result["dtIgnore"], dtype=bool).reshape(num_thresholds, -1))
+    order = np.argsort(-np.array(scores, dtype=np.float64), kind="mergesort")
+    is_matched = np.concatenate(matched, axis=1)[:, order] > 0
+    is_counted = ~np.concatenate(ignored, axis=1)[:, order]
+    return CategoryMatches(
+        image_D=np.array(image_D, dtype=np.int64)[order],
+        tp_TD=is_matched & is_counted,
+        fp_TD=~is_matched & is_counted,
+        num_gt_N=num_gt_N,
+    )
+
+
+def _category_ap(weights_BN: IntArray, category: CategoryMatches) -> FloatArray:
+    """AP of one category at every IoU threshold, NaN where the resample holds none of its objects.  [B, T]"""
+    recall_points = np.linspace(0.0, 1.0, 101)
+    num_gt_B = weights_BN @ category.num_gt_N
+    weights_BD = weights_BN[:, category.image_D]
+    values_BT = np.full((len(weights_BN), len(category.tp_TD)), np.nan)
+    for t, (tp_D, fp_D) in enumerate(zip(category.tp_TD, category.fp_TD, strict=True)):
+        tp_BD = np.cumsum(weights_BD * tp_D, axis=1, dtype=np.float64)
+        fp_BD = np.cumsum(weights_BD * fp_D, axis=1, dtype=np.float64)
+        precision_BD = tp_BD / (tp_BD + fp_BD + np.spacing(1))
+        envelope_BD = np.maximum.accumulate(precision_BD[:, ::-1], axis=1)[:, ::-1]
+        # One column more: the precision of a recall that is never reached.
+        envelope_BD = np.concatenate([envelope_BD, np.zeros((len(weights_BN), 1))], axis=1)
+        for b in np.flatnonzero(num_gt_B):
+            reached = np.searchsorted(tp_BD[b] / num_gt_B[b], recall_points, side="left")
+            values_BT[b, t] = envelope_BD[b, reached].mean()
+    return values_BT
+
+
+def _mean(values_KBT: FloatArray) -> FloatArray:
+    """Mean over defined categories and thresholds per resample; -1 where there is none."""
+    defined = ~np.isnan(values_KBT)
+    count_B = defined.sum(axis=(0, 2))
+    total_B = np.where(defined, values_KBT, 0.0).sum(axis=(0, 2))
+    mean_B: FloatArray = np.divide(total_B, count_B, out=np.full(count_B.shape, -1.0), where=count_B > 0)
+    return mean_B
+
+
+def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
+    """part / whole, 1 for 0 / 0."""
+    return np.divide(part, whole, out=np.ones_like(whole), where=whole > 0)

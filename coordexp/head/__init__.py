@@ -1,0 +1,1 @@
+"""Supervised rows -> loss, without logits [B, T, V]: plain, fused, liger."""

@@ -1,0 +1,204 @@
+"""Loss of the supervised rows of a forward, through the plain or the fused head (`custom.head`).
+
+    plain   the head is called as a module on the supervised rows; their logits [R, V] are kept for the backward
+    fused   the loss and its gradients are taken inside the head's call, a chunk of rows at a time
+    auto    fused where the logits would exceed `losses.head.PLAIN_BYTES` in float32 (256 MiB: 440 rows of a
+            vocabulary of 152k) and products run in a dtype the fused head takes; otherwise the rows in one piece
+
+All ways give the same loss, gradients and metrics. Beside the loss, or instead of it, a forward can return coordinate
+logits of chosen rows, from which self-context makes the embeddings of the next forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from coordexp.errors import ConfigError, ContractError
+from coordexp.head.call import head_computes
+from coordexp.head.choice import HeadMode, apply_head
+from coordexp.head.fused import Observer
+from coordexp.head.module import projection_of
+from coordexp.head.projection import HeadProjection
+from coordexp.head.rows import head_on_rows
+from coordexp.losses.columns import CoordColumns
+from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
+
+Terms = TypeVar("Terms")
+Objective = Callable[[LossInputs], tuple[Tensor, Terms]]
+RunModel = Callable[[], Any]
+"""Runs the model; returns what comes out of its head."""
+
+
+@dataclass(frozen=True)
+class Supervised(Generic[Terms]):
+    """An objective on some rows of a forward; `needs`, `objective`, `observe` as for `losses.head.apply_head`."""
+
+    rows: SupervisedRows
+    needs: LossNeeds
+    objective: Objective[Terms]
+    observe: Observer | None = None
+
+
+@dataclass(frozen=True)
+class HeadResult(Generic[Terms]):
+    """What one forward gave."""
+
+    loss: Tensor | None
+    """0-dim; None without an objective."""
+    terms: list[Terms]
+    """One entry per chunk, at least one; none without an objective."""
+    slot_logits_NK: Tensor | None
+    """float [N, K], with graph; None when no slots were asked for."""
+
+
+class RowsHead:
+    """Runs a model, and an objective on the supervised rows of its hidden states.
+
+    Arguments:
+        mode: `custom.head`.
+        columns: the coordinate tokens.
+    """
+
+    def __init__(self, mode: HeadMode, columns: CoordColumns) -> None:
+        self.mode, self.columns = mode, columns
+
+    def __call__(
+        self,
+        model: nn.Module,
+        unwrapped: nn.Module,
+        inputs: dict[str, Any],
+        rows: SupervisedRows,
+        needs: LossNeeds,
+        objective: Objective[Terms],
+        observe: Observer | None = None,
+    ) -> tuple[Tensor, list[Terms]]:
+        """One forward: the loss, 0-dim, and the terms of each chunk. Arguments as for `run` and `Supervised`."""
+        result = self.run(model, unwrapped, inputs, Supervised(rows, needs, objective, observe))
+        if result.loss is None:
+            raise ContractError("the forward gave no loss although it had an objective")
+        return result.loss, result.terms
+
+    def run(
+        self,
+        model: nn.Module,
+        unwrapped: nn.Module,
+        inputs: dict[str, Any],
+        supervised: Supervised[Terms] | None,
+        slot_rows_N: Tensor | None = None,
+    ) -> HeadResult[Terms]:
+        """One forward without a cache.
+
+        Arguments:
+            model: called with `inputs`; may be wrapped (DDP, DeepSpeed). `unwrapped` is the model inside.
+            supervised: its objective divides by counts that are known before the forward. None: no loss.
+            slot_rows_N: int64 [N], rows b * T + t of the flattened hidden states whose coordinate logits are wanted
+                (`CoordSlots.rows_N`); the graph of those holds no row of V logits with the fused head.
+        """
+        if supervised is None and slot_rows_N is None:
+            raise ContractError(
+                "RowsHead.run: neither an objective nor slot rows were given; there is nothing to do"
+            )
+
+        def forward() -> Any:
+            return model(**inputs, use_cache=False).logits
+
+        run = self._plain if self.mode == "plain" else self._in_head
+        return run(forward, unwrapped, supervised, slot_rows_N)
+
+    def _plain(
+        self,
+        forward: RunModel,
+        unwrapped: nn.Module,
+        supervised: Supervised[Terms] | None,
+        slot_rows_N: Tensor | None,
+    ) -> HeadResult[Terms]:
+        parts = [] if supervised is None else [supervised.rows.positions_R]
+        parts += [] if slot_rows_N is None else [slot_rows_N]
+        with head_on_rows(unwrapped, torch.cat(parts)):
+            logits_RV = forward()
+        num_slots = 0 if slot_rows_N is None else slot_rows_N.numel()
+        rows_RV, slots_NV = logits_RV.split([logits_RV.shape[0] - num_slots, num_slots])
+        slots_NK = None if slot_rows_N is None else self.columns.take(slots_NV)
+        if supervised is None:
+            return HeadResult(None, [], slots_NK)
+        loss, terms = self._from_logits(rows_RV, supervised)
+        return HeadResult(loss, [terms], slots_NK)
+
+    def _in_head(
+        self,
+        forward: RunModel,
+        unwrapped: nn.Module,
+        supervised: Supervised[Terms] | None,
+        slot_rows_N: Tensor | None,
+    ) -> HeadResult[Terms]:
+        """Everything with a graph leaves the head as its output: there wrappers look for what a backward needs."""
+        parts: list[Terms] = []
+
+        def body(head: nn.Module, hidden_BTH: Tensor) -> tuple[Tensor, ...]:
+            hidden_SH = hidden_BTH.flatten(0, 1)
+            outputs = []
+            if supervised is not None:
+                loss, terms = self._loss(head, hidden_SH, supervised)
+                parts.extend(terms)
+                outputs.append(loss)
+            if slot_rows_N is not None:
+                outputs.append(self._slot_logits(head, hidden_SH.index_select(0, slot_rows_N)))
+            return tuple(outputs)
+
+        with head_computes(unwrapped, body):
+            outputs = forward()
+        return HeadResult(
+            None if supervised is None else outputs[0], parts, None if slot_rows_N is None else outputs[-1]
+        )
+
+    def _loss(
+        self, head: nn.Module, hidden_SH: Tensor, supervised: Supervised[Terms]
+    ) -> tuple[Tensor, list[Terms]]:
+        rows, needs = supervised.rows, supervised.needs
+        hidden_RH = hidden_SH.index_select(0, rows.positions_R)
+        projection = self._projection(head, hidden_RH)
+        if projection is None:
+            loss, terms = self._from_logits(head(hidden_RH), supervised)
+            return loss, [terms]
+        objective = _without_autocast(supervised.objective, hidden_RH.device.type)
+        return apply_head(
+            projection, rows, self.columns, needs, objective, mode=self.mode, observe=supervised.observe
+        )
+
+    def _slot_logits(self, head: nn.Module, hidden_NH: Tensor) -> Tensor:
+        projection = self._projection(head, hidden_NH)
+        return (
+            self.columns.take(head(hidden_NH))
+            if projection is None
+            else projection.coord_logits(self.columns)
+        )
+
+    def _from_logits(self, logits_RV: Tensor, supervised: Supervised[Terms]) -> tuple[Tensor, Terms]:
+        if supervised.observe is not None:
+            supervised.observe(logits_RV.detach(), supervised.rows)
+        objective = _without_autocast(supervised.objective, logits_RV.device.type)
+        return objective(LossInputs.from_logits(logits_RV, supervised.rows, self.columns, supervised.needs))
+
+    def _projection(self, head: nn.Module, hidden_RH: Tensor) -> HeadProjection | None:
+        """The head as tensors; None where `auto` meets a head that is no sum of products (quantised, DoRA)."""
+        try:
+            return projection_of(head, hidden_RH)
+        except ConfigError:
+            if self.mode == "fused":
+                raise
+            return None
+
+
+def _without_autocast(objective: Objective[Terms], device_type: str) -> Objective[Terms]:
+    """The objective in the dtype of its inputs, also inside the forward of a model under autocast."""
+
+    def exact(inputs: LossInputs) -> tuple[Tensor, Terms]:
+        with torch.autocast(device_type, enabled=False):
+            return objective(inputs)
+
+    return exact

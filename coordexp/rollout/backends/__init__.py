@@ -1,0 +1,1 @@
+"""Who writes the answers: transformers, vLLM in this process, a server."""

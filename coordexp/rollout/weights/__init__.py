@@ -1,0 +1,1 @@
+"""The trained weights on their way to an engine, versioned and checked."""
