@@ -17,7 +17,8 @@ from coordexp.losses.distribution import CoordDistribution
 from coordexp.losses.sums import SumCount, math_dtype, sum_count
 
 DecodeMode = Literal["exp", "st", "hard"]
-EPS = 1e-7
+SIDE_FLOOR = 1e-12
+"""Least side of a box in the CIoU: a floor, never added."""
 
 
 def expectation_decode(logits_NK: Tensor, *, temperature: float = 1.0, mode: DecodeMode = "exp") -> Tensor:
@@ -53,26 +54,34 @@ def bbox_smoothl1(pred_B4: Tensor, gt_B4: Tensor) -> SumCount:
 
 
 def bbox_ciou(pred_B4: Tensor, gt_B4: Tensor) -> SumCount:
-    """Complete-IoU loss 1 - CIoU (Zheng et al. 2020, arXiv:1911.08287), as torchvision computes it.
+    """Complete-IoU loss 1 - CIoU (Zheng et al. 2020, arXiv:1911.08287).
 
-    iou = intersection / (union + eps);  rho^2 / c^2 = centre distance^2 / (enclosing diagonal^2 + eps);
-    v = 4 / pi^2 (atan(w_gt / h_gt) - atan(w / h))^2;  alpha = v / (1 - iou + v + eps), a constant for the
-    gradient as in the paper;  loss = 1 - iou + rho^2 / c^2 + alpha v. eps = 1e-7, also the least side.
-    Corners are first put in order by min / max and clamped to [0, 1], so swapped and degenerate boxes give
-    finite values and gradients. pred_B4, gt_B4: float [B, 4]. Returns the sum over the B boxes, and B.
+    iou = intersection / union;  rho^2 / c^2 = centre distance^2 / enclosing diagonal^2;
+    v = 4 / pi^2 (atan(w_gt / h_gt) - atan(w / h))^2;  alpha = v / (1 - iou + v), a constant for the gradient as
+    in the paper;  loss = 1 - iou + rho^2 / c^2 + alpha v. Corners are first put in order by min / max and clamped
+    to [0, 1]. Every side, that of an overlap included, is at least SIDE_FLOOR: nothing is divided by 0, equal boxes
+    of any size have loss 0, and swapped and degenerate boxes give finite values and gradients.
+
+    Same as: torchvision.ops.complete_box_iou_loss(1000 * pred, 1000 * gt, reduction="sum"), whose 1e-7 added to
+    union and diagonal is nothing to boxes of that size (on boxes in [0, 1] it gives equal boxes of one bin 0.09).
+    pred_B4, gt_B4: float [B, 4]. Returns the sum over the B boxes, and B.
     """
     pred_B4, gt_B4 = _canonical(math_dtype(pred_B4)), _canonical(math_dtype(gt_B4))
-    size_p_B2, size_g_B2 = pred_B4[:, 2:] - pred_B4[:, :2], gt_B4[:, 2:] - gt_B4[:, :2]
-    overlap_B2 = torch.minimum(pred_B4[:, 2:], gt_B4[:, 2:]) - torch.maximum(pred_B4[:, :2], gt_B4[:, :2])
-    inter_B = _area(overlap_B2.clamp(min=0))
-    iou_B = inter_B / (_area(size_p_B2) + _area(size_g_B2) - inter_B + EPS)
+    size_p_B2, size_g_B2 = (_sides(boxes_B4[:, :2], boxes_B4[:, 2:]) for boxes_B4 in (pred_B4, gt_B4))
+    inner_low_B2 = torch.maximum(pred_B4[:, :2], gt_B4[:, :2])
+    inner_high_B2 = torch.minimum(pred_B4[:, 2:], gt_B4[:, 2:])
+    meets_B2 = inner_low_B2 <= inner_high_B2
+    inter_B = _area(torch.where(meets_B2, _sides(inner_low_B2, inner_high_B2), 0.0))
+    iou_B = inter_B / (_area(size_p_B2) + _area(size_g_B2) - inter_B)
 
-    enclosing_B2 = torch.maximum(pred_B4[:, 2:], gt_B4[:, 2:]) - torch.minimum(pred_B4[:, :2], gt_B4[:, :2])
-    centre_gap_B2 = (pred_B4[:, :2] + pred_B4[:, 2:] - gt_B4[:, :2] - gt_B4[:, 2:]) / 2
-    centre_term_B = centre_gap_B2.square().sum(-1) / (enclosing_B2.square().sum(-1) + EPS)
+    outer_low_B2 = torch.minimum(pred_B4[:, :2], gt_B4[:, :2])
+    outer_high_B2 = torch.maximum(pred_B4[:, 2:], gt_B4[:, 2:])
+    corner_gap_B4 = pred_B4 - gt_B4
+    centre_gap_B2 = (corner_gap_B4[:, :2] + corner_gap_B4[:, 2:]) / 2
+    centre_term_B = centre_gap_B2.square().sum(-1) / _sides(outer_low_B2, outer_high_B2).square().sum(-1)
 
     v_B = (4 / math.pi**2) * (_aspect_angle(size_g_B2) - _aspect_angle(size_p_B2)).square()
-    alpha_B = (v_B / (1 - iou_B + v_B + EPS)).detach()
+    alpha_B = (v_B / ((1 - iou_B).clamp(min=0) + v_B).clamp(min=SIDE_FLOOR)).detach()
     return sum_count(1 - iou_B + centre_term_B + alpha_B * v_B)
 
 
@@ -82,12 +91,16 @@ def _canonical(boxes_B4: Tensor) -> Tensor:
     return torch.cat([torch.minimum(a_B2, b_B2), torch.maximum(a_B2, b_B2)], dim=-1).clamp(0, 1)
 
 
+def _sides(low_B2: Tensor, high_B2: Tensor) -> Tensor:
+    """Width and height, at least SIDE_FLOOR, [B, 2]."""
+    return (high_B2 - low_B2).clamp(min=SIDE_FLOOR)
+
+
 def _area(size_B2: Tensor) -> Tensor:
     """w * h, [B]; written out because the backward pass of `prod` waits for the device."""
     return size_B2[:, 0] * size_B2[:, 1]
 
 
 def _aspect_angle(size_B2: Tensor) -> Tensor:
-    """atan(w / h) with sides of at least eps, [B]."""
-    width_B, height_B = size_B2.clamp(min=EPS).unbind(-1)
-    return torch.atan(width_B / height_B)
+    """atan(w / h), [B]."""
+    return torch.atan(size_B2[:, 0] / size_B2[:, 1])

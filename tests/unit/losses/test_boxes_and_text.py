@@ -90,7 +90,7 @@ def test_smoothl1_keeps_raw_corners():
 def test_ciou_equals_torchvision_on_ordinary_boxes(dtype):
     pred, gt = ordinary_boxes(64, 0, dtype).requires_grad_(), ordinary_boxes(64, 1, dtype)
     ours = bbox_ciou(pred, gt)
-    expected = complete_box_iou_loss(pred, gt, reduction="sum")
+    expected = complete_box_iou_loss(1000 * pred, 1000 * gt, reduction="sum")
 
     torch.testing.assert_close(ours.sum, expected)
     assert ours.count == 64
@@ -102,9 +102,36 @@ def test_ciou_equals_torchvision_on_ordinary_boxes(dtype):
     )
 
 
-def test_ciou_of_equal_boxes_is_zero():
-    boxes = ordinary_boxes(20, 2)
-    assert bbox_ciou(boxes, boxes).mean().item() == pytest.approx(0, abs=1e-5)  # eps / area
+@pytest.mark.parametrize("shift", [0.0, 0.001, 0.02, 0.2])
+def test_ciou_equals_torchvision_box_by_box(shift):
+    """Sides of 0.05 and more, from the same box over overlapping ones to separate ones."""
+    gt = ordinary_boxes(200, 3, torch.float32)
+    gt[:, 2:] = torch.maximum(gt[:, 2:], gt[:, :2] + 0.05)
+    pred = gt + shift * torch.randn(200, 4, generator=torch.Generator().manual_seed(4)).clamp(-1, 1) * 0.5
+    pred = torch.cat([pred[:, :2], torch.maximum(pred[:, 2:], pred[:, :2] + 0.05)], 1).clamp(0, 1)
+    ours = torch.stack([bbox_ciou(p[None], g[None]).sum for p, g in zip(pred, gt, strict=True)])
+    expected = complete_box_iou_loss(1000 * pred.double(), 1000 * gt.double())
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", [0, 1e-9, 1e-7, 1e-6, 1 / 999, 0.05, 0.5, 1])
+def test_ciou_of_equal_boxes_is_zero(dtype, side):
+    """Whatever their size: one bin is a side of 1 / 999."""
+    low = torch.tensor([[0.0, 0.0], [0.2, 0.7], [0.998, 0.001]], dtype=dtype) * (1 - side)
+    wide, flat = torch.tensor([side, side], dtype=dtype), torch.tensor([side, 0.3 * side], dtype=dtype)
+    boxes = torch.cat([torch.cat([low, low + size], 1) for size in (wide, flat)]).requires_grad_()
+    losses = [bbox_ciou(box[None], box.detach()[None]).sum for box in boxes]
+    assert max(loss.item() for loss in losses) < 1e-6
+    assert min(loss.item() for loss in losses) > -1e-6
+    (grad,) = torch.autograd.grad(sum(losses), boxes)
+    assert torch.isfinite(grad).all()
+
+
+def test_ciou_of_boxes_one_bin_apart_hand_worked():
+    """Two boxes of one bin that share a side: IoU 0, centres 1 bin apart, diagonal^2 of 2 x 1 bins = 5."""
+    pred, gt = torch.tensor([[10.0, 20, 11, 21]]) / 999, torch.tensor([[11.0, 20, 12, 21]]) / 999
+    assert bbox_ciou(pred, gt).sum.item() == pytest.approx(1 + 1 / 5, abs=1e-5)
 
 
 def test_ciou_hand_worked():
@@ -130,7 +157,7 @@ def test_ciou_is_finite_and_blind_to_corner_order(pred, gt):
     loss = bbox_ciou(pred_B4, torch.tensor([gt])).sum
     loss.backward()
 
-    assert -1e-4 <= loss.item() <= 3
+    assert -1e-6 <= loss.item() <= 3
     assert torch.isfinite(pred_B4.grad).all()
     swapped = torch.tensor([[pred[2], pred[3], pred[0], pred[1]]])
     torch.testing.assert_close(bbox_ciou(swapped, torch.tensor([gt])).sum, loss.detach())
