@@ -10,7 +10,6 @@ earlier ones as they were, and the same parameters give the same bytes.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from coordexp.errors import ConfigError
+from coordexp.files import atomic_file, json_line
 from coordexp.geometry import quantize_boxes
 from coordexp.models.staging import is_up_to_date, staged_directory, write_stamp
 
@@ -195,13 +195,13 @@ def _write_split(
 ) -> None:
     image_dir = root / "images" / split
     image_dir.mkdir(parents=True)
-    with (root / f"{split}.jsonl").open("w", encoding="utf-8") as lines:
+    with atomic_file(root / f"{split}.jsonl", "wb", sync=False) as lines:
         for index in range(count):
             scene = render_scene(config, seed=seed, split=split, index=index)
             image_path = image_dir / f"{index:06d}.png"
             Image.fromarray(scene.pixels).save(image_path, compress_level=1)
             record = scene_record(scene, image_path.relative_to(root).as_posix())
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            lines.write(json_line(record))
             if on_scene is not None:
                 on_scene()
 

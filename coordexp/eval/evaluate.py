@@ -21,7 +21,6 @@ from coordexp.eval.coco.evaluate import MAX_DETS, ImageDetections, run_coco, to_
 from coordexp.eval.coco.external import coco_lines, load_ground_truth, load_results
 from coordexp.eval.desc_mapping import DEFAULT_THRESHOLD, DESC_MATCHES, DescEmbedder, DescMapping, map_descs
 from coordexp.eval.detection import COCO_THRESHOLDS, DetectionMetrics
-from coordexp.eval.predictions.artifacts import write_json
 from coordexp.eval.predictions.scored import (
     check_same_images,
     check_same_run,
@@ -36,9 +35,9 @@ from coordexp.eval.tables import (
     pr_curves,
     size_table,
     threshold_row,
-    write_compact_json,
     write_csv,
 )
+from coordexp.files import write_json
 from coordexp.geometry import polygon_box
 
 METRICS, PER_IMAGE, PER_CLASS = "metrics.json", "per_image.json", "per_class.csv"
@@ -209,9 +208,9 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
     """Write an evaluation's files, metrics.json last: where it stands, the others are complete."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_compact_json(directory / COCO_GT, evaluation.coco_gt)
-    write_compact_json(directory / COCO_PREDS, evaluation.coco_preds)
-    write_compact_json(directory / PER_IMAGE, evaluation.per_image)
+    write_json(directory / COCO_GT, evaluation.coco_gt, indent=None)
+    write_json(directory / COCO_PREDS, evaluation.coco_preds, indent=None)
+    write_json(directory / PER_IMAGE, evaluation.per_image, indent=None)
     write_csv(directory / PER_CLASS, PER_CLASS_COLUMNS, evaluation.per_class)
     write_json(directory / DESC_MAPPING, evaluation.desc_mapping)
     write_json(directory / METRICS, evaluation.metrics)

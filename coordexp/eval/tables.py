@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 from coordexp.eval.coco.evaluate import CocoEvaluation
 from coordexp.eval.detection import Counts, DetectionSummary, ImageMatches, ThresholdSummary
-from coordexp.eval.predictions.artifacts import write_jsonl
+from coordexp.files import atomic_file
 
 PER_CLASS_COLUMNS = (
     "desc",
@@ -112,20 +110,12 @@ def pr_curves(evaluation: CocoEvaluation) -> dict[str, list[float]]:
     }
 
 
-def write_compact_json(path: Path, value: Any) -> None:
-    """One JSON value on one line, written under a temporary name and renamed."""
-    write_jsonl(path, [value])
-
-
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """A CSV file, written under a temporary name and renamed; None becomes an empty cell."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    temporary.replace(path)
+    """A CSV file; None becomes an empty cell."""
+    with atomic_file(path) as stream:
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _measured(value: float | None) -> float | None:

@@ -6,7 +6,6 @@ before it goes on. Each line is one write, so a reader never sees half of it and
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 import coordexp
 from coordexp.errors import ContractError
+from coordexp.files import append_jsonl, read_jsonl, write_json
 from coordexp.metrics.payload import SCHEMA_VERSION, Payload, validate_payload
 
 METRICS_FILE = "metrics.jsonl"
@@ -62,31 +62,13 @@ class MetricsSink:
             "versions": installed_versions(),
             **meta,
         }
-        append_line(self.metrics_path, record)
+        append_jsonl(self.metrics_path, record)
 
     def write(self, payload: Payload) -> None:
         """Append a payload to metrics.jsonl and make it the content of stats.json."""
         payload = validate_payload(payload)
-        append_line(self.metrics_path, payload)
-        replace_json(self.stats_path, payload)
-
-
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line in a single write."""
-    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
-
-
-def replace_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a reader sees either the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+        append_jsonl(self.metrics_path, payload)
+        write_json(self.stats_path, payload, indent=1, sync=False)
 
 
 def read_payloads(path: str | Path) -> Iterator[Payload]:
@@ -95,18 +77,13 @@ def read_payloads(path: str | Path) -> Iterator[Payload]:
     Raises:
         ContractError: a whole record that is no valid payload, naming file and line.
     """
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line a crash cut short
-            if isinstance(record, dict) and record.get("record") == RUN_META:
-                continue
-            try:
-                yield validate_payload(record)
-            except ContractError as error:
-                raise ContractError(f"{path}:{number}: {error}") from None
+    for number, record in read_jsonl(path, error=ContractError, skip_broken=True):
+        if isinstance(record, dict) and record.get("record") == RUN_META:
+            continue
+        try:
+            yield validate_payload(record)
+        except ContractError as error:
+            raise ContractError(f"{path}:{number}: {error}") from None
 
 
 def _end_torn_line(path: Path) -> None:

@@ -7,13 +7,13 @@ A LoRA checkpoint is merged into its base model on the way. Logits stay what the
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from coordexp.errors import ConfigError
+from coordexp.files import read_json
 from coordexp.models.coord_offset import OFFSET_FILE, attach_saved_offset, coord_offset_of, fold_coord_offset
 from coordexp.models.staging import staged_directory
 
@@ -73,7 +73,7 @@ def is_adapter(checkpoint: str | Path) -> bool:
 def base_model(checkpoint: str | Path) -> str:
     """The model that LoRA weights belong to, as written in their configuration."""
     path = Path(checkpoint) / ADAPTER_CONFIG
-    base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_json(path, error=ConfigError).get("base_model_name_or_path")
     if not base:
         raise ConfigError(f"{path}: no base_model_name_or_path; name the model with --base.")
     return str(base)

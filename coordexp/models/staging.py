@@ -7,15 +7,13 @@ same parameters is then a cheap "up to date"; asking for others is an error inst
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from coordexp.errors import ConfigError
+from coordexp.files import atomic_folder, read_json, write_json
 
 
 @contextmanager
@@ -31,20 +29,13 @@ def staged_directory(output_dir: Path, *, replace: bool = False) -> Iterator[Pat
     """
     output_dir = Path(output_dir)
     _check_destination(output_dir, replace=replace)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging_dir = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    try:
+    with atomic_folder(output_dir, replace=replace) as staging_dir:
         yield staging_dir
-        _chmod_like_new_directory(staging_dir)
-        _swap_in(staging_dir, output_dir)
-    finally:
-        shutil.rmtree(staging_dir, ignore_errors=True)
 
 
 def write_stamp(directory: Path, name: str, parameters: Mapping[str, Any]) -> None:
     """Write `parameters` as `directory/name` in a canonical JSON form."""
-    text = json.dumps(parameters, indent=2, sort_keys=True, ensure_ascii=False)
-    (directory / name).write_text(text + "\n", encoding="utf-8")
+    write_json(directory / name, parameters, sort_keys=True)
 
 
 def is_up_to_date(directory: Path, name: str, parameters: Mapping[str, Any]) -> bool:
@@ -56,7 +47,7 @@ def is_up_to_date(directory: Path, name: str, parameters: Mapping[str, Any]) -> 
     stamp_path = Path(directory) / name
     if not stamp_path.is_file():
         return False
-    found = json.loads(stamp_path.read_text(encoding="utf-8"))
+    found = read_json(stamp_path, error=ConfigError)
     wanted = json.loads(json.dumps(parameters))
     if found == wanted:
         return True
@@ -80,20 +71,3 @@ def _check_destination(output_dir: Path, *, replace: bool) -> None:
             f"{output_dir}: directory exists and is not empty. Choose another --output, "
             "or remove what is there first."
         )
-
-
-def _chmod_like_new_directory(directory: Path) -> None:
-    """Give a mkdtemp directory (mode 0700) the mode that `mkdir` would have given it."""
-    umask = os.umask(0)
-    os.umask(umask)
-    directory.chmod(0o777 & ~umask)
-
-
-def _swap_in(staging_dir: Path, output_dir: Path) -> None:
-    if not output_dir.is_dir():
-        staging_dir.rename(output_dir)
-        return
-    retired = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.old.", dir=output_dir.parent))
-    output_dir.rename(retired / "old")
-    staging_dir.rename(output_dir)
-    shutil.rmtree(retired)

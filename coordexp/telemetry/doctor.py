@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.config.run.resolved import RESOLVED_FILE
-from coordexp.errors import ConfigError
+from coordexp.errors import ConfigError, RecordError
+from coordexp.files import read_json
 from coordexp.metrics import keys_run
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.payload import Payload
@@ -73,10 +73,7 @@ def _read_resolved(run_dir: Path) -> dict[str, Any]:
         below = sorted(str(found.parent) for found in run_dir.glob(f"*/{RESOLVED_FILE}"))
         hint = f" Runs below it: {', '.join(below)}." if below else ""
         raise ConfigError(f"{run_dir}: no {RESOLVED_FILE} there; expected the output folder of a run.{hint}")
-    try:
-        resolved = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: is not JSON ({error}); the file was changed or cut.") from error
+    resolved = read_json(path, error=ConfigError)
     if not isinstance(resolved, dict):
         raise ConfigError(f"{path}: holds a {type(resolved).__name__}; expected a mapping.")
     return resolved
@@ -110,8 +107,8 @@ def _stopped(payloads: Sequence[Payload], age: float) -> list[str]:
 
 def _stats_behind(path: Path, last: Payload) -> list[str]:
     try:
-        step = json.loads(path.read_text(encoding="utf-8"))["global_step"] if path.exists() else None
-    except (json.JSONDecodeError, KeyError, TypeError):
+        step = read_json(path)["global_step"] if path.exists() else None
+    except (RecordError, KeyError, TypeError):
         step = None
     if step == last["global_step"]:
         return []

@@ -14,9 +14,7 @@ dumps are off.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import queue
 import shutil
 import threading
@@ -25,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from coordexp.config.schema.rollout import MonitorDump
+from coordexp.files import atomic_folder, write_json, write_text
 from coordexp.telemetry.dump_pages import DumpSample, as_html, as_markdown, dump_record
 
 __all__ = ["DumpSample", "MonitorDumps"]
@@ -103,15 +102,11 @@ class MonitorDumps:
             self._num_skipped += 1
             return
         folder = self.out_dir / f"step_{step:06d}"
-        unfinished = self.out_dir / f".{folder.name}.{os.getpid()}"
-        try:
-            unfinished.mkdir()
+        with atomic_folder(
+            folder, replace=True
+        ) as unfinished:  # one is there when a run was resumed from before it
             for index, sample in enumerate(samples):
                 self._write_sample(unfinished, f"sample_{index:02d}", step, sample)
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was resumed from before this step
-            os.replace(unfinished, folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _has_room(self) -> bool:
         """Whether the disk has `min_free_gb`; the first time it has not, say so."""
@@ -130,10 +125,9 @@ class MonitorDumps:
     def _write_sample(self, folder: Path, name: str, step: int, sample: DumpSample) -> None:
         limit = self.settings.max_text_chars
         record = dump_record(sample, step, limit)
-        text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
         markdown = as_markdown(record, name, has_picture=sample.draw is not None)
-        (folder / f"{name}.json").write_text(text, encoding="utf-8")
-        (folder / f"{name}.md").write_text(markdown, encoding="utf-8")
-        (folder / f"{name}.html").write_text(as_html(record, sample.target_tokens, limit), encoding="utf-8")
+        write_json(folder / f"{name}.json", record, indent=1, sync=False)
+        write_text(folder / f"{name}.md", markdown, sync=False)
+        write_text(folder / f"{name}.html", as_html(record, sample.target_tokens, limit), sync=False)
         if sample.draw is not None:
             sample.draw().save(folder / f"{name}.png", "PNG")

@@ -21,7 +21,8 @@ import numpy as np
 
 from coordexp.eval.coco.evaluate import ENGINES, run_coco
 from coordexp.eval.evaluate import EvalSettings, evaluate, from_run, write_evaluation
-from coordexp.eval.predictions.artifacts import SCORED, write_jsonl
+from coordexp.eval.predictions.artifacts import SCORED
+from coordexp.files import write_jsonl
 
 NUM_CLASSES, GT_PER_IMAGE, WIDTH, HEIGHT = 80, 8, 640, 480
 

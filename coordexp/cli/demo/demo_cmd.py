@@ -113,7 +113,7 @@ def train_and_evaluate(name: str, max_steps: int | None) -> dict[str, Any]:
     """The numbers of one recipe; taken from the last run when nothing that they depend on has changed."""
     from coordexp.cli.console import console
     from coordexp.config import config_hash, load_run_config
-    from coordexp.eval.predictions.artifacts import write_json
+    from coordexp.files import read_json, write_json
 
     result_file = RUN / f"result_{name}.json"
     overrides = [] if max_steps is None else ["--max_steps", str(max_steps), "--save_steps", str(max_steps)]
@@ -126,7 +126,7 @@ def train_and_evaluate(name: str, max_steps: int | None) -> dict[str, Any]:
         "start": _digest(START / "model.safetensors") if name in STARTED_LATER else None,
     }
     if result_file.is_file():
-        result = json.loads(result_file.read_text(encoding="utf-8"))
+        result = read_json(result_file)
         if result["made_from"] == made_from and list(output.glob("checkpoint-*")):
             console.print(f"{name}: up to date, trained before (`make clean-demo` starts over)")
             return result["metrics"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.artifacts import GT_VS_PRED, read_jsonl_lines
 from coordexp.eval.predictions.log import PredictionLog
 from coordexp.eval.predictions.predict import predict
+from coordexp.files import read_json
 from coordexp.rollout.types import RolloutBackend, RolloutRequest
 
 BACKENDS = ("hf", "vllm", "openai")
@@ -274,4 +274,4 @@ def trained_with(checkpoint: Path) -> Custom:
     resolved = checkpoint.parent / RESOLVED_FILE
     if not resolved.is_file():
         return Custom()
-    return Custom.model_validate(json.loads(resolved.read_text(encoding="utf-8"))["custom"])
+    return Custom.model_validate(read_json(resolved, error=ConfigError)["custom"])

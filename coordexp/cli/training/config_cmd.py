@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from coordexp.errors import EXIT_BAD_INPUT, EXIT_OK, ConfigError
+from coordexp.files import write_text
 
 if TYPE_CHECKING:
     from coordexp.config import RunConfig
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         return _show(args.config, args.overrides, as_json=args.json)
     from coordexp.config.reference import render_reference
 
-    args.output.write_text(render_reference(), encoding="utf-8")
+    write_text(args.output, render_reference())
     print(f"wrote {args.output}")
     return EXIT_OK
 

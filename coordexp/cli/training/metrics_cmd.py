@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from coordexp.errors import EXIT_OK
+from coordexp.files import write_text
 
 REFERENCE = Path("runbooks/metrics.md")
 
@@ -31,6 +32,6 @@ def run(args: argparse.Namespace) -> int:
     elif args.metrics_command == "list":
         print("\n".join(spec.key for spec in all_specs()))
     else:
-        args.output.write_text(render_reference(), encoding="utf-8")
+        write_text(args.output, render_reference())
         print(f"wrote {args.output}")
     return EXIT_OK

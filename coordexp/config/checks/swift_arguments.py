@@ -5,13 +5,13 @@ tools/setup/dump_swift_arguments.py writes the file; a test compares it with the
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from coordexp.config.checks.problems import as_yaml, closest
+from coordexp.files import read_json
 
 DATA_FILE = Path(__file__).with_name("swift_arguments.json")
 
@@ -108,7 +108,7 @@ class SwiftArgument:
 @cache
 def all_arguments() -> dict[str, SwiftArgument]:
     """Name -> argument, of every argument of `swift sft`."""
-    entries = json.loads(DATA_FILE.read_text(encoding="utf-8"))["arguments"]
+    entries = read_json(DATA_FILE)["arguments"]
     return {
         name: SwiftArgument(
             name,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from coordexp.config.checks.swift_arguments import all_arguments
 from coordexp.config.schema.pipeline import canonical_hash, pipeline_identity
 from coordexp.config.schema.sections import Sections, checksum_of, pipeline_of
+from coordexp.files import write_json
 
 RESOLVED_FILE = "resolved_config.json"
 
@@ -173,9 +172,5 @@ def mask_secrets(value: Any, swift: Mapping[str, Any]) -> Any:
 def write_resolved(run_dir: str | Path, resolved: Mapping[str, Any]) -> Path:
     """Write resolved_config.json into a run directory (made if missing), whole or not at all."""
     path = Path(run_dir) / RESOLVED_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(resolved, indent=2, ensure_ascii=False, default=str)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, resolved, default=str)
     return path

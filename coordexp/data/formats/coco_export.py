@@ -10,8 +10,8 @@ from coordexp.data.formats.lvis_import import own_synonyms
 from coordexp.errors import RecordError
 from coordexp.eval.coco.checks import CocoDict
 from coordexp.eval.coco.evaluate import ImageDetections, to_coco
-from coordexp.eval.coco.external import read_json
-from coordexp.eval.predictions.artifacts import to_pixels, write_jsonl
+from coordexp.eval.predictions.artifacts import to_pixels
+from coordexp.files import read_json, write_json
 
 
 def export_coco(data: Path, output: Path, *, categories: Path | None = None) -> Counter[str]:
@@ -37,7 +37,7 @@ def export_coco(data: Path, output: Path, *, categories: Path | None = None) -> 
     ).gt
     if categories is not None:
         _use_categories(dataset, categories, data)
-    write_jsonl(output, [dataset])
+    write_json(output, dataset, indent=None)
     return Counter(
         images_written=len(dataset["images"]),
         objects_written=len(dataset["annotations"]),

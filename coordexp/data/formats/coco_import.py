@@ -20,8 +20,8 @@ from PIL import Image, UnidentifiedImageError
 from coordexp.codec.records import order_objects
 from coordexp.codec.schema import KIND_BBOX, KIND_POLY, BoxObject
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.coco.external import naming, read_json
-from coordexp.eval.predictions.artifacts import write_jsonl
+from coordexp.eval.coco.external import naming
+from coordexp.files import read_json, write_jsonl
 from coordexp.geometry import MAX_BIN, quantize_boxes, quantize_points
 
 MISSING_IMAGES = ("error", "skip", "keep")
@@ -147,7 +147,7 @@ def convert(
 
 def read_annotations(path: Path) -> dict[str, Any]:
     """A COCO or LVIS annotation file; RecordError naming file and entry when the parts do not fit together."""
-    source = read_json(path)
+    source = read_json(path, allow_nan=True)
     with naming(path):
         missing = [key for key in ("images", "annotations", "categories") if key not in source]
         if missing or not isinstance(source, dict):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from coordexp.data.formats.coco_import import ImportOptions, convert, read_annotations
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.coco.external import naming
-from coordexp.eval.predictions.artifacts import write_jsonl
+from coordexp.files import write_jsonl
 
 NAMINGS = ("name", "synonyms")
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}

@@ -7,7 +7,6 @@ lines = coco_lines(gt, preds)              # the form of `gt_vs_pred_scored.json
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,19 +25,8 @@ from coordexp.eval.coco.checks import (
     run_length_mask,
 )
 from coordexp.eval.predictions.artifacts import COORD_MODE
+from coordexp.files import read_json
 from coordexp.geometry import xywh_to_xyxy
-
-
-def read_json(path: Path) -> Any:
-    """The JSON value in a file; RecordError naming file and line when it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: is not UTF-8 ({error.reason} at byte {error.start}).") from error
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{path}:{error.lineno}: not valid JSON ({error.msg}).") from error
 
 
 def load_ground_truth(path: Path, iou_type: str = "bbox") -> CocoDict:
@@ -46,7 +34,7 @@ def load_ground_truth(path: Path, iou_type: str = "bbox") -> CocoDict:
 
     Raises RecordError naming file and entry; also for categories without a name or with the same one.
     """
-    gt: CocoDict = read_json(path)
+    gt: CocoDict = read_json(path, allow_nan=True)
     with naming(path):
         checked_dataset(gt, iou_type)
         _check_category_names(gt["categories"])
@@ -58,7 +46,7 @@ def load_results(path: Path, gt: CocoDict, *, gt_path: Path, iou_type: str = "bb
 
     Raises RecordError naming file and entry, and how many results are of images that `gt` does not hold.
     """
-    preds: CocoResults = read_json(path)
+    preds: CocoResults = read_json(path, allow_nan=True)
     if not isinstance(preds, list) or not all(isinstance(pred, dict) for pred in preds):
         raise RecordError(
             f"{path}: expected a list of results, each with image_id, category_id, bbox or segmentation, score."

@@ -10,8 +10,6 @@ A box is xyxy in pixels of the image the record names; bins become pixels by the
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 from coordexp.codec.records import Record
 from coordexp.codec.schema import BoxObject
 from coordexp.errors import RecordError
+from coordexp.files import read_jsonl
 from coordexp.geometry import dequantize_points
 
 GT_VS_PRED = "gt_vs_pred.jsonl"
@@ -63,45 +62,10 @@ def artifact_line(record: Record, image_id: int, parsed: Any, strict_json: str |
     }
 
 
-def write_jsonl(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write all lines to a temporary name, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            for line in lines:
-                stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """As `write_jsonl`, for one indented JSON value."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(
-            json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-        )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def read_jsonl_lines(path: Path, required: Sequence[str]) -> list[dict[str, Any]]:
     """Lines of an artefact, each holding the `required` keys; RecordError naming file and line otherwise."""
-    try:
-        # Not splitlines(): a description may hold U+2028 and its like, which JSON leaves as they are.
-        texts = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except OSError as error:
-        raise RecordError(f"{path}: cannot be read ({error.strerror}).") from error
     lines = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise RecordError(f"{path}:{number}: not valid JSON ({error}).") from error
+    for number, line in read_jsonl(path, allow_nan=True):
         missing = [key for key in required if not isinstance(line, dict) or key not in line]
         if missing:
             raise RecordError(

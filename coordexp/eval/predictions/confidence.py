@@ -27,8 +27,8 @@ from coordexp.eval.predictions.artifacts import (
     TOKEN_TRACE,
     check_pixels,
     read_jsonl_lines,
-    write_jsonl,
 )
+from coordexp.files import write_jsonl
 from coordexp.geometry import quantize_points
 
 SCORE_SOURCE = "coord_token_logprob_mean_exp"

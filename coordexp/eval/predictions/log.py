@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.predictions.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE, write_json
+from coordexp.eval.predictions.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE
+from coordexp.files import json_line, read_json, write_json
 
 PARTIAL = ".partial"
 _FILES = (TOKEN_TRACE, GT_VS_PRED)  # in the order they are written and renamed
@@ -78,7 +79,7 @@ class PredictionLog:
         if not self._streams:
             self._streams = [_partial(self.directory, name).open("ab") for name in _FILES]
         for stream, rows in zip(self._streams, (traces, lines), strict=True):
-            stream.write(b"".join(_encoded(row) for row in rows))
+            stream.write(b"".join(map(json_line, rows)))
             stream.flush()
             os.fsync(stream.fileno())
         self.num_done += len(lines)
@@ -128,7 +129,7 @@ def _check_settings(directory: Path, settings: Mapping[str, Any]) -> None:
                 "--output, or --overwrite to start anew."
             )
         return
-    recorded = json.loads(meta.read_text(encoding="utf-8"))
+    recorded = read_json(meta)
     differing = [
         f"{key}: {_shown(old.get(key))} there, {_shown(new.get(key))} now"
         for old, new in [(_flat(recorded), _flat(settings))]
@@ -206,10 +207,6 @@ def _remove(directory: Path) -> None:
     """Everything of an earlier run, settings last: a half-removed run is still known for what it was."""
     for path in (directory / SCORED, *_all_files(directory), directory / RUN_META):
         path.unlink(missing_ok=True)
-
-
-def _encoded(row: Mapping[str, Any]) -> bytes:
-    return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8")
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from coordexp.eval.predictions.artifacts import (
     check_pixels,
     read_jsonl_lines,
 )
+from coordexp.files import read_json
 
 _LINE_KEYS = ("image_id", "image", "width", "height", "coord_mode", "gt", "pred")
 _IMAGE_KEYS = ("image", "width", "height")
@@ -126,7 +126,7 @@ def recorded_image_root(run: Path) -> Path | None:
     meta = (run if run.is_dir() else run.parent) / RUN_META
     if not meta.is_file():
         return None
-    root = Path(json.loads(meta.read_text(encoding="utf-8"))["data"]).parent
+    root = Path(read_json(meta)["data"]).parent
     return root if root.is_dir() else None
 
 

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 
 from coordexp.errors import RecordError
 from coordexp.eval.coco.evaluate import ImageDetections, to_coco
-from coordexp.eval.coco.external import coco_lines, load_ground_truth, load_results, read_json
+from coordexp.eval.coco.external import coco_lines, load_ground_truth, load_results
 from coordexp.eval.desc_mapping import map_descs
 from coordexp.eval.evaluate import COCO_GT, COCO_PREDS, DESC_MAPPING
 from coordexp.eval.predictions.artifacts import RUN_META, SCORED, TOKEN_TRACE, read_jsonl_lines
 from coordexp.eval.predictions.scored import check_same_run, read_scored
+from coordexp.files import read_json
 from coordexp.geometry import polygon_box
 
 XYXY = tuple[float, float, float, float]

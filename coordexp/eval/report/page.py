@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from coordexp.files import write_text
+
 _COORD_TOKEN = re.compile(r"&lt;\|coord_\d{1,3}\|&gt;")
 
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Render a template to `path`, which appears complete or not at all."""
     html = _environment().get_template(template).render(**values)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_text(html, encoding="utf-8")
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    write_text(path, html)
     return path
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coordexp.errors import ConfigError
-from coordexp.eval.coco.external import read_json
 from coordexp.eval.evaluate import METRICS
 from coordexp.eval.predictions.artifacts import RUN_META
 from coordexp.eval.report.bootstrap import (
@@ -40,6 +39,7 @@ from coordexp.eval.report.numbers import (
     size_rows,
 )
 from coordexp.eval.report.page import format_measure, write_page
+from coordexp.files import read_json
 from coordexp.geometry import FloatArray, IntArray
 
 MAX_UNKNOWN_CLASSES = 30

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.predictions.artifacts import GT_VS_PRED, SCORED, TOKEN_TRACE, write_jsonl
+from coordexp.eval.predictions.artifacts import GT_VS_PRED, SCORED, TOKEN_TRACE
 from coordexp.eval.predictions.confidence import (
     ScoreFailure,
     Scoring,
@@ -17,6 +17,7 @@ from coordexp.eval.predictions.confidence import (
     score_directory,
     score_lines,
 )
+from coordexp.files import write_jsonl
 
 # On a 1000 x 1000 image a bin is a pixel.
 BOX = {"type": "bbox_2d", "points": [10.0, 20.0, 30.0, 40.0], "desc": "cat"}

@@ -11,7 +11,8 @@ from support.coco_reference import pycocotools_directly, random_pair
 
 from coordexp.cli.main import main
 from coordexp.eval.coco.evaluate import ENGINES, METRIC_NAMES
-from coordexp.eval.predictions.artifacts import SCORED, write_jsonl
+from coordexp.eval.predictions.artifacts import SCORED
+from coordexp.files import write_jsonl
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "coco_val2014_100"
 REAL_GT = FIXTURE / "instances_val2014_100.json"

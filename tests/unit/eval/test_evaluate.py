@@ -22,8 +22,9 @@ from coordexp.eval.evaluate import (
     write_evaluation,
 )
 from coordexp.eval.online import map_of
-from coordexp.eval.predictions.artifacts import SCORED, write_jsonl
+from coordexp.eval.predictions.artifacts import SCORED
 from coordexp.eval.predictions.scored import read_scored
+from coordexp.files import write_jsonl
 
 
 def obj(desc, *points, score=None):

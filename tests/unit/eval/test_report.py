@@ -17,7 +17,7 @@ from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.coco.evaluate import run_coco
 from coordexp.eval.detection import Counts, DetectionMetrics
 from coordexp.eval.evaluate import evaluate_directory
-from coordexp.eval.predictions.artifacts import RUN_META, SCORED, TOKEN_TRACE, write_json, write_jsonl
+from coordexp.eval.predictions.artifacts import RUN_META, SCORED, TOKEN_TRACE
 from coordexp.eval.report.bootstrap import (
     affordable_resamples,
     coco_matches,
@@ -30,6 +30,7 @@ from coordexp.eval.report.data import Prediction, ReportImage, Truth, load_run
 from coordexp.eval.report.gallery import select_images
 from coordexp.eval.report.numbers import compute_numbers, confidence_curve, size_rows
 from coordexp.eval.report.write import MEASURES, ReportOptions, bootstrap, write_report
+from coordexp.files import write_json, write_jsonl
 
 COCO_FIXTURE = Path(__file__).resolve().parents[2] / "fixtures" / "coco_val2014_100"
 CLASSES = ("cat", "dog", "bird")

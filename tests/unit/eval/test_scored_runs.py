@@ -9,8 +9,9 @@ import pytest
 
 from coordexp.errors import RecordError
 from coordexp.eval.evaluate import check_baseline, evaluate, from_run, headline, with_baseline
-from coordexp.eval.predictions.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE, write_jsonl
+from coordexp.eval.predictions.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE
 from coordexp.eval.predictions.scored import recorded_image_root
+from coordexp.files import write_jsonl
 
 
 def obj(desc, *points, **more):

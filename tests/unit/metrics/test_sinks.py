@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 import coordexp
 from coordexp.errors import ContractError
 from coordexp.metrics.payload import build_payload
-from coordexp.metrics.sinks import MetricsSink, read_payloads, replace_json
+from coordexp.metrics.sinks import MetricsSink, read_payloads
 
 
 def lines(path: Path) -> list[dict]:
@@ -67,26 +65,3 @@ def test_reading_names_the_line_of_a_payload_that_is_not_valid(tmp_path: Path) -
 def test_run_meta_needs_the_config_hash(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="config_hash is missing"):
         MetricsSink(tmp_path, meta={"variant": "stage1_coord"})
-
-
-def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
-    path, broken = tmp_path / "stats.json", []
-    replace_json(path, {"value": 0, "filler": []})
-    stop = threading.Event()
-
-    def read() -> None:
-        while not stop.is_set():
-            try:
-                content = json.loads(path.read_text())
-                assert len(content["filler"]) == content["value"]
-            except (ValueError, AssertionError, OSError) as error:
-                broken.append(error)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for size in range(300):
-        replace_json(path, {"value": size, "filler": ["x" * 50] * size})
-    stop.set()
-    reader.join()
-    assert not broken
-    assert os.listdir(tmp_path) == ["stats.json"]

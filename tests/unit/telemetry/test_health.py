@@ -240,7 +240,7 @@ def test_bad_input_exits_with_2(tmp_path, capsys, case):
     expected = {
         "no folder": "expected the output folder of a run",
         "no run": "Runs below it: " + str(run / "v0-first"),
-        "not json": "resolved_config.json: is not JSON",
+        "not json": "resolved_config.json:1: not valid JSON",
         "not a payload": "metrics.jsonl:1: metrics payload: schema_version is missing",
     }
     assert expected[case] in capsys.readouterr().err

@@ -1,0 +1,213 @@
+"""Every file the package writes: complete under its name or not there at all; JSON and JSON Lines in one strict form.
+
+    with atomic_file(path) as stream:                 # text; atomic_file(path, "wb") for bytes
+        stream.write(page)
+    write_json(path, {"AP": 0.4}); read_json(path)
+    write_jsonl(path, rows); append_jsonl(log, row)
+    for number, row in read_jsonl(path): ...
+    with atomic_folder(folder, replace=True) as unfinished: ...
+
+A writer works under a hidden name of its own in the same folder and renames it when done, so that a reader, a second
+writer or a crash never meets half a file. JSON is UTF-8 with characters kept as they are, and holds no NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from coordexp.errors import ConfigError, ContractError, CoordExpError, RecordError
+
+
+@contextmanager
+def atomic_file(path: str | Path, mode: str = "w", *, sync: bool = True) -> Iterator[IO[Any]]:
+    """A stream whose content becomes `path` when the block ends without error; otherwise nothing changes.
+
+    mode: "w" for UTF-8 text with line ends as written, "wb" for bytes.  sync: wait until it is on the disk, so that
+    it outlives a crash of the machine; leave it out for what is written every few seconds.
+    Folders above are made. Raises ConfigError when the folder cannot be written to.
+    """
+    path = Path(path)
+    unfinished = _unfinished(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = unfinished.open(mode.replace("w", "x"), **text)  # type: ignore[call-overload]
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from error
+    try:
+        with stream:
+            yield stream
+            stream.flush()
+            if sync:
+                os.fsync(stream.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    if sync:
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder that becomes `path` when the block ends without error; otherwise it is removed.
+
+    An empty folder at `path` makes way; a filled one only with `replace`, and only when the new one is complete.
+    """
+    path = Path(path)
+    unfinished = _unfinished(path)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if replace and path.is_dir():
+            retired = _unfinished(path)
+            path.rename(retired)
+            unfinished.rename(path)
+            shutil.rmtree(retired)
+        else:
+            unfinished.rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str, *, sync: bool = True) -> None:
+    """Make `text` the content of `path`."""
+    with atomic_file(path, sync=sync) as stream:
+        stream.write(text)
+
+
+def write_json(
+    path: str | Path,
+    value: Any,
+    *,
+    indent: int | None = 2,
+    sort_keys: bool = False,
+    default: Callable[[Any], Any] | None = None,
+    sync: bool = True,
+) -> None:
+    """Make one JSON value the content of `path`.
+
+    indent: None puts it on one line.  default: what to write for values that JSON does not have.
+    Raises ContractError for a number that is not finite or a value that JSON does not have.
+    """
+    content = _json_bytes(path, value, indent=indent, sort_keys=sort_keys, default=default)
+    with atomic_file(path, "wb", sync=sync) as stream:
+        stream.write(content)
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
+    """Make one JSON value per line the content of `path`. Raises as `write_json`."""
+    with atomic_file(path, "wb") as stream:
+        for row in rows:
+            stream.write(_json_bytes(path, row))
+
+
+def append_jsonl(path: str | Path, row: Any) -> None:
+    """Append one JSON line in a single write: a reader never sees half of it, a crash costs this line alone."""
+    content = _json_bytes(path, row)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+
+
+def json_line(row: Any) -> bytes:
+    """A JSON value as the line that `write_jsonl` writes."""
+    return _json_bytes("a line", row)
+
+
+def read_json(path: str | Path, *, error: type[CoordExpError] = RecordError, allow_nan: bool = False) -> Any:
+    """The JSON value in a file, with or without a byte order mark.
+
+    allow_nan: let NaN and Infinity pass, for a reader that checks every number and names the entry of a bad one.
+    Raises `error` naming file, line and reason when it cannot be read or is not strict JSON.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror}).") from problem
+    return _parsed(content, f"{path}", error, allow_nan=allow_nan)
+
+
+def read_jsonl(
+    path: str | Path,
+    *,
+    error: type[CoordExpError] = RecordError,
+    allow_nan: bool = False,
+    skip_broken: bool = False,
+) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of every line. Lines end at a newline only: other separators stand in strings.
+
+    allow_nan: as in `read_json`.  skip_broken: leave out lines that are not JSON, as a crash leaves them.
+    Raises `error` naming file and line otherwise, and when the file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    value = _parsed(line, f"{path}:{number}", error, is_line=True, allow_nan=allow_nan)
+                except error:
+                    if skip_broken:
+                        continue
+                    raise
+                yield number, value
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror}).") from problem
+
+
+def _unfinished(path: Path) -> Path:
+    """A hidden name beside `path` that no other process, thread or machine uses."""
+    return path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _json_bytes(path: str | Path, value: Any, **options: Any) -> bytes:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
+        try:
+            return f"{text}\n".encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 does not have
+            return f"{json.dumps(value, allow_nan=False, **options)}\n".encode()
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"{path}: cannot be written as JSON ({error}).") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"holds {name}, which is not JSON")
+
+
+def _parsed(
+    content: bytes,
+    where: str,
+    error: type[CoordExpError],
+    *,
+    is_line: bool = False,
+    allow_nan: bool = False,
+) -> Any:
+    try:
+        text = content.decode("utf-8-sig")
+        return json.loads(text, parse_constant=None if allow_nan else _refuse_constant)
+    except UnicodeDecodeError as problem:
+        raise error(f"{where}: is not UTF-8 ({problem.reason} at byte {problem.start}).") from problem
+    except json.JSONDecodeError as problem:
+        line = "" if is_line else f":{problem.lineno}"
+        raise error(f"{where}{line}: not valid JSON ({problem.msg} at column {problem.colno}).") from problem
+    except RecursionError as problem:
+        raise error(f"{where}: is nested too deeply to be read.") from problem
+    except ValueError as problem:
+        raise error(f"{where}: not valid JSON ({problem}).") from problem
