@@ -19,11 +19,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
-from PIL import Image, UnidentifiedImageError
-
 from coordexp.codec.coord_vocab import coord_token_bin
 from coordexp.codec.schema import GEOMETRY_KINDS, KIND_BBOX, KIND_POLY, NUM_BINS, BoxObject, bins_fault
 from coordexp.errors import ConfigError, RecordError
+from coordexp.pictures import picture_facts
 
 OBJECT_ORDERINGS = ("sorted", "random")
 
@@ -37,7 +36,7 @@ class Record:
     """One line of a data file.
 
     images: paths as written, relative to the folder of `file`.
-    width, height: pixels of the image the bins refer to.
+    width, height: pixels of the upright picture (`coordexp.pictures`), which the bins refer to.
     file, line: where the record was read (line is 1-based); None when it did not come from a file.
     """
 
@@ -323,14 +322,14 @@ def _check_images(record: Record) -> None:
             where.fail(f"image {path} does not exist. Paths are relative to the folder of the data file")
     path = record.image_paths()[0]
     try:
-        with Image.open(path) as image:
-            size = image.size
-    except (OSError, UnidentifiedImageError) as error:
-        where.fail(f"image {path} cannot be read ({error})")
+        facts = picture_facts(path)
+    except RecordError as error:
+        where.fail(str(error).removesuffix("."))
+    size = facts.width, facts.height
     if size != (record.width, record.height):
         where.fail(
             f"image {path} is {size[0]} x {size[1]} pixels, but width and height say {record.width} x {record.height}. "
-            "Bins refer to the size in the record; write the size of the file that is trained on"
+            "Bins refer to the size in the record; write the size of the upright picture that is trained on"
         )
 
 

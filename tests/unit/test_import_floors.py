@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "coordexp"
 FLOORS = [
     {"errors"},
     {"files"},
-    {"config"},
+    {"config", "pictures"},
     {"codec", "geometry", "metrics", "control", "swift_bridge"},
     {"matching", "losses", "packing", "telemetry", "models"},
     {"head", "rollout"},
@@ -32,6 +32,7 @@ TORCH_FREE = (
     "coordexp.codec.records",
     "coordexp.geometry",
     "coordexp.matching",
+    "coordexp.pictures",
     "coordexp.metrics.payload",
     "coordexp.metrics.catalog",
 )
