@@ -41,6 +41,11 @@ def token_bytes(token: str) -> bytes:
         return token.encode("utf-8", errors="replace")
 
 
+def token_symbols(data: bytes) -> str:
+    """The vocabulary entry that stands for `data`: the inverse of `token_bytes`."""
+    return "".join(_SYMBOL_BY_BYTE[byte] for byte in data)
+
+
 class TokenPieces(dict[int, bytes]):
     """Bytes of each token id, looked up on first use. An id the tokenizer does not know has no bytes.
 

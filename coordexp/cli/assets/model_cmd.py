@@ -32,10 +32,11 @@ def _add_tiny_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         "tiny",
         help="a randomly initialised Qwen3-VL with its own tokenizer",
         description="Write a small random Qwen3-VL that loads like a hub checkpoint. `demo` (2.8M "
-        "parameters) learns synthetic 64 px scenes; `nano` (0.1M) is for tests.",
+        "parameters) learns synthetic 64 px scenes; `nano` (0.1M) is for tests; `real-vocab` (10M) has Qwen's own "
+        "vocabulary and image sizes (it needs the package dashscope).",
     )
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
-    parser.add_argument("--preset", choices=("demo", "nano"), default="demo")
+    parser.add_argument("--preset", choices=("demo", "nano", "real-vocab"), default="demo")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
     parser.add_argument("--corpus", type=Path, help="text file to train the tokenizer on, one text a line")
     parser.add_argument("--no-coord-tokens", action="store_true", help="leave the coordinate tokens out")

@@ -178,7 +178,7 @@ def test_force_never_replaces_a_directory_of_something_else(tmp_path):
 
 
 def test_unknown_preset_is_named_and_nothing_is_written(tmp_path):
-    with pytest.raises(ConfigError, match=r"preset 'huge': expected one of demo, nano"):
+    with pytest.raises(ConfigError, match=r"preset 'huge': expected one of demo, nano, real-vocab"):
         build_tiny_model(tmp_path / "m", preset="huge")
     assert not (tmp_path / "m").exists()
 
