@@ -28,8 +28,12 @@ from coordexp.codec.records import OBJECT_ORDERINGS, Record, order_objects, pars
 from coordexp.codec.schema import FIELD_ORDERS
 from coordexp.codec.token_types import TokenType
 from coordexp.config import DEFAULT_PROMPT
+from coordexp.config.checks.problems import COMMAND_LINE, raise_problems
+from coordexp.config.checks.validation import validate
+from coordexp.config.checks.yaml_tree import Tree
+from coordexp.config.schema.pipeline import TokenCeConfig
 from coordexp.errors import ConfigError, CoordExpError, RecordError
-from coordexp.losses.modules import ModuleSpec, TokenCE
+from coordexp.losses.modules import TokenCE
 from coordexp.losses.provenance import Forward
 from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import DroppedSample, EncodedSample, Role, TargetBuilder
@@ -146,15 +150,16 @@ def load_tokenizer(model: Path | None) -> Any:
 
 def token_ce_of(args: argparse.Namespace) -> TokenCE:
     """The weights given by flags; ConfigError for one out of range."""
-    config = TokenCE(
-        desc_ce_weight=args.desc_weight,
-        self_context_struct_ce_weight=0.0,
-        rollout_fn_desc_weight=args.fn_desc_weight,
-        rollout_matched_prefix_struct_weight=args.matched_struct_weight,
-        rollout_drop_invalid_struct_ce_multiplier=args.drop_invalid_multiplier,
-    )
-    ModuleSpec("token_ce", True, ("A", "B"), config, weight=1.0)  # checks the ranges
-    return config
+    weights = {
+        "desc_ce_weight": args.desc_weight,
+        "self_context_struct_ce_weight": 0.0,
+        "rollout_fn_desc_weight": args.fn_desc_weight,
+        "rollout_matched_prefix_struct_weight": args.matched_struct_weight,
+        "rollout_drop_invalid_struct_ce_multiplier": args.drop_invalid_multiplier,
+    }
+    _, problems = validate(TokenCeConfig, Tree(weights, {(): COMMAND_LINE}))
+    raise_problems(problems)
+    return TokenCE(**weights)
 
 
 def build_sample(

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from coordexp.errors import ConfigError, ContractError
+from coordexp.errors import ContractError
 from coordexp.losses import box
 from coordexp.losses import coord as atoms
 from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows, TextRole
@@ -69,15 +69,11 @@ class Stage2Objective:
     of coord_reg (1 without coord_reg).
 
     Arguments:
-        spec: the module lists, already checked.
+        spec: the module lists.
         decode_mode: how bbox_geo reads a coordinate off its distribution, `exp` or `st`.
     """
 
-    def __init__(self, spec: ObjectiveSpec, decode_mode: box.DecodeMode = "exp"):
-        if decode_mode not in ("exp", "st"):
-            raise ConfigError(
-                f"coord_decode_mode = {decode_mode!r}: expected exp or st (hard has no gradient)"
-            )
+    def __init__(self, spec: ObjectiveSpec, decode_mode: Literal["exp", "st"] = "exp"):
         self.spec = spec
         self.decode_mode = decode_mode
         token_ce, self._text_scale = self._module("token_ce", TokenCE)

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coordexp.config import parse_sections
 from coordexp.errors import ContractError
 from coordexp.losses import coord as atoms
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
-from coordexp.losses.settings import check_bool, check_numbers, dotted, number, read
 from coordexp.losses.sums import SumCount, add_up, divide, sum_count
 from coordexp.metrics import keys_stage1 as keys
 
@@ -57,26 +57,24 @@ class Stage1Weights:
 
     enabled: bool = True
     """False: pure-CE ablation."""
-    soft_ce_weight: float = number(1.0, minimum=0)
-    w1_weight: float = number(1.0, minimum=0)
-    ce_weight: float = number(0.0, minimum=0)
-    gate_weight: float = number(0.0, minimum=0)
-    temperature: float = number(1.0, above=0)
-    target_sigma: float = number(2.0, above=0)
-    """Width of the soft target, bins."""
-    target_truncate: float | None = number(None, minimum=0, optional=True)
-    """Bins beyond this distance from the true one get no target mass; None: no cut."""
-
-    def __post_init__(self) -> None:
-        check_bool("enabled", self.enabled)
-        check_numbers(self)
+    soft_ce_weight: float = 1.0
+    w1_weight: float = 1.0
+    ce_weight: float = 0.0
+    gate_weight: float = 0.0
+    temperature: float = 1.0
+    target_sigma: float = 2.0
+    """In bins."""
+    target_truncate: float | None = None
+    """Bins beyond which there is no target mass; None: no cut."""
 
     @classmethod
-    def from_mapping(cls, mapping: Mapping[str, Any], path: str = "custom.coord_soft_ce_w1") -> Stage1Weights:
-        """Strict: an unknown name or a value out of range raises ConfigError with the dotted path."""
-        if isinstance(mapping, Mapping) and "enabled" in mapping:
-            check_bool(dotted(path, "enabled"), mapping["enabled"])
-        return read(cls, mapping, path, complete=False)
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Stage1Weights:
+        """From plain values, left out ones at their defaults; `monitor_mass` is no weight and may be among them.
+
+        Raises ConfigError for what the settings section does not take, with the dotted path.
+        """
+        custom = parse_sections({"custom": {"coord_soft_ce_w1": mapping}}, source="weights").custom
+        return cls(**custom.coord_soft_ce_w1.model_dump(exclude={"monitor_mass"}))
 
     def of(self, term: str) -> float:
         """Weight of one of COORD_TERMS."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.sections import checksum_of, pipeline_of
 from coordexp.errors import ConfigError
-from coordexp.losses.box import DecodeMode
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.modules import ObjectiveSpec
 from coordexp.losses.objective import Stage2Objective
@@ -31,11 +30,7 @@ def make_objective(settings: RunSettings) -> Stage2Objective:
     if found is None:
         raise ConfigError(f"trainer variant {settings.variant}: the pipeline section is missing.")
     pipeline, _ = found
-    spec = ObjectiveSpec.from_mappings(
-        [entry.model_dump() for entry in pipeline.objective],
-        [entry.model_dump() for entry in pipeline.diagnostics],
-    )
-    return Stage2Objective(spec, _decode_mode(settings))
+    return Stage2Objective(ObjectiveSpec.from_pipeline(pipeline), _decode_mode(settings))
 
 
 def describe_pipeline(settings: RunSettings, objective: Stage2Objective) -> str:
@@ -81,7 +76,7 @@ def make_builder(settings: RunSettings, template: Any, layout: Layout) -> Target
     )
 
 
-def _decode_mode(settings: RunSettings) -> DecodeMode:
+def _decode_mode(settings: RunSettings) -> Literal["exp", "st"]:
     two_channel = settings.sections.stage2_ab
     return (
         rollout_settings(settings).coord_decode_mode if two_channel is None else two_channel.coord_decode_mode

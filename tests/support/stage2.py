@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
+
+from coordexp.config import Pipeline
+from coordexp.losses.modules import ObjectiveSpec
 
 TOKEN_CE = {
     "desc_ce_weight": 1.0, "self_context_struct_ce_weight": 0.1, "rollout_fn_desc_weight": 0.9,
@@ -26,6 +30,14 @@ PIPELINE = {
     "objective": [module("token_ce", TOKEN_CE), module("bbox_geo", BBOX_GEO), module("coord_reg", COORD_REG)],
     "diagnostics": [module("coord_diag", {})],
 }
+
+
+def objective_spec(
+    objective: Sequence[dict[str, Any]], diagnostics: Sequence[dict[str, Any]] = ()
+) -> ObjectiveSpec:
+    """Module lists as a run file writes them, checked and read as in a run."""
+    lists = {"objective": list(objective), "diagnostics": list(diagnostics)}
+    return ObjectiveSpec.from_pipeline(Pipeline.model_validate(lists))
 
 
 def rollout_aligned(**rollout_matching: Any) -> dict[str, Any]:

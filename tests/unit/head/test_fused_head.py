@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from support.stage2 import objective_spec
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,7 +17,6 @@ from coordexp.head.module import projection_of
 from coordexp.head.projection import HeadProjection
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows, TextRole
-from coordexp.losses.modules import ObjectiveSpec
 from coordexp.losses.objective import Stage2Objective, Stage2Terms
 from coordexp.losses.provenance import Forward
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
@@ -25,7 +25,7 @@ K, V, H = 40, 150, 24
 CONSECUTIVE = CoordColumns(range(60, 60 + K))
 SCATTERED = CoordColumns(torch.randperm(V, generator=torch.Generator().manual_seed(9))[:K].tolist())
 MIX = {"ce_weight": 1.0, "gate_weight": 1.0}
-STAGE2 = ObjectiveSpec.from_mappings(
+STAGE2 = objective_spec(
     [
         {
             "name": "token_ce",

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.stage2 import objective_spec
 
 from coordexp.head.choice import apply_head
 from coordexp.head.module import projection_of
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows, TextRole
-from coordexp.losses.modules import ObjectiveSpec
 from coordexp.losses.objective import Stage2Objective
 from coordexp.losses.provenance import Forward
 from coordexp.losses.stage1 import Stage1Weights, combine, stage1_terms
@@ -22,7 +22,7 @@ FIRST_COORD, NUM_BINS = 50, 1000
 VOCAB = FIRST_COORD + NUM_BINS + 6
 COLUMNS = CoordColumns(range(FIRST_COORD, FIRST_COORD + NUM_BINS))
 NUM_IMAGE_TOKENS = 4
-ALL_MODULES = ObjectiveSpec.from_mappings(
+ALL_MODULES = objective_spec(
     [
         {"name": name, "enabled": True, "weight": 1.0, "channels": ["A", "B"], "config": config}
         for name, config in {

@@ -315,15 +315,15 @@ def test_defaults():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"soft_ce_wieght": 1.0}, r"soft_ce_wieght: unknown name .*did you mean 'soft_ce_weight'"),
-        ({"w1_weight": -1}, r"w1_weight = -1: expected a finite number >= 0"),
-        ({"gate_weight": "1"}, r"gate_weight = '1': expected a finite number"),
-        ({"ce_weight": True}, r"ce_weight = True: expected a finite number"),
-        ({"temperature": 0}, r"temperature = 0: expected a finite number > 0"),
-        ({"target_sigma": float("nan")}, r"target_sigma = nan"),
-        ({"target_truncate": -2}, r"target_truncate = -2: expected a finite number >= 0 or null"),
-        ({"enabled": "yes"}, r"enabled = 'yes': expected true or false"),
-        ([("w1_weight", 1)], r"found list"),
+        ({"soft_ce_wieght": 1.0}, r"soft_ce_wieght in weights: unknown key; did you mean .*soft_ce_weight"),
+        ({"w1_weight": -1}, r"w1_weight = -1 in weights: expected greater than or equal to 0"),
+        ({"gate_weight": "1"}, r'gate_weight = "1" in weights: expected a valid number'),
+        ({"ce_weight": True}, r"ce_weight = true in weights: expected a valid number"),
+        ({"temperature": 0}, r"temperature = 0 in weights: expected greater than 0"),
+        ({"target_sigma": float("nan")}, r"target_sigma = NaN in weights: expected a finite number"),
+        ({"target_truncate": -2}, r"target_truncate = -2 in weights: expected greater than or equal to 0"),
+        ({"enabled": "yes"}, r'enabled = "yes" in weights: expected a valid boolean'),
+        ([("w1_weight", 1)], r"in weights: expected a mapping"),
     ],
 )
 def test_settings_are_strict(settings, message):

@@ -337,7 +337,7 @@ def test_counts_are_those_of_the_rows(tok, sample_seeds):
     assert counts.num_text == sum(part.num_text for part in rows)
     assert 4 * counts.num_boxes == sum(part.num_coord for part in rows)
     assert counts.num_coord == sum(stage1_rows([s], [0], columns).num_coord for s in samples)
-    objective = Stage2Objective(ObjectiveSpec((ModuleSpec("token_ce", True, ("A", "B"), TOKEN_CE, 1.0),)))
+    objective = Stage2Objective(ObjectiveSpec((ModuleSpec("token_ce", True, 1.0, ("A", "B"), TOKEN_CE),)))
     totals = step_counts(rows, objective, Forward.ROLLOUT)
     assert set(totals) == {"B_rollout_text", "B_coord/boxes", "B_coord/text_gate"}
     assert totals["B_coord/boxes"].item() == counts.num_boxes
