@@ -19,7 +19,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -103,22 +102,28 @@ def upright_rgb(picture: Image.Image, *, name: str = "the picture") -> Image.Ima
     return rgb
 
 
-def picture_bytes(path: str | os.PathLike[str]) -> tuple[bytes, str]:
-    """(bytes, media type) of a file that any other reader decodes to the pixels of `open_picture`.
+def picture_bytes(source: PictureSource) -> tuple[bytes, str]:
+    """(bytes of a file, media type) that any other reader decodes to the pixels of `open_picture`.
 
     The file itself where it is an upright JPEG or PNG in RGB; otherwise the picture as PNG.
 
     Raises RecordError as `open_picture` does.
     """
-    with _reading(path) as stored:
+    with _reading(source) as stored:
         media_type = MEDIA_TYPES.get(stored.format or "")
         plain = stored.mode == "RGB" and _bits(stored) == 8 and not _has_alpha(stored)
-        picture = upright_rgb(stored, name=_name(path))
+        picture = upright_rgb(stored, name=_name(source))
         if media_type and plain and stored.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-            return Path(path).read_bytes(), media_type
+            return file_bytes(source), media_type
     written = io.BytesIO()
     picture.save(written, "PNG", compress_level=1)
     return written.getvalue(), MEDIA_TYPES["PNG"]
+
+
+def file_bytes(source: PictureSource) -> bytes:
+    """The file as it is; RecordError when there is none."""
+    with _failures(_name(source)), _stream(source) as stream:
+        return stream.read()
 
 
 def _name(source: PictureSource) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from coordexp.errors import RolloutError
-from coordexp.rollout.types import Rollout, RolloutRequest
+from coordexp.errors import RecordError, RolloutError
+from coordexp.rollout.types import RequestError, Rollout, RolloutRequest
 
 GENERATE_TIMEOUT_KEY = "rollout_matching.generate_timeout_s"
 PREFLIGHT_TIMEOUT_KEY = "rollout_matching.preflight_timeout_s"
@@ -53,11 +53,13 @@ def timed() -> Iterator[Callable[[], float]]:
 
 @contextmanager
 def encoding(backend: str, request_name: str) -> Iterator[None]:
-    """A question that cannot be read or encoded becomes a RolloutError that names it."""
+    """A question that cannot be read or encoded becomes a RequestError that names it."""
     try:
         yield
+    except RecordError as error:
+        raise RequestError(f"{backend} backend: {request_name} cannot be encoded: {error}") from error
     except (OSError, ValueError, TypeError) as error:
-        raise RolloutError(
+        raise RequestError(
             f"{backend} backend: {request_name} cannot be encoded: {type(error).__name__}: {error}. Check its "
             "image files and that the prompt fits max_length."
         ) from error

@@ -6,19 +6,52 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from coordexp.errors import RolloutError
+
+IMAGE_TAG = "<image>"
+REFUSED_TAGS = (
+    "<img>", "</img>", "<video>", "<audio>", "<bbox>", "<ref-object>", "<cot-process>", "<start-image>",
+    "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>",
+)  # fmt: skip
+"""What a template would replace in the text of a message: by a file that the text names, or by media nobody sent."""
+
+
+class RequestError(RolloutError):
+    """A request that no backend can answer, whatever its state."""
+
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """One question: user messages with `<image>` placeholders, and image paths in their order.
+    """One question: messages with an `<image>` placeholder for each image, and the images in their order.
 
+    images: paths; a server, which reads no files of its callers, is given the bytes of files.
     seed: of this request's sampling; None leaves it to the backend. Greedy decoding and beams do not look at it.
     request_id: what errors call this request; empty for its index.
+
+    Raises:
+        RequestError: the text holds one of `REFUSED_TAGS`, or not as many `<image>` as there are images.
     """
 
     messages: tuple[dict[str, str], ...]
-    images: tuple[str, ...]
+    images: tuple[str | bytes, ...]
     seed: int | None = None
     request_id: str = ""
+
+    def __post_init__(self) -> None:
+        name = f"request {self.request_id}" if self.request_id else "a request"
+        texts = [message["content"] for message in self.messages]
+        for tag in REFUSED_TAGS:
+            if any(tag in text for text in texts):
+                raise RequestError(
+                    f"{name}: its text holds {tag!r}, which templates replace by media. Write the word without "
+                    f"brackets, and give images beside the text, with {IMAGE_TAG} where each belongs."
+                )
+        num_tags = sum(text.count(IMAGE_TAG) for text in texts)
+        if num_tags != len(self.images):
+            raise RequestError(
+                f"{name}: its text holds {IMAGE_TAG} {num_tags} times, but {len(self.images)} images were given; "
+                "expected one for each."
+            )
 
 
 @dataclass(frozen=True)

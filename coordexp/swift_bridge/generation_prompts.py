@@ -35,7 +35,7 @@ def without_training_hooks(template: Any) -> Iterator[None]:
 
 
 def encode_question(
-    questions: Any, messages: Sequence[dict[str, str]], images: Sequence[str]
+    questions: Any, messages: Sequence[dict[str, str]], images: Sequence[str | bytes]
 ) -> dict[str, Any]:
     """Encoded inputs of one conversation that ends with the user; `input_ids` has image placeholders expanded."""
     request = InferRequest(messages=[dict(message) for message in messages], images=list(images))

@@ -3,6 +3,10 @@
 The stock template carries the ids of the released checkpoints as class attributes, so a model with another
 tokenizer (a tiny test model, an expanded vocabulary) would look for the wrong image placeholder. Answers end with
 `<|im_end|>`, the last token that is trained. Packed batches keep the text row of their position ids.
+
+Pictures are read by `coordexp.pictures`, for training and for every engine that encodes with this template. The stock
+template leaves a photograph on its side where one engine turns it and another does not, and drops transparency in one
+engine and lays it on white in another. It also opens files that the text of a message names; this one opens none.
 """
 
 from __future__ import annotations
@@ -10,14 +14,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from PIL import Image
+from swift.template import StdTemplateInputs, load_file
 from swift.template.register import register_template
 from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
 
 from coordexp.errors import ConfigError
+from coordexp.pictures import open_picture, upright_rgb
+
+NO_PATH = ("http://", "https://", "data:")
+LONGEST_PATH = 4096  # what is longer is a picture in base64
 
 
 class CoordQwen3VLTemplate(Qwen3VLTemplate):
     """Qwen3-VL's template with `image_token_id` and `video_token_id` of the loaded model."""
+
+    load_images = True  # pictures stay pictures from `_load_image` on; none is written to a cache on disk
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # The class-level list is extended in place by ms-swift: keep one per instance.
@@ -40,6 +52,24 @@ class CoordQwen3VLTemplate(Qwen3VLTemplate):
                     f"{from_tokenizer}; save model and tokenizer together."
                 )
             setattr(self, name, from_config)
+
+    @staticmethod
+    def _load_image(image: Any, load_images: bool) -> Image.Image:
+        """An upright RGB picture from what a row or request holds: path, bytes, address, base64, or a picture.
+
+        Raises RecordError for a file that is missing, broken, or no picture.
+        """
+        if isinstance(image, dict):  # of the `datasets` library
+            image = image["bytes"] or image["path"]
+        if isinstance(image, Image.Image):
+            return upright_rgb(image)
+        if isinstance(image, str) and (image.startswith(NO_PATH) or len(image) > LONGEST_PATH):
+            image = load_file(image).getvalue()
+        return open_picture(image)
+
+    @staticmethod
+    def _replace_image_tags(inputs: StdTemplateInputs) -> None:
+        """`<img>PATH</img>` in a text stays text."""
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
         collated = super()._data_collator(batch, padding_to=padding_to)

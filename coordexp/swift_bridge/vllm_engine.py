@@ -69,8 +69,10 @@ def build_vllm_engine(
     )
 
 
-def encode_for_vllm(engine: Any, messages: Sequence[dict[str, str]], images: Sequence[Any]) -> dict[str, Any]:
-    """A conversation with images (paths or PIL) as `submit` takes it; placeholders are left to the engine to expand."""
+def encode_for_vllm(
+    engine: Any, messages: Sequence[dict[str, str]], images: Sequence[str | bytes]
+) -> dict[str, Any]:
+    """A conversation with images (paths or files) as `submit` takes it; the engine expands placeholders."""
     from swift.infer_engine import InferRequest
 
     request = InferRequest(messages=[dict(message) for message in messages], images=list(images))

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from support.rollout import load_policy, read_requests
+from support.rollout import load_policy, picture_requests, read_requests
 
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
@@ -99,6 +100,9 @@ def parity(
     answers = vllm.generate(requests)
     facts["random_state_kept"] = torch.equal(state, torch.get_rng_state())
     facts["before"] = compare(hf.generate(requests), answers)
+    with TemporaryDirectory() as folder:
+        pictures = picture_requests(Path(folder))
+        facts["pictures"] = compare(hf.generate(pictures), vllm.generate(pictures))
     for name, backend in (("hf", hf), ("vllm", vllm)):
         backend.settings = settings(name, repeat_terminate=RULES)
     facts["rules"] = compare(hf.generate(requests), vllm.generate(requests))
@@ -155,7 +159,8 @@ def failures(facts: Facts, requests: list[RolloutRequest], vllm: Any) -> None:
         inner.step = step
     limit = TimeLimit(1e-9, "rollout_matching.generate_timeout_s")
     facts["timeout"] = error_of(lambda: vllm.generate(requests[:2], time_limit=limit))
-    two_images = replace(requests[0], images=requests[0].images * 2)
+    message = {"role": "user", "content": "<image><image>Find all"}
+    two_images = replace(requests[0], messages=(message,), images=requests[0].images * 2)
     facts["two images"] = error_of(lambda: vllm.generate([two_images]))
     facts["recovers"] = len(vllm.generate(requests[:2]))
 

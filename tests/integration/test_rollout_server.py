@@ -18,7 +18,7 @@ import requests as http
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from support.processes import ROOT, run_coordexp
-from support.rollout import load_policy, read_requests
+from support.rollout import load_policy, picture_requests, read_requests
 from support.rollout_server import RolloutServer, rollout_server
 from support.vllm import require_vllm
 
@@ -257,7 +257,7 @@ def test_other_versions_keys_and_bodies_are_refused(server, policy, asked, monke
     no_image = body_of(asked[0], 5)
     no_image["requests"][0]["images"] = ["bm8gaW1hZ2U="]
     refused = post(server, "/generate", no_image)
-    assert (refused.status_code, "val:0 cannot be encoded" in refused.json()["error"]) == (500, True)
+    assert (refused.status_code, "val:0 cannot be encoded" in refused.json()["error"]) == (400, True)
 
     with pytest.raises(RolloutError, match=r"took longer than 0\.001 s \(some\.key\)"):
         backend.generate(asked[:1], time_limit=TimeLimit(0.001, "some.key"))
@@ -266,6 +266,42 @@ def test_other_versions_keys_and_bodies_are_refused(server, policy, asked, monke
     monkeypatch.setenv(server.api_key_env, "wrong")
     with pytest.raises(RolloutError, match=r"answered 401 .*key is missing or wrong.*api_key_env"):
         make(server, policy).push_policy(6)
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "says"),
+    [
+        ("What is in <img>{path}</img>?", False, "'<img>'"),
+        ("<image>Compare with <video>", True, "'<video>'"),
+        ("<image>Compare with <image>", True, "<image> 2 times, but 1 images were given"),
+        ("Find all", True, "<image> 0 times, but 1 images were given"),
+    ],
+)
+def test_the_text_of_a_question_names_no_file_and_no_media(
+    server, policy, asked, text: str, images: bool, says: str
+):
+    """Whoever may ask gets no picture that lies on the server's disk."""
+    backend = make(server, policy)
+    backend.push_policy(5)
+    body = body_of(asked[0], 5)
+    question = body["requests"][0]
+    question["messages"] = [{"role": "user", "content": text.format(path=asked[0].images[0])}]
+    question["images"] = question["images"] if images else []
+    refused = post(server, "/generate", body)
+    assert refused.status_code == 400
+    assert refused.json()["error"].startswith(f"request val:0: its text holds {says}")
+    assert len(backend.generate(asked[:1])) == 1
+    backend.close()
+
+
+def test_pictures_of_every_kind_are_seen_as_transformers_sees_them(server, policy, tmp_path):
+    requests = picture_requests(tmp_path)
+    backend = make(server, policy)
+    backend.push_policy(1)
+    rollouts = backend.generate(requests)
+    assert_same(rollouts, by_transformers(policy, requests), 1)
+    assert len(set(ids(rollouts))) > len(requests) // 2
+    backend.close()
 
 
 def test_a_head_of_its_own_needs_an_engine_that_keeps_it(server, untied, policy, asked):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.pictures import PICTURES
 from support.processes import ROOT
 from support.vllm import require_vllm
 
@@ -49,6 +50,14 @@ def test_greedy_answers_prompts_and_log_probabilities_agree(facts, moment: str, 
     assert found["logprob_gap"] < 2e-5
     assert found["versions"] == [version]
     assert found["distinct_answers"] > NUM_SCENES // 4  # agreement on one constant answer would say little
+
+
+def test_pictures_of_every_kind_are_seen_alike(facts):
+    """Turned and mirrored by EXIF, transparent, of 16 bits."""
+    found = facts["pictures"]
+    assert found["equal_answers"] == found["equal_prompts"] == len(PICTURES)
+    assert found["logprob_gap"] < 2e-5
+    assert found["distinct_answers"] > len(PICTURES) // 2
 
 
 def test_training_changed_what_is_answered(facts):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.pictures import PICTURES, write_picture
 
 from coordexp.rollout.types import RolloutRequest
 
@@ -38,4 +39,17 @@ def read_requests(scenes: Path) -> list[RolloutRequest]:
             request_id=f"val:{index}",
         )
         for index, row in enumerate(rows)
+    ]
+
+
+def picture_requests(folder: Path) -> list[RolloutRequest]:
+    """One question for each kind of picture file."""
+    return [
+        RolloutRequest(
+            ({"role": "user", "content": "<image>Find all objects"},),
+            (str(write_picture(folder, name)),),
+            seed=index,
+            request_id=name,
+        )
+        for index, name in enumerate(PICTURES)
     ]

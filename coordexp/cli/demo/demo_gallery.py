@@ -11,6 +11,7 @@ from coordexp.eval.detection import match_at_threshold
 from coordexp.eval.predictions.artifacts import SCORED, TOKEN_TRACE, read_jsonl_lines
 from coordexp.eval.report.pictures import contact_sheet, side_by_side
 from coordexp.geometry import pairwise_iou
+from coordexp.pictures import open_picture
 
 
 def gallery(run: Path, data: Path, output: Path, count: int) -> list[dict[str, Any]]:
@@ -48,8 +49,7 @@ def _picture(line: dict[str, Any], data: Path) -> Image.Image:
         for g, (gt_desc, _) in enumerate(gt):
             if pred_desc != gt_desc:
                 iou_PG[p, g] = 0.0
-    with Image.open(data / line["image"]) as image:
-        return side_by_side(image, gt, pred, match_at_threshold(iou_PG, 0.5))
+    return side_by_side(open_picture(data / line["image"]), gt, pred, match_at_threshold(iou_PG, 0.5))
 
 
 def _status(line: dict[str, Any]) -> str:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from coordexp.errors import RecordError
 from coordexp.eval.report.data import XYXY, ReportImage
 from coordexp.eval.report.numbers import ImageMatch, RunNumbers
 from coordexp.eval.report.page import data_uri
 from coordexp.eval.report.pictures import ROLE_COLORS, Role
+from coordexp.pictures import open_picture
 
 VIEW_SIDE, VIEW_SIDE_OF_MANY = 400.0, 300.0
 """Longer side of a panel in its own units, with one run and with several; the page scales it."""
@@ -108,9 +110,8 @@ def gallery_cards(runs: Sequence[RunNumbers], num_worst: int, num_best: int) -> 
 def load_picture(path: Path) -> str | None:
     """An image file as a data URI no larger than the page needs; None when there is no readable image."""
     try:
-        with Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        image = open_picture(path)
+    except RecordError:
         return None
     image.thumbnail((MAX_PICTURE_SIDE, MAX_PICTURE_SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()

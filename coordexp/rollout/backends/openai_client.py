@@ -9,22 +9,20 @@ The strict parser works on token ids. They are taken, in this order, from
 from __future__ import annotations
 
 import base64
-import mimetypes
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from coordexp.codec.pieces import token_bytes
 from coordexp.codec.schema import IM_END
 from coordexp.errors import RolloutError
-from coordexp.rollout.checks import name_of
-from coordexp.rollout.types import Rollout, RolloutRequest
+from coordexp.pictures import picture_bytes
+from coordexp.rollout.checks import encoding, name_of
+from coordexp.rollout.types import IMAGE_TAG, Rollout, RolloutRequest
 
 _TOKEN_ID_PREFIX = "token_id:"
-_IMAGE = "<image>"
 _VLLM_FIELDS = {"return_token_ids": True, "return_tokens_as_token_ids": True, "skip_special_tokens": False}
 
 
@@ -70,14 +68,16 @@ class OpenAiBackend:
     def _ask(self, client: Any, name: str, request: RolloutRequest) -> Any:
         import openai
 
+        with encoding("openai", name):
+            messages = list(chat_messages(request))
+        question = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": self.max_new_tokens,
+            "temperature": 0.0,
+            "logprobs": True,
+        }
         try:
-            question = {
-                "model": self.model,
-                "messages": list(chat_messages(request)),
-                "max_tokens": self.max_new_tokens,
-                "temperature": 0.0,
-                "logprobs": True,
-            }
             try:
                 answer = client.chat.completions.create(**question, extra_body=_VLLM_FIELDS)
             except openai.BadRequestError as error:
@@ -89,8 +89,6 @@ class OpenAiBackend:
                 f"{self.base_url}: {name} was not answered: {type(error).__name__}: {error}. Is the server up, does it "
                 f"serve {self.model!r} (--served-model), and is the key right (--api-key-env)?"
             ) from error
-        except OSError as error:
-            raise RolloutError(f"{name}: {error}.") from error
         if not answer.choices:
             raise RolloutError(f"{self.base_url}: {name} was answered without a choice.")
         return answer
@@ -136,17 +134,18 @@ def chat_messages(request: RolloutRequest) -> Iterator[dict[str, Any]]:
     images = iter(request.images)
     for message in request.messages:
         content: list[dict[str, Any]] = []
-        for index, text in enumerate(message["content"].split(_IMAGE)):
+        for index, text in enumerate(message["content"].split(IMAGE_TAG)):
             if index:
-                content.append({"type": "image_url", "image_url": {"url": _image_uri(Path(next(images)))}})
+                content.append({"type": "image_url", "image_url": {"url": _image_uri(next(images))}})
             if text:
                 content.append({"type": "text", "text": text})
         yield {"role": message["role"], "content": content}
 
 
-def _image_uri(path: Path) -> str:
-    media_type = mimetypes.guess_type(path.name)[0] or "image/png"
-    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
+def _image_uri(image: str | bytes) -> str:
+    """Any server's own reader makes of it the pixels that our models are trained on."""
+    data, media_type = picture_bytes(image)
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _extra(model: Any, name: str) -> Any:

@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from coordexp.config.api_key import api_key_from
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import ConfigError, CoordExpError, RolloutError
+from coordexp.pictures import file_bytes
 from coordexp.rollout.checks import (
     GENERATE_TIMEOUT_KEY,
     TimeLimit,
@@ -288,7 +288,7 @@ class VllmServerBackend:
         server = self._servers[(self._rank + index) % len(self._servers)]
         name = name_of(request, index)
         with encoding(self.name, name):
-            images = [base64.b64encode(Path(image).read_bytes()).decode("ascii") for image in request.images]
+            images = [base64.b64encode(file_bytes(image)).decode("ascii") for image in request.images]
         question = {
             "messages": [dict(message) for message in request.messages],
             "images": images,

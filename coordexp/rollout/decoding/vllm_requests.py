@@ -25,7 +25,7 @@ from coordexp.rollout.checks import (
 )
 from coordexp.rollout.decoding.repetition import was_terminated
 from coordexp.rollout.decoding.vllm_repetition import EXTRA_ARG
-from coordexp.rollout.types import Rollout, RolloutRequest
+from coordexp.rollout.types import RequestError, Rollout, RolloutRequest
 from coordexp.swift_bridge.vllm_engine import MAX_IMAGES, encode_for_vllm, submit
 
 ENCODING_THREADS = 4
@@ -60,17 +60,15 @@ def sampling_params(
     )
 
 
-def encode_request(
-    engine: Any, backend: str, name: str, messages: Sequence[dict[str, str]], images: Sequence[Any]
-) -> dict[str, Any]:
-    """A question as the engine takes it; RolloutError when it cannot be encoded. images: paths or PIL images."""
-    if len(images) > MAX_IMAGES:
-        raise RolloutError(
-            f"{backend} backend: {name} has {len(images)} images, the engine takes {MAX_IMAGES}; use "
+def encode_request(engine: Any, backend: str, name: str, request: RolloutRequest) -> dict[str, Any]:
+    """A question as the engine takes it; RequestError when it cannot be encoded."""
+    if len(request.images) > MAX_IMAGES:
+        raise RequestError(
+            f"{backend} backend: {name} has {len(request.images)} images, the engine takes {MAX_IMAGES}; use "
             "rollout_matching.backend: hf."
         )
     with encoding(backend, name):
-        return encode_for_vllm(engine, messages, images)
+        return encode_for_vllm(engine, request.messages, request.images)
 
 
 def check_answered_prompt(
@@ -207,7 +205,7 @@ class RequestRunner:
 
     def _encode(self, named: tuple[str, RolloutRequest]) -> dict[str, Any]:
         name, request = named
-        return encode_request(self._engine, self._backend, name, request.messages, request.images)
+        return encode_request(self._engine, self._backend, name, request)
 
 
 def _collapsed(ids: Iterable[int], image_id: int) -> list[int]:

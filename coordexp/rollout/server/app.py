@@ -19,6 +19,7 @@ from coordexp.rollout.server.wire import (
     GENERATE,
     HEALTH,
     OPEN,
+    STATUS_BAD_REQUEST,
     STATUS_CONFLICT,
     STATUS_TOO_LATE,
     WEIGHTS,
@@ -31,6 +32,7 @@ from coordexp.rollout.server.wire import (
     WeightsBody,
     WeightsReply,
 )
+from coordexp.rollout.types import RequestError
 
 MAX_HANDLERS = 1024  # calls that may wait for answers at once, over all training ranks
 
@@ -90,6 +92,8 @@ def _error(status: int, sentence: str) -> JSONResponse:
 def _add_error_handlers(app: FastAPI, policy: ServedPolicy) -> None:
     @app.exception_handler(RolloutError)
     async def rollout_error(request: Request, error: RolloutError) -> JSONResponse:
+        if isinstance(error, RequestError):
+            return _error(STATUS_BAD_REQUEST, str(error))
         if isinstance(error, ConflictError):
             return _error(STATUS_CONFLICT, str(error))
         if isinstance(error, TooLateError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ from socket import socket
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from coordexp.codec.pieces import pieces_of
@@ -220,25 +218,27 @@ class ServedPolicy:
         Raises:
             ConflictError: other weights are served than those asked for, or came in between.
             TooLateError: more than `body.time_limit_s` seconds have passed.
+            RequestError: a question that cannot be asked; the engine sees none of them.
             RolloutError: the engine fails or refuses a question.
         """
         self._check_version(body)
         limit = TimeLimit(body.time_limit_s, "time_limit_s")
+        requests = [_request(question, index) for index, question in enumerate(body.requests)]
+        names = [name_of(request, index) for index, request in enumerate(requests)]
         futures: list[Future[Any]] = []
         answers = []
         try:
             prompts = []
-            for index, question in enumerate(body.requests):
-                inputs = self._encode(question, index)
+            for request, question, name in zip(requests, body.requests, names, strict=True):
+                inputs = self._encode(request, name)
                 prompts.append(inputs["input_ids"])
                 futures.append(self._loop.submit(inputs, self._sampling(body, question)))
-            for index, future in enumerate(futures):
-                name = _name(body.requests[index], index)
+            for future, name, prompt_ids in zip(futures, names, prompts, strict=True):
                 try:
                     output = future.result(_wait(limit))
                 except TimeoutError as error:
                     raise TooLateError(f"{name} was not answered within {body.time_limit_s:g} s.") from error
-                answers.append(self._answer(output, body, name, prompts[index]))
+                answers.append(self._answer(output, body, name, prompt_ids))
         finally:
             for future in futures:
                 future.cancel()
@@ -261,15 +261,11 @@ class ServedPolicy:
                 f"policy version {body.policy_version} was asked for, but version {served.version} is served."
             )
 
-    def _encode(self, question: Question, index: int) -> dict[str, Any]:
-        from coordexp.rollout.checks import encoding
+    def _encode(self, request: RolloutRequest, name: str) -> dict[str, Any]:
         from coordexp.rollout.decoding.vllm_requests import encode_request
 
-        name = _name(question, index)
         with self._encoders:
-            with encoding(NAME, name):
-                images = [Image.open(io.BytesIO(data)) for data in question.images]
-            return encode_request(self._loop.engine, NAME, name, question.messages, images)
+            return encode_request(self._loop.engine, NAME, name, request)
 
     def _sampling(self, body: GenerateBody, question: Question) -> Any:
         from coordexp.rollout.decoding.vllm_requests import end_id_of, sampling_params
@@ -337,8 +333,13 @@ def _noted(stream: Iterator[tuple[str, Tensor]], names: list[str]) -> Iterator[t
         yield name, tensor
 
 
-def _name(question: Question, index: int) -> str:
-    return name_of(RolloutRequest((), (), request_id=question.request_id), index)
+def _request(question: Question, index: int) -> RolloutRequest:
+    return RolloutRequest(
+        tuple(message.model_dump() for message in question.messages),
+        tuple(question.images),
+        question.seed,
+        question.request_id or str(index),
+    )
 
 
 def _wait(limit: TimeLimit) -> float | None:

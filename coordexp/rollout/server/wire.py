@@ -13,7 +13,7 @@ from coordexp.errors import RolloutError
 from coordexp.rollout.weights.sync import Checksum
 
 HEALTH, OPEN, WEIGHTS, GENERATE = "/health", "/weights/open", "/weights", "/generate"
-STATUS_CONFLICT, STATUS_TOO_LATE = 409, 504
+STATUS_BAD_REQUEST, STATUS_CONFLICT, STATUS_TOO_LATE = 400, 409, 504
 
 
 class ConflictError(RolloutError):
@@ -37,10 +37,17 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class Message(_Body):
+    """A turn of the conversation; text only."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
 class Question(_Body):
     """One request. images: the bytes of image files, base64; the server reads no file and fetches nothing."""
 
-    messages: list[dict[str, str]] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
     images: list[Annotated[bytes, BeforeValidator(_decoded)]] = []
     seed: int
     request_id: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from openai.types.chat import ChatCompletionTokenLogprob
+from PIL import Image
 
 from coordexp.codec.parse import parse_rollout
 from coordexp.codec.schema import BoxObject
@@ -23,8 +25,14 @@ VLLM_FIELDS = ("return_token_ids", "return_tokens_as_token_ids", "skip_special_t
 
 
 def answer_of(image: bytes) -> str:
-    """What the server's model writes about an image: one box at the bin of its first byte."""
-    return serialize([BoxObject("müsli box", "bbox_2d", (image[0], 2, 300, 400))])
+    """What the server's model writes about an image: one box at the bin of its first pixel's red."""
+    red = Image.open(io.BytesIO(image)).getpixel((0, 0))[0]
+    return serialize([BoxObject("müsli box", "bbox_2d", (red, 2, 300, 400))])
+
+
+def write_picture(path: Path, red: int) -> Path:
+    Image.new("RGB", (8, 8), (red, 0, 0)).save(path)
+    return path
 
 
 class ChatServer(ThreadingHTTPServer):
@@ -99,11 +107,12 @@ def tokenizer():
 
 @pytest.fixture
 def requests(tmp_path) -> list[RolloutRequest]:
-    """Three questions about files of which only the first byte differs."""
-    for number in range(3):
-        (tmp_path / f"{number}.jpg").write_bytes(bytes([10 * number]) + b"image")
+    """Three questions about pictures of different colours."""
     message = {"role": "user", "content": "<image>Find all objects."}
-    return [RolloutRequest((message,), (str(tmp_path / f"{number}.jpg"),)) for number in range(3)]
+    return [
+        RolloutRequest((message,), (str(write_picture(tmp_path / f"{number}.png", 10 * number)),))
+        for number in range(3)
+    ]
 
 
 @pytest.fixture
@@ -136,7 +145,8 @@ def test_token_ids_come_back_in_order(serve, tokenizer, requests, kind, has_logp
     _, backend = serve(kind)
     rollouts = backend.generate(requests)
     for number, rollout in enumerate(rollouts):
-        expected = tokenizer.encode(answer_of(bytes([10 * number])) + "<|im_end|>", add_special_tokens=False)
+        image = Path(requests[number].images[0]).read_bytes()
+        expected = tokenizer.encode(answer_of(image) + "<|im_end|>", add_special_tokens=False)
         assert list(rollout.response_token_ids) == expected
         [found] = parse_rollout(rollout.response_token_ids, tokenizer).objects
         assert found.as_box() == BoxObject("müsli box", "bbox_2d", (10 * number, 2, 300, 400))
@@ -173,21 +183,17 @@ def test_what_is_asked(serve, requests):
     assert all(field in body for field in VLLM_FIELDS)
     assert key == "Bearer secret"
     [message] = body["messages"]
-    assert (
-        message["content"][0]["image_url"]["url"]
-        == "data:image/jpeg;base64," + base64.b64encode(b"\0image").decode()
-    )
+    file = base64.b64encode(Path(requests[0].images[0]).read_bytes()).decode()
+    assert message["content"][0]["image_url"]["url"] == f"data:image/png;base64,{file}"
     assert message["content"][1] == {"type": "text", "text": "Find all objects."}
 
 
 def test_images_stand_where_the_placeholders_stood(tmp_path):
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(name.encode())
+    files = [write_picture(tmp_path / f"{red}.png", red) for red in (10, 20)]
     message = {"role": "user", "content": "left <image> right <image>"}
-    paths = tuple(str(tmp_path / name) for name in ("a.png", "b.png"))
-    [asked] = chat_messages(RolloutRequest((message,), paths))
+    [asked] = chat_messages(RolloutRequest((message,), tuple(map(str, files))))
     assert [part["type"] for part in asked["content"]] == ["text", "image_url", "text", "image_url"]
-    assert asked["content"][3]["image_url"]["url"].endswith(base64.b64encode(b"b.png").decode())
+    assert asked["content"][3]["image_url"]["url"].endswith(base64.b64encode(files[1].read_bytes()).decode())
 
 
 def test_a_server_that_refuses_is_named(serve, requests):
@@ -200,5 +206,5 @@ def test_a_server_that_refuses_is_named(serve, requests):
 
 def test_a_missing_image_is_named(serve, requests):
     Path(requests[0].images[0]).unlink()
-    with pytest.raises(RolloutError, match=r"request 0: .*0\.jpg"):
+    with pytest.raises(RolloutError, match=r"request 0 cannot be encoded: image .*0\.png does not exist"):
         serve("token_ids")[1].generate(requests[:1])
