@@ -6,7 +6,6 @@ from coordexp.metrics.spec import Kind, Reduce, Section
 
 WITH_ROLLOUT = "steps with a rollout"
 EVAL_ONLY = "rollout evaluation only (as `eval_rollout/...`)"
-OVERLAP_ON = "with `rollout_matching.overlap.enabled: true`"
 DESC_ON = "with `rollout_matching.desc_monitor.enabled: true`"
 
 TIME = Section("Rollout timing (`time/*`)", "Wall-clock seconds; absent, not 0, on steps without a rollout.")
@@ -22,14 +21,6 @@ TIME_ROLLOUT_TEACHER_ENCODE = TIME.define(
     "Building and encoding the training targets.",
     unit="s",
     when=WITH_ROLLOUT,
-)
-
-TIME_ROLLOUT_WAIT = TIME.define(
-    "time/rollout_wait_s",
-    Kind.SECONDS,
-    "Time in which a rank had nothing to train and waited for rollouts.",
-    unit="s",
-    when=OVERLAP_ON,
 )
 
 ROLLOUT = Section(
@@ -314,14 +305,6 @@ ROLLOUT_LEN_MEAN, ROLLOUT_LEN_P90 = _length("rollout", "the rollout")
 TRAIN_LEN_MEAN, TRAIN_LEN_P90 = _length("train", "the training target")
 APPEND_LEN_MEAN, APPEND_LEN_P90 = _length("append", "the appended tail")
 ENCODED_LEN_MEAN, ENCODED_LEN_P90 = _length("encoded", "the whole encoded sample")
-
-EARLY_FORWARDS = _rollout(
-    "early_forwards",
-    Kind.COUNTER,
-    "Forwards trained while later rollouts of the step were still being generated.",
-    unit="forwards",
-    when=OVERLAP_ON,
-)
 
 PACKING = Section("Post-rollout packing (`packing/*`)")
 PACKING_FILL = PACKING.define(

@@ -1,7 +1,7 @@
 """ms-swift's SFT trainer with the seams our trainers use.
 
-1. `plan_step(batches)`: called once per optimizer step with all its micro-batches, before the first forward; and
-   `on_step(num_micro_steps)` just before it.
+1. `plan_step(batches)`: called once per optimizer step with all its micro-batches, before the first forward; what it
+   returns is trained on. `on_step(num_micro_steps)` is called just before it.
 2. `compute_loss` of a subclass sees model inputs only; supervision travels in `SUPERVISION_KEYS`.
 3. `window_metrics(mode)`: what a subclass adds to every log record, called on all ranks; `on_record` receives the
    finished record on the main process.
@@ -30,8 +30,12 @@ SUPERVISION_KEYS = (
 class SwiftTrainerBridge(Seq2SeqTrainer):
     """Adapts ms-swift's Seq2SeqTrainer; knows nothing of coordinates."""
 
-    def plan_step(self, batches: list[dict[str, Any]]) -> None:
-        """All micro-batches of the coming optimizer step on this rank. Collectives are allowed: all ranks call it."""
+    def plan_step(self, batches: list[Any]) -> list[Any]:
+        """From all micro-batches of the coming optimizer step on this rank to as many entries for `training_step`.
+
+        Collectives are allowed: all ranks call it.
+        """
+        return batches
 
     def on_step(self, num_micro_steps: int) -> None:
         """An optimizer step of so many micro-batches is about to be planned. Called on every rank."""
@@ -45,11 +49,11 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Tensor | int | None]:
+    ) -> tuple[list[Any], Tensor | int | None]:
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             self.on_step(len(batches))
-            self.plan_step(batches)
+            batches = self.plan_step(batches)
         return batches, num_items
 
     def get_use_logits_to_keep(self, default_value: bool = True) -> bool:

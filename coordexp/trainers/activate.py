@@ -38,8 +38,8 @@ Rows = list[dict[str, Any]]
 # variant name -> import path of its trainer
 VARIANTS = {
     "stage1_coord": "coordexp.trainers.stage1.Stage1CoordTrainer",
-    "stage2_rollout_aligned": "coordexp.trainers.stage2_rollout_aligned.Stage2RolloutAlignedTrainer",
-    "stage2_two_channel": "coordexp.trainers.stage2_two_channel.Stage2TwoChannelTrainer",
+    "stage2_rollout_aligned": "coordexp.trainers.stage2.Stage2RolloutAlignedTrainer",
+    "stage2_two_channel": "coordexp.trainers.stage2.Stage2TwoChannelTrainer",
 }
 
 

@@ -6,16 +6,16 @@ import logging
 import math
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import derive, resolved_config, write_resolved
-from coordexp.data.collator import with_supervised_rows
+from coordexp.data.collator import with_meta
 from coordexp.data.row_types import RowTyper
 from coordexp.data.source import DatasetFilter
 from coordexp.errors import ConfigError
@@ -29,9 +29,10 @@ from coordexp.swift_bridge.trainer import SwiftTrainerBridge
 from coordexp.telemetry.health import HealthWatch
 from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
 from coordexp.trainers.offset_training import OffsetTraining
-from coordexp.trainers.pack_probe import check_template_packs
+from coordexp.trainers.packing import check_template_packs
 from coordexp.trainers.progress import PROGRESS_KEY, Progress
 from coordexp.trainers.runtime import active
+from coordexp.trainers.step import ranks
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,8 @@ class CoordTrainer(SwiftTrainerBridge):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.settings = active()
-        template = kwargs["template"] if "template" in kwargs else args[2]
+        self.prepare_datasets(kwargs)
+        template = kwargs["template"]
         self.vocab = CoordVocab.from_tokenizer(template.tokenizer)
         self.columns = CoordColumns(self.vocab.ids)
         super().__init__(*args, **kwargs)
@@ -58,10 +60,13 @@ class CoordTrainer(SwiftTrainerBridge):
         if self.is_world_process_zero():
             write_resolved(self.args.output_dir, self._resolved)
 
+    def prepare_datasets(self, arguments: dict[str, Any]) -> None:
+        """Replace the data sets among the arguments of the trainer by what the variant trains on."""
+
     def _get_data_collator(self, args: Any, template: Any) -> Any:
         collate = super()._get_data_collator(args, template)
         counts = self.typed_datasets
-        return with_supervised_rows(
+        return with_meta(
             collate, self.columns, None if counts is None else RowTyper(template.tokenizer, counts)
         )
 
@@ -99,10 +104,7 @@ class CoordTrainer(SwiftTrainerBridge):
 
     def _sum_on_host(self, number: int) -> int:
         """`number` added up over all ranks."""
-        total = torch.tensor(number, device=self.args.device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
-        return int(total)
+        return int(ranks.sum_over_ranks(torch.tensor(number, device=self.args.device)))
 
     def _train_offsets(self) -> OffsetTraining | None:
         settings, args = self.settings.sections.custom.coord_offset, self.args
@@ -199,8 +201,13 @@ class CoordTrainer(SwiftTrainerBridge):
                     "custom.on_nonfinite_loss: skip_step does not work under DeepSpeed, whose engine updates the "
                     "weights inside the backward pass; use stop."
                 )
-            self.add_callback(DropUpdate(guard, self._count_skipped_step))
+            self.add_callback(DropUpdate(guard, self._count_skipped_step, self._unscale_unclipped))
         return guard
+
+    def _unscale_unclipped(self) -> None:
+        """Clipping unscales fp16 gradients; without it nobody has."""
+        if not self.args.max_grad_norm:
+            self.accelerator.unscale_gradients()
 
     def _count_skipped_step(self) -> None:
         if self.is_world_process_zero():  # a step of the run, not of a rank
@@ -217,17 +224,36 @@ class CoordTrainer(SwiftTrainerBridge):
 
     def sum_over_ranks(self, counts: Tensor) -> Tensor:
         """`counts` added up over all ranks when `average_tokens_across_devices` asks for it, else as they are."""
-        if self.args.average_tokens_across_devices and dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-        return counts
+        return ranks.sum_over_ranks(counts) if self.args.average_tokens_across_devices else counts
 
     @property
     def gradient_scale(self) -> float:
         """Undoes the averaging of gradients over ranks, for losses divided by counts of all ranks."""
         return float(self.accelerator.num_processes) if self.args.average_tokens_across_devices else 1.0
 
+    # a forward of ours in place of the HF Trainer's `training_step`
 
-def accuracy(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Top-1 hits and rows. logits_RV: [R, V]; targets_R: int64 [R]."""
-    hits = (logits_RV.argmax(dim=-1) == targets_R).sum()
-    return hits.float(), torch.full_like(hits, targets_R.numel()).float()
+    def enter_training(self, model: nn.Module) -> None:
+        """Model and optimizer in training mode."""
+        model.train()
+        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+            self.optimizer.train()
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Backward pass of a loss that is divided by counts of the whole step already. Returns it, detached."""
+        # DeepSpeed must not divide it again.
+        options: dict[str, Any] = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(loss, **options)
+        return loss.detach()
+
+    @contextmanager
+    def gradients_meet(self, model: nn.Module, is_last: bool) -> Iterator[None]:
+        """Ranks exchange gradients only in the last backward of a step."""
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(is_last)
+        try:
+            with nullcontext() if is_last else self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)

@@ -97,20 +97,23 @@ class FiniteLossGuard:
 class DropUpdate(TrainerCallback):
     """Drops the gradients of a skipped step just before the optimizer would use them.
 
-    Parameters without a gradient are left alone by every optimizer, weight decay and moments included. (fp16: by then
-    accelerate has unscaled them, so the scaler does not miss them.)
+    Parameters without a gradient are left alone by every optimizer, weight decay and moments included.
 
     Arguments:
         guard: says which steps.
         on_skip: called once for each.
+        unscale: fp16's gradient scaler looks at the gradients in it, if it has not yet: it refuses to step without.
     """
 
-    def __init__(self, guard: FiniteLossGuard, on_skip: Callable[[], None]) -> None:
-        self._guard, self._on_skip = guard, on_skip
+    def __init__(
+        self, guard: FiniteLossGuard, on_skip: Callable[[], None], unscale: Callable[[], None] = lambda: None
+    ) -> None:
+        self._guard, self._on_skip, self._unscale = guard, on_skip, unscale
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._guard.take_drop():
             self._on_skip()
+            self._unscale()
             kwargs["optimizer"].zero_grad(set_to_none=True)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coordexp.data.collator import ROWS_KEY, sample_ids, take_rows, token_types_skipped
+from coordexp.data.batch_meta import BatchMeta
 from coordexp.head.run import RowsHead
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs
@@ -26,9 +26,10 @@ from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, TOKEN_TYPES_SKIPPED_TOTAL
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.base import CoordTrainer
-from coordexp.trainers.dataset_packing import pack_datasets
-from coordexp.trainers.runtime import active
+from coordexp.trainers.packing import pack_datasets
 from coordexp.trainers.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
+from coordexp.trainers.step.plan import StepPlan
+from coordexp.trainers.step.planners import COORD, TEXT, Totals, plan_teacher_forced
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ class Stage1CoordTrainer(CoordTrainer):
     """Trainer variant `stage1_coord`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pack_datasets(kwargs, active())
         super().__init__(*args, **kwargs)
         custom = self.settings.sections.custom
         settings = custom.coord_soft_ce_w1.model_dump()
@@ -49,14 +49,18 @@ class Stage1CoordTrainer(CoordTrainer):
         self.needs = self.weights.needs(mass_monitor=mass_monitor)
         self.head = RowsHead(custom.head, self.columns)
         self._has_reported_types = False
-        self._step_counts = torch.zeros(2)  # text and coordinate rows of the step, see plan_step
+        self._plan: StepPlan | None = None
 
-    def plan_step(self, batches: list[dict[str, Any]]) -> None:
-        num_text = sum(batch[ROWS_KEY]["num_text"] for batch in batches)
-        num_coord = sum(batch[ROWS_KEY]["bins_N"].numel() for batch in batches)
-        self.count_samples(sum(batch[ROWS_KEY]["num_samples"] for batch in batches))
-        counts = torch.tensor([num_text, num_coord], device=self.args.device)
-        self._step_counts = self.sum_over_ranks(counts)
+    def prepare_datasets(self, arguments: dict[str, Any]) -> None:
+        pack_datasets(arguments, self.settings)
+
+    def plan_step(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        metas = [BatchMeta.of(batch) for batch in batches]
+        self.count_samples(sum(meta.num_samples for meta in metas))
+        self._plan = plan_teacher_forced(
+            batches, metas, int(self.state.global_step), self.sum_over_ranks, self.args.device
+        )
+        return batches
 
     def compute_loss(
         self,
@@ -65,33 +69,35 @@ class Stage1CoordTrainer(CoordTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        ids, types_skipped = sample_ids(inputs), token_types_skipped(inputs)
-        rows, num_samples = take_rows(inputs)
+        meta = BatchMeta.take(inputs)
+        rows = meta.rows
         for key in SUPERVISION_KEYS:
             inputs.pop(key, None)
         in_training = self.model.training
-        text_count, coord_count = (
-            self._step_counts.unbind() if in_training else (rows.num_text, rows.num_coord)
+        totals: Totals = (
+            self._plan.totals
+            if in_training and self._plan is not None
+            else {TEXT: rows.num_text, COORD: rows.num_coord}
         )
         tokens = TokenMetrics(rows, self.columns, **self.token_switches)
 
         def objective(loss_inputs: LossInputs) -> tuple[Tensor, Stage1Terms]:
             terms = stage1_terms(loss_inputs, self.weights)
-            return combine(terms, text_count, coord_count), terms.detach()
+            return combine(terms, totals[TEXT], totals[COORD]), terms.detach()
 
         loss, parts = self.head(
             model, self.unwrapped_model, inputs, rows, self.needs, objective, tokens.observer
         )
         terms = Stage1Terms.merge(parts)
-        self.add_metrics(self._numbers(terms, tokens, num_samples))
-        if types_skipped:
-            self._report_skipped_types(ids)
+        self.add_metrics(self._numbers(terms, tokens, meta.num_samples))
+        if meta.types_skipped:
+            self._report_skipped_types(meta.sample_ids)
         if self.settings.sections.debug.enabled:
-            check_atoms_sum(float(loss), loss_shares(terms, text_count, coord_count))
+            check_atoms_sum(float(loss), loss_shares(terms, totals[TEXT], totals[COORD]))
         if in_training:
             loss = loss * self.gradient_scale
             coord = terms.coord if terms.coord_ce is None else terms.coord_ce
-            self.stop_if_not_finite({"text": terms.text.sum, "coord": coord.sum}, ids)
+            self.stop_if_not_finite({"text": terms.text.sum, "coord": coord.sum}, meta.sample_ids)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def window_metrics(self, mode: str) -> dict[str, float]:

@@ -18,11 +18,13 @@ from swift.callbacks import callbacks_map
 from torch import Tensor
 from transformers import TrainerCallback
 
-from coordexp.data.collator import take_rows, with_supervised_rows
+from coordexp.data.batch_meta import BatchMeta
+from coordexp.data.collator import with_meta
 from coordexp.losses import coord as atoms
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.sums import divide
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
+from coordexp.trainers.step.planners import COORD, TEXT
 
 STEPS = 10
 KINDS = ("none", "all")
@@ -36,7 +38,7 @@ class LossAlone:
         self.needs = trainer.weights.needs()
 
     def __call__(self, model: torch.nn.Module, inputs: dict[str, Any], **_options: Any) -> Tensor:
-        rows, _ = take_rows(inputs)
+        rows = BatchMeta.take(inputs).rows
         for key in SUPERVISION_KEYS:
             inputs.pop(key, None)
         loss, _ = self.trainer.head(
@@ -46,7 +48,7 @@ class LossAlone:
         return loss
 
     def _objective(self, inputs: LossInputs) -> tuple[Tensor, None]:
-        text_count, coord_count = self.trainer._step_counts.unbind()
+        totals = self.trainer._plan.totals
         weights, dist, bins_N = self.weights, inputs.distribution, inputs.rows.bins_N
         target_NK = atoms.gaussian_targets(
             bins_N,
@@ -60,7 +62,7 @@ class LossAlone:
         coord_N = coord_N + weights.ce_weight * atoms.token_ce_rows(dist, bins_N)
         if inputs.coord_log_odds_N is not None:
             coord_N = coord_N + weights.gate_weight * atoms.gate_rows(inputs.coord_log_odds_N)
-        return divide(inputs.text_ce_R.sum(), text_count) + divide(coord_N.sum(), coord_count), None
+        return divide(inputs.text_ce_R.sum(), totals[TEXT]) + divide(coord_N.sum(), totals[COORD]), None
 
 
 class Bench:
@@ -71,7 +73,7 @@ class Bench:
         self.ways = {
             "all": (trainer.data_collator, trainer.compute_loss),
             "none": (
-                with_supervised_rows(trainer.template.data_collator, trainer.columns),
+                with_meta(trainer.template.data_collator, trainer.columns),
                 LossAlone(trainer),
             ),
         }

@@ -10,6 +10,7 @@ from coordexp.config.checks.problems import KeyPath, Problem, dotted
 from coordexp.config.checks.yaml_tree import Tree
 
 _PIPELINE = "it is set per module in the pipeline"
+_OVERLAP = "a step waits for all its rollouts; remove it, and start more rollout servers to get them sooner"
 _CHANNEL_B = "channel B has one contract: rollout prefix, missed objects appended, one forward"
 
 REMOVED: tuple[tuple[str, str], ...] = (
@@ -47,8 +48,9 @@ REMOVED: tuple[tuple[str, str], ...] = (
     ),
     (
         r"stage2_ab\.channel_b\.enable_pipeline",
-        "use rollout_matching.overlap (with a rollout server)",
+        "rollouts are made inside the optimizer step; remove it",
     ),
+    (r"rollout_matching\.overlap(\..*)?", _OVERLAP),
     (r"stage2_ab\.channel_b\.rollout_decode_batch_size", "use rollout_matching.decode_batch_size"),
     (
         r"stage2_ab\.channel_b\.stop_neutral",

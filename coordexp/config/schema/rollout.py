@@ -101,17 +101,6 @@ class Offload(Section):
     offload_optimizer: bool = Field(default=False, description="Optimizer state.")
 
 
-class Overlap(Section):
-    """Train on the first rollouts of a step while the next decode_batch_size are generated (vllm.mode: server)."""
-
-    enabled: bool = Field(default=False, description="Use it.")
-    queue_size: int = Field(
-        default=2,
-        ge=1,
-        description="Batches of rollouts asked for beyond the one that is trained on, at most.",
-    )
-
-
 class Matching(Section):
     """Assignment of predicted to true objects."""
 
@@ -197,7 +186,6 @@ class RolloutMatching(Section):
     repeat_terminate: RepeatTerminate = RepeatTerminate()
     vllm: Vllm = Vllm()
     offload: Offload = Offload()
-    overlap: Overlap = Overlap()
     matching: Matching = Matching()
     eval_maskiou_gate: float | None = Field(
         default=None,
@@ -222,18 +210,4 @@ class RolloutMatching(Section):
             raise ValueError("num_beams has no effect without decode_mode: beam")
         if self.decode_mode == "beam" and self.decoding.temperature > 0:
             raise ValueError("decode_mode is beam, but decoding.temperature asks for sampling; set it to 0")
-        return self
-
-    @model_validator(mode="after")
-    def _overlap_needs_another_device(self) -> RolloutMatching:
-        if self.overlap.enabled and not (self.backend == "vllm" and self.vllm.mode == "server"):
-            raise ValueError(
-                "overlap.enabled is true, but rollouts are generated on the training device, which cannot do both at "
-                "once; use backend: vllm with vllm.mode: server, or set it to false"
-            )
-        if self.overlap.enabled and self.offload.enabled:
-            raise ValueError(
-                "overlap.enabled is true, but offload.enabled moves model or optimizer away while rollouts are "
-                "generated, when they are needed for training; set one of them to false"
-            )
         return self

@@ -65,7 +65,7 @@ REMOVED = [
     ),
     (
         "stage2_ab.channel_b.enable_pipeline",
-        "use rollout_matching.overlap (with a rollout server)",
+        "rollouts are made inside the optimizer step; remove it",
     ),
     ("stage2_ab.channel_b.rollout_decode_batch_size", "use rollout_matching.decode_batch_size"),
     (

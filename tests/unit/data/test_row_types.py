@@ -18,7 +18,8 @@ from codec_tokenizers import make_demo
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.records import parse_record
 from coordexp.codec.token_types import TokenType
-from coordexp.data.collator import sample_ids, take_rows, token_types_skipped, with_supervised_rows
+from coordexp.data.batch_meta import BatchMeta
+from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
 from coordexp.data.row_types import RowTyper
 from coordexp.data.source import DatasetFilter, SampleSource, dataset_name
@@ -73,9 +74,10 @@ def pack(packs: list[list[dict]]) -> dict:
 
 
 def rows_of(collate, features, columns, tok, counts=EVERY) -> tuple[SupervisedRows, dict]:
-    batch = with_supervised_rows(collate, columns, RowTyper(tok, counts))(features)
-    about = {"skipped": token_types_skipped(batch), "ids": sample_ids(batch)}
-    rows, about["num_samples"] = take_rows(batch)
+    batch = with_meta(collate, columns, RowTyper(tok, counts))(features)
+    meta = BatchMeta.take(batch)
+    rows = meta.rows
+    about = {"skipped": meta.types_skipped, "ids": meta.sample_ids, "num_samples": meta.num_samples}
     return rows, about
 
 
@@ -144,9 +146,9 @@ def test_a_batch_that_does_not_hold_its_samples_labels_stays_untyped(samples, co
 
 
 def test_without_a_typer_nothing_is_skipped(samples, columns):
-    batch = with_supervised_rows(pad, columns)(samples)
-    assert not token_types_skipped(batch)
-    assert take_rows(batch)[0].types_R is None
+    batch = with_meta(pad, columns)(samples)
+    assert not BatchMeta.of(batch).types_skipped
+    assert BatchMeta.take(batch).rows.types_R is None
 
 
 def test_samples_from_elsewhere_have_no_name_and_count_with_every_dataset(samples, columns, tok):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from coordexp.data.collator import ROWS_KEY, take_rows, with_supervised_rows
+from coordexp.data.batch_meta import META_KEY, BatchMeta
+from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
 from coordexp.errors import ConfigError, RecordError
 from coordexp.losses.columns import CoordColumns
@@ -79,9 +80,10 @@ def collate(features):
 def test_rows_are_shifted_split_by_kind_and_counted():
     # Row t predicts token t + 1: text targets 7 and 8, coordinate targets 21 (bin 1) and 20 (bin 0).
     features = [{"labels": [-100, -100, 7, 21]}, {"labels": [5, 20, 8, -100]}]
-    batch = with_supervised_rows(collate, COLUMNS)(features)
-    rows, num_samples = take_rows(batch)
-    assert ROWS_KEY not in batch
+    batch = with_meta(collate, COLUMNS)(features)
+    meta = BatchMeta.take(batch)
+    rows, num_samples = meta.rows, meta.num_samples
+    assert META_KEY not in batch
     assert num_samples == 2
     assert rows.num_text == 2
     assert rows.positions_R.tolist() == [1, 5, 2, 4]
@@ -91,4 +93,4 @@ def test_rows_are_shifted_split_by_kind_and_counted():
 
 def test_a_batch_without_labels_is_refused():
     with pytest.raises(ConfigError, match="no labels"):
-        with_supervised_rows(lambda _features: {"input_ids": 1}, COLUMNS)([])
+        with_meta(lambda _features: {"input_ids": 1}, COLUMNS)([])

@@ -48,8 +48,6 @@ def test_every_catalogue_key_of_ours_is_a_reference_key_or_health() -> None:
     reference = {key.removeprefix("eval_") for key, _, _ in reference_rows()}
     extra = {spec.key for spec in catalog.all_specs() if spec.source == "coordexp"} - reference
     assert extra == {
-        "rollout/early_forwards",
-        "time/rollout_wait_s",
         "rollout/repeat_terminate_active",
         "rollout/repeat_terminate_triggered_sequences",
         "health/nonfinite_metrics_total",

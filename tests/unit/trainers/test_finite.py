@@ -74,6 +74,25 @@ def test_a_skipped_step_leaves_weights_and_moments_alone(caplog):
     assert "step 2 (rank 0, micro-batch 0: text, of a.jsonl:5). The step is skipped" in record.getMessage()
 
 
+def test_a_skipped_step_passes_the_gradient_scaler_of_fp16():
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = torch.optim.SGD([weight], lr=0.5)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    guard = FiniteLossGuard("skip_step")
+    callback = DropUpdate(guard, lambda: None, lambda: scaler.unscale_(optimizer))
+    for factor in (float("nan"), 1.0):
+        loss = (factor * weight).sum()
+        guard.watch({"text": loss})
+        guard.check(1)
+        scaler.scale(loss).backward()
+        callback.on_pre_optimizer_step(None, None, None, optimizer=optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    assert weight.tolist() == [0.5, 1.5]  # the second step alone
+    assert scaler.get_scale() == 4.0  # the first one's overflow was seen
+
+
 def one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     guard = FiniteLossGuard()

@@ -19,7 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.data.collator import ROWS_KEY, take_rows, with_supervised_rows
+from coordexp.data.batch_meta import BatchMeta
+from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
 from coordexp.data.shapes import PRESETS, generate_shapes, with_overrides
 from coordexp.errors import ContractError
@@ -28,7 +29,7 @@ from coordexp.losses.inputs import SupervisedRows
 from coordexp.models.tiny import build_tiny_model
 from coordexp.swift_bridge.template import register_coord_template
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
-from coordexp.trainers.pack_probe import check_template_packs
+from coordexp.trainers.packing import check_template_packs
 
 
 class Setup(NamedTuple):
@@ -67,7 +68,7 @@ def packing(setup: Setup) -> Iterator[None]:
 
 
 def collate(setup: Setup, features: list[Any]) -> dict[str, Any]:
-    return with_supervised_rows(setup.template.data_collator, setup.columns)(copy.deepcopy(features))
+    return with_meta(setup.template.data_collator, setup.columns)(copy.deepcopy(features))
 
 
 def padded_and_packed(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -82,7 +83,7 @@ def padded_and_packed(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
 def forward(setup: Setup, batch: dict[str, Any]) -> tuple[float, dict[str, float], dict[str, Tensor]]:
     """Loss, metrics and gradients of the stage-1 objective, as the trainer takes them."""
     inputs = dict(batch)
-    rows, _ = take_rows(inputs)
+    rows = BatchMeta.take(inputs).rows
     inputs = {key: value for key, value in inputs.items() if key not in SUPERVISION_KEYS}
     setup.model.zero_grad()
     loss, metrics = stage1_forward(setup.model, setup.model, Batch(inputs, rows, setup.columns), "plain")
@@ -101,11 +102,11 @@ def test_a_pack_supervises_the_rows_of_its_samples_in_their_order(setup: Setup):
     padded, packed = padded_and_packed(setup)
     assert packed["input_ids"].shape == (1, sum(sample["length"] for sample in setup.samples))
     assert packed["position_ids"].shape[0] == 4
-    rows = [take_rows(dict(batch))[0] for batch in (padded, packed)]
+    rows = [BatchMeta.take(dict(batch)).rows for batch in (padded, packed)]
     assert row_contents(rows[1], packed) == row_contents(rows[0], padded)
     assert (rows[1].num_text, rows[1].num_coord) == (rows[0].num_text, rows[0].num_coord)
     assert rows[1].bins_N.equal(rows[0].bins_N)
-    assert [batch[ROWS_KEY]["num_samples"] for batch in (padded, packed)] == [5, 5]
+    assert [BatchMeta.of(batch).num_samples for batch in (padded, packed)] == [5, 5]
 
 
 def test_mrope_rows_of_a_pack_are_those_of_its_samples_alone(setup: Setup):
@@ -141,7 +142,7 @@ def test_padding_free_batches_count_their_samples(setup: Setup):
     setup.template.packing = False
     batch = collate(setup, setup.samples[:3])
     assert batch["input_ids"].shape[0] == 1
-    assert batch[ROWS_KEY]["num_samples"] == 3
+    assert BatchMeta.of(batch).num_samples == 3
 
 
 def stock_collator(setup: Setup) -> Any:
@@ -151,7 +152,7 @@ def stock_collator(setup: Setup) -> Any:
 
 @pytest.mark.usefixtures("packing")
 def test_packs_with_three_rows_are_refused(setup: Setup):
-    collate_stock = with_supervised_rows(stock_collator(setup), setup.columns)
+    collate_stock = with_meta(stock_collator(setup), setup.columns)
     with pytest.raises(ContractError, match=r"a pack of 5 samples has position ids of shape \[3, 1, \d+\]"):
         collate_stock([copy.deepcopy(setup.samples)])
 
@@ -163,7 +164,7 @@ def test_a_pack_with_an_attention_mask_is_refused(setup: Setup):
         return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
 
     with pytest.raises(ContractError, match="has an attention mask"):
-        with_supervised_rows(with_mask, setup.columns)([copy.deepcopy(setup.samples)])
+        with_meta(with_mask, setup.columns)([copy.deepcopy(setup.samples)])
 
 
 @pytest.mark.usefixtures("packing")
@@ -174,7 +175,7 @@ def test_a_pack_that_lost_a_boundary_is_refused(setup: Setup):
         return batch
 
     with pytest.raises(ContractError, match="begin 1 times; expected one beginning for each sample"):
-        with_supervised_rows(merged, setup.columns)([copy.deepcopy(setup.samples)])
+        with_meta(merged, setup.columns)([copy.deepcopy(setup.samples)])
 
 
 @pytest.mark.usefixtures("packing")
@@ -182,7 +183,7 @@ def test_a_pack_that_supervises_a_first_token_is_refused(setup: Setup):
     samples = copy.deepcopy(setup.samples)
     samples[1]["labels"][0] = samples[1]["input_ids"][0]
     with pytest.raises(ContractError, match="supervises the first token of a sample"):
-        with_supervised_rows(setup.template.data_collator, setup.columns)([samples])
+        with_meta(setup.template.data_collator, setup.columns)([samples])
 
 
 @pytest.mark.usefixtures("packing")

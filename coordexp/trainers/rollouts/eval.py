@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 
 from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.control.schedule import rollout_seed_base
 from coordexp.data.raw_samples import RawSample
 from coordexp.eval.coco.evaluate import ImageDetections
 from coordexp.metrics import keys_rollout as keys
+from coordexp.rollout.session.session import RolloutSession
 from coordexp.telemetry.desc_monitor import DescCounts, DescMonitor
-from coordexp.trainers.channel_schedule import rollout_seed_base
-from coordexp.trainers.rollout_eval_metrics import (
+from coordexp.trainers.rollouts.answers import Answer, AnswerJudge
+from coordexp.trainers.rollouts.eval_metrics import (
     CocoOutcome,
     RolloutEvalCounts,
     count_rollout,
@@ -22,10 +24,6 @@ from coordexp.trainers.rollout_eval_metrics import (
     image_detections,
     rollout_ap,
 )
-from coordexp.trainers.rollout_pipeline import Answer, RolloutPipeline
-
-REQUESTS_AT_ONCE = 256
-"""Handed to the backend in one call, so that not all images are in memory together."""
 
 EVAL_KEYS = (
     keys.PRECISION,
@@ -71,7 +69,8 @@ class _Share:
 
 
 def evaluate_rollouts(
-    pipeline: RolloutPipeline,
+    session: RolloutSession,
+    judge: AnswerJudge,
     samples: Sequence[RawSample],
     settings: RolloutMatching,
     desc_monitor: DescMonitor | None = None,
@@ -85,14 +84,17 @@ def evaluate_rollouts(
     version: of the policy the backend answers with.  seed, step: what seeds of sampled evaluations are made of.
     """
     share = _Share(RolloutEvalCounts(), DescCounts(), [])
-    seed_base = rollout_seed_base(seed, step)
-    for first, chunk in _chunks_of_rank(samples):
-        rollouts = pipeline.generate(chunk, version=version, seed_base=seed_base, first_index=first)
+    own = _part_of_rank(samples)
+    first = own.first
+    for chunk, rollouts in session.generate_all(
+        own, version=version, seed_base=rollout_seed_base(seed, step), first_index=first
+    ):
         answers = [
-            pipeline.judge(raw, rollout, gate=settings.eval_maskiou_gate)
+            judge(raw, rollout, gate=settings.eval_maskiou_gate)
             for raw, rollout in zip(chunk, rollouts, strict=True)
         ]
         share = _add(share, answers, first, settings, desc_monitor)
+        first += len(chunk)
     shares = _gather(share)
     coco: CocoOutcome | None = None
     if settings.eval_detection.enabled:
@@ -105,13 +107,27 @@ def evaluate_rollouts(
     )
 
 
-def _chunks_of_rank(samples: Sequence[RawSample]) -> Iterator[tuple[int, list[RawSample]]]:
-    """(index of the first, samples) of this rank's part of the data set, a stretch of it."""
+@dataclass(frozen=True)
+class _Stretch:
+    """Some samples in a row, made when they are looked at."""
+
+    samples: Sequence[RawSample]
+    first: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+    def __getitem__(self, index: int, /) -> RawSample:
+        return self.samples[self.first + index]
+
+
+def _part_of_rank(samples: Sequence[RawSample]) -> _Stretch:
+    """This rank's part of the data set."""
     is_distributed = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed else (0, 1)
     start, stop = (len(samples) * part // world_size for part in (rank, rank + 1))
-    for first in range(start, stop, REQUESTS_AT_ONCE):
-        yield first, [samples[index] for index in range(first, min(first + REQUESTS_AT_ONCE, stop))]
+    return _Stretch(samples, start, stop)
 
 
 def _add(

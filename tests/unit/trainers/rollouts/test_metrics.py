@@ -25,7 +25,7 @@ from coordexp.metrics.spec import Kind, Reduce
 from coordexp.rollout.types import Rollout
 from coordexp.targets import DroppedSample, TargetBuilder
 from coordexp.telemetry.desc_monitor import DescCounts
-from coordexp.trainers.rollout_eval_metrics import (
+from coordexp.trainers.rollouts.eval_metrics import (
     CocoOutcome,
     RolloutEvalCounts,
     count_rollout,
@@ -33,14 +33,14 @@ from coordexp.trainers.rollout_eval_metrics import (
     image_detections,
     rollout_ap,
 )
-from coordexp.trainers.rollout_metrics import (
+from coordexp.trainers.rollouts.metrics import (
     RolloutOutcome,
     channel_b_metrics,
     packing_metrics,
     rollout_metrics,
 )
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "fixtures" / "codec"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "fixtures" / "codec"))
 
 from codec_tokenizers import encode, with_added_tokens
 

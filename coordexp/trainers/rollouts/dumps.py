@@ -14,7 +14,7 @@ from coordexp.eval.report.pictures import XYXY, side_by_side
 from coordexp.geometry import dequantize_boxes, polygon_box
 from coordexp.targets import EncodedSample, Role
 from coordexp.telemetry.dumps import DumpSample
-from coordexp.trainers.rollout_metrics import RolloutOutcome
+from coordexp.trainers.rollouts.metrics import RolloutOutcome
 
 _LONGEST_RUN = 3  # equal prompt tokens in a row that are shown one by one: image placeholders are many
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordexp.errors import ConfigError
-from coordexp.trainers.channel_schedule import (
+from coordexp.control.schedule import (
     Channel,
     channel_at,
     realized_b_ratio,
     request_seed,
     rollout_seed_base,
 )
+from coordexp.errors import ConfigError
 
 ratios = st.integers(0, 1000).map(lambda thousandths: thousandths / 1000)
 

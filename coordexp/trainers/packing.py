@@ -1,4 +1,4 @@
-"""The check of `models.sample_isolation`, on packs as ms-swift's template collates them."""
+"""Packs of the training samples of a run (`training.packing`, or ms-swift's own `packing`), and their check."""
 
 from __future__ import annotations
 
@@ -8,9 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from coordexp.errors import ConfigError
 from coordexp.packing.check import NOT_SUPERVISED
 from coordexp.packing.isolation import PROBE_TOKENS, check_samples_kept_apart
+from coordexp.swift_bridge.packing import pack_dataset, unpacked
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
+from coordexp.trainers.runtime import RunSettings
+
+
+def pack_datasets(arguments: dict[str, Any], settings: RunSettings) -> None:
+    """Replace the datasets among the trainer's `arguments` by their packs where the run asks for it.
+
+    Evaluation samples are packed with `training.eval_packing` only; otherwise the samples of an evaluation batch
+    still lie in one sequence, without padding.
+    """
+    training, swift = settings.sections.training, settings.swift
+    if not training.packing and not swift["packing"]:
+        return
+    template = arguments["template"]
+    packing_length = swift["packing_length"] or template.max_length
+    if packing_length is None:
+        raise ConfigError("packing_length is missing, and no max_length is set; give one of them.")
+    for name in ("train_dataset", "eval_dataset"):
+        if arguments.get(name) is None:
+            continue
+        packed = name == "train_dataset" or training.eval_packing
+        arguments[name] = (
+            pack_dataset(arguments[name], template, packing_length, swift)
+            if packed
+            else unpacked(arguments[name])
+        )
 
 
 def check_template_packs(model: nn.Module, template: Any, device: torch.device) -> None:

@@ -13,10 +13,10 @@ from coordexp.matching import match_objects
 from coordexp.rollout.types import Rollout
 from coordexp.targets import DroppedSample, DropReason, TargetBuilder
 from coordexp.telemetry.token_page import ROLE_COLORS
-from coordexp.trainers.rollout_dumps import dump_sample
-from coordexp.trainers.rollout_metrics import RolloutOutcome
+from coordexp.trainers.rollouts.dumps import dump_sample
+from coordexp.trainers.rollouts.metrics import RolloutOutcome
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "fixtures" / "codec"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "fixtures" / "codec"))
 
 from codec_tokenizers import MAKERS, encode
 

@@ -1,0 +1,1 @@
+"""What the model's own answers are worth: judged, measured, shown."""

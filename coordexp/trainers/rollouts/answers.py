@@ -1,0 +1,140 @@
+"""From questions to training targets: generate, parse, match, build.
+
+Both stage-2 variants use it, in training and in evaluation. Nothing is remembered between steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coordexp.codec.parse import ParsedRollout, parse_rollout
+from coordexp.config.schema.rollout import Matching
+from coordexp.control.schedule import rollout_seed_base
+from coordexp.data.raw_samples import RawSample
+from coordexp.matching import MatchResult, match_objects
+from coordexp.rollout.session.session import RolloutSession
+from coordexp.rollout.types import Rollout
+from coordexp.targets.builder import TargetBuilder
+from coordexp.targets.sample import EncodedSample
+from coordexp.trainers.rollouts.metrics import RolloutOutcome
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model wrote for one sample, and what it is worth."""
+
+    raw: RawSample
+    rollout: Rollout
+    parsed: ParsedRollout
+    match: MatchResult
+
+
+@dataclass(frozen=True)
+class RolledOut:
+    """The rollouts of a rank in one step, with the wall time of each part in seconds."""
+
+    outcomes: tuple[RolloutOutcome, ...]
+    answers: tuple[Answer, ...]
+    generate_s: float
+    parse_match_s: float
+    encode_s: float
+
+    @property
+    def samples(self) -> list[EncodedSample]:
+        """What is trained on; rollouts that gave no sample are left out."""
+        return [outcome.sample for outcome in self.outcomes if isinstance(outcome.sample, EncodedSample)]
+
+
+class AnswerJudge:
+    """Parses an answer strictly and matches it with the ground truth.
+
+    Arguments:
+        matching: `rollout_matching.matching`.
+        field_order: `custom.object_field_order`.
+        allow_poly: False refuses predicted polygons (reason `poly_unsupported`).
+    """
+
+    def __init__(
+        self, tokenizer: Any, matching: Matching, *, field_order: str = "desc_first", allow_poly: bool = True
+    ) -> None:
+        self._tokenizer, self._matching = tokenizer, matching
+        self._field_order, self._allow_poly = field_order, allow_poly
+
+    def __call__(self, raw: RawSample, rollout: Rollout, *, gate: float | None = None) -> Answer:
+        """gate: in place of `matching.maskiou_gate`."""
+        parsed = parse_rollout(
+            rollout.response_token_ids,
+            self._tokenizer,
+            field_order=self._field_order,
+            allow_poly=self._allow_poly,
+        )
+        match = match_objects(
+            parsed.objects,
+            raw.objects,
+            top_k=self._matching.candidate_top_k,
+            gate=self._matching.maskiou_gate if gate is None else gate,
+            resolution=self._matching.maskiou_resolution,
+            fp_cost=self._matching.fp_cost,
+            fn_cost=self._matching.fn_cost,
+        )
+        return Answer(raw, rollout, parsed, match)
+
+
+class AnswerTeacher:
+    """Training samples from the model's own answers: its prefix as it stands, and the objects it missed.
+
+    Arguments:
+        policy_version: of optimizer step s; answers of any other version are refused.
+        seed: of the run.  first_index: index of this rank's first request among those of all ranks.
+    """
+
+    def __init__(
+        self,
+        session: RolloutSession,
+        judge: AnswerJudge,
+        builder: TargetBuilder,
+        *,
+        policy_version: Callable[[int], int],
+        seed: int,
+        first_index: int = 0,
+    ) -> None:
+        self._session, self._judge, self._builder = session, judge, builder
+        self._policy_version, self._seed, self._first_index = policy_version, seed, first_index
+
+    def __call__(self, raws: Sequence[RawSample], step: int) -> RolledOut:
+        """Answers of the policy as it is before optimizer step `step`, and a target from each. Collective."""
+        started = time.perf_counter()
+        chunks = self._session.generate_all(
+            raws,
+            version=self._policy_version(step),
+            seed_base=rollout_seed_base(self._seed, step),
+            first_index=self._first_index,
+        )
+        rollouts = [rollout for _, chunk in chunks for rollout in chunk]
+        generated = time.perf_counter()
+        answers = [self._judge(raw, rollout) for raw, rollout in zip(raws, rollouts, strict=True)]
+        judged = time.perf_counter()
+        outcomes = [self._outcome(answer) for answer in answers]
+        return RolledOut(
+            outcomes=tuple(outcomes),
+            answers=tuple(answers),
+            generate_s=generated - started,
+            parse_match_s=judged - generated,
+            encode_s=time.perf_counter() - judged,
+        )
+
+    def _outcome(self, answer: Answer) -> RolloutOutcome:
+        raw = answer.raw
+        sample = self._builder.from_rollout(
+            raw.prompt_ids,
+            answer.parsed,
+            answer.match,
+            raw.objects,
+            generation_prompt_ids=answer.rollout.prompt_token_ids,
+            sample_id=raw.sample_id,
+            media=raw.media,
+        )
+        return RolloutOutcome(answer.rollout, answer.parsed, answer.match, len(raw.objects), sample)

@@ -1,0 +1,124 @@
+"""What a step teaches on: functions of (raw samples of this rank, step) that return its plan.
+
+plan_teacher_forced  batches that a data loader has made (stage 1)
+GroundTruthPlanner   the annotations
+RolloutPlanner       the model's own answers, with what they missed
+ScheduledPlanner     one of the two, by the step's number alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from coordexp.control.schedule import Channel, channel_at, realized_b_ratio
+from coordexp.data.batch_meta import BatchMeta
+from coordexp.data.raw_samples import RawSample
+from coordexp.losses.provenance import Forward
+from coordexp.metrics.keys_stage2 import B_RATIO_REALIZED, STAGE2_CHANNEL_B
+from coordexp.targets.builder import TargetBuilder
+from coordexp.targets.sample import EncodedSample
+from coordexp.trainers.rollouts.answers import RolledOut
+from coordexp.trainers.step.assembly import StepAssembly
+from coordexp.trainers.step.plan import PlannedForward, StepPlan
+
+Totals = Mapping[str, Tensor | float]
+Planner = Callable[[Sequence[RawSample], int], StepPlan]
+RollOut = Callable[[Sequence[RawSample], int], RolledOut]
+"""(raw samples, step) -> the answers of the policy as it is at that step, and targets made of them; collective."""
+
+
+TEXT, COORD = "text", "coord"
+"""Totals of a stage-1 step: supervised text rows and coordinate rows."""
+
+
+def plan_teacher_forced(
+    batches: Sequence[dict[str, Any]],
+    metas: Sequence[BatchMeta],
+    step: int,
+    add_up: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> StepPlan:
+    """The plan of a stage-1 step over collated batches. Collective."""
+    num_text = sum(meta.rows.num_text for meta in metas)
+    num_coord = sum(meta.rows.num_coord for meta in metas)
+    text, coord = add_up(torch.tensor([num_text, num_coord], device=device)).unbind()
+    forwards = (PlannedForward(batch, meta) for batch, meta in zip(batches, metas, strict=True))
+    return StepPlan(step, (Forward.TEACHER_FORCED,), tuple(forwards), {TEXT: text, COORD: coord})
+
+
+class GroundTruthPlanner:
+    """Channel A.
+
+    Arguments:
+        num_forwards: `stage2_ab.n_softctx_iter`; more than one and each planned forward runs as an anchor, with
+            self-context behind it.
+    """
+
+    def __init__(self, builder: TargetBuilder, assemble: StepAssembly, *, num_forwards: int = 1) -> None:
+        self._builder, self._assemble = builder, assemble
+        self.kinds = (
+            (Forward.TEACHER_FORCED,) if num_forwards == 1 else (Forward.ANCHOR, Forward.SELF_CONTEXT)
+        )
+
+    def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
+        samples = [_ground_truth(self._builder, raw) for raw in raws]
+        return self._assemble(
+            raws, samples, step=step, channel=Channel.A, kinds=self.kinds, filler=_filler(self._builder, raws)
+        )
+
+
+class RolloutPlanner:
+    """Channel B."""
+
+    kinds = (Forward.ROLLOUT,)
+
+    def __init__(self, roll_out: RollOut, builder: TargetBuilder, assemble: StepAssembly) -> None:
+        self._roll_out, self._builder, self._assemble = roll_out, builder, assemble
+
+    def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
+        rolled_out = self._roll_out(raws, step)
+        return self._assemble(
+            raws,
+            rolled_out.samples,
+            step=step,
+            channel=Channel.B,
+            kinds=self.kinds,
+            filler=_filler(self._builder, raws),
+            rolled_out=rolled_out,
+        )
+
+
+class ScheduledPlanner:
+    """Channel A or B, as `stage2_ab.schedule` says for the step."""
+
+    def __init__(self, b_ratio: float, ground_truth: Planner, rollouts: Planner) -> None:
+        self._b_ratio = b_ratio
+        self._planners = {Channel.A: ground_truth, Channel.B: rollouts}
+
+    def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
+        channel = channel_at(step, self._b_ratio)
+        plan = self._planners[channel](raws, step)
+        facts = {
+            STAGE2_CHANNEL_B: float(channel is Channel.B),
+            B_RATIO_REALIZED: realized_b_ratio(step, self._b_ratio),
+        }
+        return replace(plan, facts={**plan.facts, **facts})
+
+
+def _ground_truth(builder: TargetBuilder, raw: RawSample) -> EncodedSample:
+    return builder.from_ground_truth(raw.prompt_ids, raw.objects, sample_id=raw.sample_id, media=raw.media)
+
+
+def _filler(builder: TargetBuilder, raws: Sequence[RawSample]) -> Callable[[], EncodedSample]:
+    """The shortest target there is, an empty list of objects, for the shortest prompt of the rank."""
+
+    def make() -> EncodedSample:
+        raw = min(raws, key=lambda raw: len(raw.prompt_ids))
+        return builder.from_ground_truth(raw.prompt_ids, (), sample_id=raw.sample_id, media=raw.media)
+
+    return make

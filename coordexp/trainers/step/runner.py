@@ -1,0 +1,148 @@
+"""Run one planned forward under its step's plan: its share of the step's loss, and its numbers.
+
+    PlainRunner         one teacher-forced forward
+    SelfContextRunner   a chain of forwards, each on coordinate inputs that the one before expected
+
+A runner keeps nothing between two forwards. Its result depends on the model, the forward and the plan alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from coordexp.head.run import HeadResult, RowsHead, Supervised
+from coordexp.head.token_metrics import TokenMetrics
+from coordexp.losses.columns import CoordColumns
+from coordexp.losses.inputs import LossInputs
+from coordexp.losses.objective import Stage2Objective, Stage2Terms, check_atoms_sum
+from coordexp.losses.provenance import Forward
+from coordexp.losses.sums import SumCount
+from coordexp.models.self_context import CoordSlots, SelfContext, run_self_context
+from coordexp.trainers.step.plan import PlannedForward, StepPlan
+
+
+@dataclass(frozen=True)
+class ForwardOutcome:
+    """What one planned forward gave."""
+
+    loss: Tensor
+    """0-dim, with graph: this forward's share of the step's loss on this rank."""
+    terms: Mapping[Forward, Stage2Terms]
+    """Detached, by what the forward was run for."""
+    metrics: Mapping[str, SumCount]
+    """What is logged."""
+
+    def watched(self) -> dict[str, Tensor]:
+        """The terms that must be finite, by name."""
+        atoms = {key: atom.sum for terms in self.terms.values() for key, atom in terms.atoms.items()}
+        return atoms | {"loss": self.loss}
+
+
+class ForwardRunner(Protocol):
+    """Runs a planned forward that is on the device.
+
+    model: called; it may be wrapped (DDP, DeepSpeed).  unwrapped: the model inside.
+    """
+
+    def __call__(
+        self, model: nn.Module, unwrapped: nn.Module, forward: PlannedForward, plan: StepPlan
+    ) -> ForwardOutcome: ...
+
+
+class PlainRunner:
+    """One forward.
+
+    Arguments:
+        token_switches: arguments of `TokenMetrics` beside rows and columns.
+        checks_atoms: compare the loss with the sum of its atoms (`debug.enabled`; a host sync).
+    """
+
+    def __init__(
+        self,
+        head: RowsHead,
+        objective: Stage2Objective,
+        columns: CoordColumns,
+        *,
+        token_switches: Mapping[str, Any] | None = None,
+        checks_atoms: bool = False,
+    ) -> None:
+        self.head, self.columns = head, columns
+        self._objective, self._checks_atoms = objective, checks_atoms
+        self._token_switches = dict(token_switches or {})
+
+    def __call__(
+        self, model: nn.Module, unwrapped: nn.Module, forward: PlannedForward, plan: StepPlan
+    ) -> ForwardOutcome:
+        (kind,) = plan.kinds
+        return self.run_as(kind, model, unwrapped, forward, plan)[0]
+
+    def run_as(
+        self,
+        kind: Forward,
+        model: nn.Module,
+        unwrapped: nn.Module,
+        forward: PlannedForward,
+        plan: StepPlan,
+        slot_rows_N: Tensor | None = None,
+    ) -> tuple[ForwardOutcome, Tensor | None]:
+        """One forward under the objective of `kind`, and the coordinate logits [N, K] of the rows asked for."""
+        rows = forward.meta.rows
+        tokens = TokenMetrics(rows, self.columns, **self._token_switches)
+
+        def objective(inputs: LossInputs) -> tuple[Tensor, Stage2Terms]:
+            return self._objective(inputs, kind, plan.totals)
+
+        supervised = Supervised(rows, self._objective.needs(kind), objective, tokens.observer)
+        result: HeadResult[Stage2Terms] = self.head.run(
+            model, unwrapped, dict(forward.inputs), supervised, slot_rows_N
+        )
+        assert result.loss is not None
+        terms = Stage2Terms.merge(result.terms)
+        if self._checks_atoms:
+            shares = self._objective.shares(terms, plan.totals)
+            check_atoms_sum(result.loss.item(), {key: share.item() for key, share in shares.items()})
+        metrics = terms.metrics()
+        if kind is not Forward.SELF_CONTEXT:  # its inputs are no tokens
+            metrics |= tokens.metrics()
+        return ForwardOutcome(result.loss, {kind: terms}, metrics), result.slot_logits_NK
+
+
+class SelfContextRunner:
+    """Channel A with `n_softctx_iter` of two or more: text loss of the first forward, coordinate losses of the last.
+
+    Steps of other kinds run as plain forwards.
+    """
+
+    def __init__(self, plain: PlainRunner, settings: SelfContext) -> None:
+        self._plain, self._settings = plain, settings
+
+    def __call__(
+        self, model: nn.Module, unwrapped: nn.Module, forward: PlannedForward, plan: StepPlan
+    ) -> ForwardOutcome:
+        if len(plan.kinds) == 1:
+            return self._plain(model, unwrapped, forward, plan)
+        assert forward.slots_N is not None
+        slots = CoordSlots(forward.slots_N, self._plain.columns.index(forward.slots_N.device))
+        last = self._settings.num_forwards - 1
+        kinds = {0: Forward.ANCHOR, last: Forward.SELF_CONTEXT}
+
+        def run(iteration: int) -> tuple[ForwardOutcome | None, Tensor | None]:
+            slot_rows_N = None if iteration == last else slots.rows_N
+            if iteration in kinds:
+                return self._plain.run_as(kinds[iteration], model, unwrapped, forward, plan, slot_rows_N)
+            between: HeadResult[Stage2Terms] = self._plain.head.run(
+                model, unwrapped, dict(forward.inputs), None, slot_rows_N
+            )
+            return None, between.slot_logits_NK
+
+        outcomes = run_self_context(unwrapped, slots, self._settings, run)
+        first, final = outcomes[0], outcomes[-1]
+        assert first is not None
+        assert final is not None
+        return ForwardOutcome(
+            first.loss + final.loss, {**first.terms, **final.terms}, {**first.metrics, **final.metrics}
+        )

@@ -1,0 +1,48 @@
+"""From questions to targets, with answers written by hand."""
+
+from __future__ import annotations
+
+import pytest
+from support.steps import WrittenAnswers, box, raw, teacher
+
+from coordexp.codec.serialize import serialize
+from coordexp.config.schema.rollout import Matching
+from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
+from coordexp.rollout.types import Rollout
+from coordexp.targets import DroppedSample
+from coordexp.trainers.rollouts.answers import AnswerJudge
+
+CAT, DOG = box("cat", 100, 100, 300, 300), box("dog", 500, 500, 800, 800)
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return train_tiny_tokenizer()
+
+
+def test_answers_become_prefix_and_missed_objects(tok):
+    backend = WrittenAnswers(tok, [serialize([CAT]) + "<|im_end|>", "no idea<|im_end|>"])
+    rolled_out = teacher(tok, backend)([raw(tok, 1, CAT, DOG), raw(tok, 2, DOG)], 0)
+    texts = [sample.target_text for sample in rolled_out.samples]
+    assert texts == [serialize([CAT, DOG]) + "<|im_end|>", serialize([DOG]) + "<|im_end|>"]
+    assert [answer.match.matched for answer in rolled_out.answers] == [[(0, 0)], []]
+    assert not any(isinstance(outcome.sample, DroppedSample) for outcome in rolled_out.outcomes)
+    assert min(rolled_out.generate_s, rolled_out.parse_match_s, rolled_out.encode_s) >= 0
+
+
+def test_every_request_has_its_name_and_a_seed_of_its_own(tok):
+    backend = WrittenAnswers(tok, [serialize([]) + "<|im_end|>"] * 2)
+    teacher(tok, backend, first_index=3)([raw(tok, 1, CAT), raw(tok, 2, DOG)], 2)
+    assert backend.policy_version == 3  # pushed: the weights after two steps
+    assert [request.request_id for request in backend.asked] == ["data.jsonl:1", "data.jsonl:2"]
+    base = 7 + 2 * 1_000_003
+    assert [request.seed for request in backend.asked] == [base + 3, base + 4]
+
+
+def test_evaluation_can_match_at_another_gate(tok):
+    wide = box("cat", 100, 100, 300, 400)  # IoU 2 / 3 with the cat
+    sample = raw(tok, 1, CAT)
+    rollout = Rollout((), tuple(tok.encode(serialize([wide]), add_special_tokens=False)), (), "stop", 0.0)
+    judge = AnswerJudge(tok, Matching(maskiou_gate=0.3))
+    assert judge(sample, rollout).match.matched == [(0, 0)]
+    assert judge(sample, rollout, gate=0.75).match.matched == []

@@ -1,0 +1,162 @@
+"""Whole stage-2 steps without an HF Trainer: planned, run on a nano Qwen3-VL, and checked against plain formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.stage1_head import load
+from support.stage2 import BBOX_GEO, COORD_REG, TOKEN_CE
+from support.steps import WrittenAnswers, assembly, box, objective, raw, teacher
+from transformers import AutoTokenizer
+
+from coordexp.codec.serialize import serialize
+from coordexp.codec.token_types import TokenType
+from coordexp.control.schedule import Channel
+from coordexp.head.run import RowsHead
+from coordexp.losses.provenance import Forward
+from coordexp.models.self_context import SelfContext
+from coordexp.targets.builder import TargetBuilder
+from coordexp.targets.roles import Role
+from coordexp.trainers.step.planners import GroundTruthPlanner, RolloutPlanner, ScheduledPlanner
+from coordexp.trainers.step.runner import PlainRunner, SelfContextRunner
+
+CAT, DOG = box("cat", 100, 100, 300, 300), box("dog", 500, 500, 800, 800)
+END = "<|im_end|>"
+
+
+@pytest.fixture(scope="module")
+def tok(nano):
+    return AutoTokenizer.from_pretrained(nano)
+
+
+@pytest.fixture
+def model(nano):
+    return load(nano)
+
+
+def rollout_planner(tok, packing_length, answers, version=1):
+    backend = WrittenAnswers(tok, answers, version)
+    builder = TargetBuilder(tok)
+    return RolloutPlanner(teacher(tok, backend), builder, assembly(tok, packing_length))
+
+
+def plain_runner(tok, **options):
+    assemble = assembly(tok, None)
+    columns = assemble.layout.columns
+    return PlainRunner(RowsHead("plain", columns), objective(), columns, checks_atoms=True, **options)
+
+
+def run_step(model, runner, plan):
+    """Loss of the step and its gradient, as a trainer would add them up."""
+    model.zero_grad()
+    loss, metrics = 0.0, []
+    for forward in plan.counted:
+        outcome = runner(model, model, forward.on(torch.device("cpu"), forward.inputs), plan)
+        outcome.loss.backward()
+        loss += float(outcome.loss.detach())
+        metrics.append(outcome.metrics)
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return loss, gradient, metrics
+
+
+def text_loss_by_hand(model, samples):
+    """token_ce of channel B, sample by sample, from the model's logits in float64."""
+    weight_of = {
+        (Role.MATCHED_PREFIX, TokenType.STRUCT): TOKEN_CE["rollout_matched_prefix_struct_weight"],
+        (Role.FN_TAIL, TokenType.STRUCT): 1.0,
+        (Role.FN_TAIL, TokenType.DESC): TOKEN_CE["rollout_fn_desc_weight"],
+        (Role.CLOSURE, TokenType.STRUCT): 1.0,
+        (Role.EOS, TokenType.EOS): 1.0,
+    }
+    total = weights = 0.0
+    for sample in samples:
+        ids = torch.from_numpy(sample.token_ids_T.copy())
+        with torch.no_grad():
+            logits_TV = model(input_ids=ids[None]).logits[0].double()
+        ce_T = torch.nn.functional.cross_entropy(logits_TV[:-1], ids[1:], reduction="none")
+        for t in range(1, len(ids)):
+            weight = weight_of.get((Role(sample.roles_T[t]), TokenType(sample.types_T[t])), 0.0)
+            total, weights = total + weight * float(ce_T[t - 1]), weights + weight
+    return total / weights
+
+
+def test_a_rollout_step_is_planned_run_and_checked(tok, model):
+    raws = [raw(tok, 1, CAT, DOG), raw(tok, 2, DOG)]
+    answers = [serialize([CAT]) + END, serialize([CAT, DOG]) + END]
+    plan = rollout_planner(tok, 400, answers)(raws, 0)
+    assert (plan.channel, plan.kinds, plan.step) == (Channel.B, (Forward.ROLLOUT,), 0)
+    texts = [sample.target_text for sample in plan.rolled_out.samples]
+    assert texts == [serialize([CAT, DOG]) + END, serialize([CAT, DOG]) + END]
+    assert float(plan.totals["B_coord/boxes"]) == 2 + 1  # matched and missed; the second cat is neither
+    loss, _, (metrics,) = run_step(model, plain_runner(tok), plan)
+    atoms = {key: atom for key, atom in metrics.items() if key.startswith("loss/")}
+    text = sum(float(atoms[f"loss/B_rollout_text/{name}"].sum) for name in ("struct_ce", "desc_ce"))
+    expected = text_loss_by_hand(model, plan.rolled_out.samples)
+    assert text / float(plan.totals["B_rollout_text"]) == pytest.approx(expected, rel=1e-5)
+    coordinate = {key for key in atoms if key.startswith("loss/B_coord/")}
+    assert len(coordinate) == len(BBOX_GEO) + len([key for key in COORD_REG if key.endswith("_weight")]) - 1
+    assert loss == pytest.approx(
+        sum(float(share) for share in objective_shares(metrics, plan).values()), rel=1e-5
+    )
+
+
+def objective_shares(metrics, plan):
+    """Each atom over its denominator, by the names of the totals."""
+    boxes, gated = plan.totals["B_coord/boxes"], plan.totals["B_coord/text_gate"]
+    shares = {}
+    for key, atom in metrics.items():
+        if key.startswith("loss/B_rollout_text/"):
+            shares[key] = atom.sum / plan.totals["B_rollout_text"]
+        elif key.startswith("loss/"):
+            over = {"bbox_ciou": boxes, "text_gate": gated}.get(key.split("/")[-1], 4 * boxes)
+            shares[key] = atom.sum / over
+    return shares
+
+
+@pytest.mark.parametrize("packing_length", [None, 150, 400])
+def test_the_cut_into_forwards_changes_neither_loss_nor_gradient(tok, model, packing_length):
+    raws = [raw(tok, 1, CAT, DOG), raw(tok, 2, DOG), raw(tok, 3, CAT)]
+    answers = [serialize([CAT]) + END, "no idea" + END, serialize([DOG])]
+    whole = rollout_planner(tok, 1000, answers)(raws, 0)
+    cut = rollout_planner(tok, packing_length, answers)(raws, 0)
+    assert len(whole.forwards) == 1
+    assert len(cut.forwards) == {None: 2, 150: 2, 400: 1}[packing_length]
+    loss, gradient, _ = run_step(model, plain_runner(tok), whole)
+    loss_cut, gradient_cut, _ = run_step(model, plain_runner(tok), cut)
+    assert loss_cut == pytest.approx(loss, rel=1e-5)
+    assert float((gradient - gradient_cut).norm() / gradient.norm()) < 1e-5
+
+
+def test_a_schedule_picks_the_planner_by_the_step_alone(tok):
+    raws, builder, assemble = [raw(tok, 1, CAT)], TargetBuilder(tok), assembly(tok, None)
+    planner = ScheduledPlanner(
+        0.5,
+        GroundTruthPlanner(builder, assemble, num_forwards=2),
+        rollout_planner(tok, None, [serialize([CAT]) + END] * 3, version=2),
+    )
+    plans = [planner(raws, step) for step in (0, 1, 2)]
+    assert [plan.channel for plan in plans] == [Channel.A, Channel.B, Channel.A]
+    assert plans[0].kinds == (Forward.ANCHOR, Forward.SELF_CONTEXT)
+    assert [plan.facts["stage2/channel_b"] for plan in plans] == [0.0, 1.0, 0.0]
+    assert [plan.rolled_out is None for plan in plans] == [True, False, True]
+    again = planner(raws, 0)
+    assert again.totals == plans[0].totals
+
+
+def test_self_context_takes_text_from_the_first_forward_and_coordinates_from_the_last(tok, model):
+    raws, builder, assemble = [raw(tok, 1, CAT, DOG)], TargetBuilder(tok), assembly(tok, None)
+    once = GroundTruthPlanner(builder, assemble)(raws, 0)
+    twice = GroundTruthPlanner(builder, assemble, num_forwards=2)(raws, 0)
+    plain = plain_runner(tok)
+    _, _, (alone,) = run_step(model, plain, once)
+    chained = SelfContextRunner(plain, SelfContext(num_forwards=2))
+    _, _, (both,) = run_step(model, chained, twice)
+    name = "loss/A1_text/struct_ce"
+    assert float(both[name].sum) == pytest.approx(float(alone[name].sum), rel=1e-5)
+    assert float(both["loss/A2_coord/coord_w1"].sum) != pytest.approx(
+        float(alone["loss/A2_coord/coord_w1"].sum), rel=1e-5
+    )
+    _, _, (same,) = run_step(model, chained, once)  # a step of one kind runs as one forward
+    assert float(same["loss/A2_coord/coord_w1"].sum) == pytest.approx(
+        float(alone["loss/A2_coord/coord_w1"].sum), rel=1e-6
+    )
