@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from support.stage2 import PIPELINE
+from support.stage2 import PIPELINE, objective_spec
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.schema import BoxObject
-from coordexp.config.schema.pipeline import Pipeline
 from coordexp.config.schema.rollout import Matching
 from coordexp.data.raw_samples import RawSample
 from coordexp.data.source import DatasetFilter
 from coordexp.losses.columns import CoordColumns
-from coordexp.losses.modules import ObjectiveSpec
 from coordexp.losses.objective import Stage2Objective
 from coordexp.packing.position_ids import VisionLayout
 from coordexp.rollout.session.session import RolloutSession
@@ -99,7 +97,7 @@ def layout(tok: Any, packing_length: int | None, batch_size: int = 2) -> SampleL
 
 
 def objective() -> Stage2Objective:
-    return Stage2Objective(ObjectiveSpec.from_pipeline(Pipeline.model_validate(PIPELINE)))
+    return Stage2Objective(objective_spec(PIPELINE["objective"], PIPELINE["diagnostics"]))
 
 
 def assembly(
