@@ -21,7 +21,6 @@ TOKEN_ACC = TOKEN_TYPES.define(
     unit="fraction",
     when="every step",
     over="supervised tokens",
-    source="ms-swift",
 )
 TOKEN_ACC_TOP5 = TOKEN_TYPES.define(
     "token_acc_top5",

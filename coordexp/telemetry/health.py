@@ -3,6 +3,7 @@
     watch = HealthWatch(repeat_after=200)
     for advice in watch.due(step, metrics):          # each kind at most once per 200 steps
         logger.warning("%s", advice.message)
+    watch.load_state_dict(state)                     # a resumed run goes on from what a checkpoint kept
 
 `coordexp doctor` applies the same rules to the files of a run.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from coordexp.metrics import keys_rollout, keys_run, keys_stage2
 from coordexp.metrics.catalog import EVAL_PREFIX
@@ -144,6 +146,8 @@ RULES: tuple[Rule, ...] = (
 )
 """Rules on one window alone."""
 
+HEALTH_KEY = "CoordExpHealth"
+"""Where a checkpoint's trainer_state.json keeps the history of the watch."""
 F1_FALL = 0.1
 """Absolute fall of evaluation F1 against its best so far. (F1 of a training step is of a few samples only.)"""
 SPEED_FALL = 0.5
@@ -160,6 +164,15 @@ class HealthWatch:
         self.repeat_after = repeat_after
         self._best: dict[str, float] = {}
         self._said: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best numbers so far, and when each kind of advice was last returned; JSON values."""
+        return {"best": dict(self._best), "said": dict(self._said)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self._best = {key: float(value) for key, value in state["best"].items()}
+        self._said = {kind: int(step) for kind, step in state["said"].items()}
 
     def look(self, metrics: Mapping[str, float]) -> list[Advice]:
         """All that is wrong in one window, of training or (keys with `eval_`) of an evaluation."""

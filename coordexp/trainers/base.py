@@ -26,7 +26,7 @@ from coordexp.metrics.keys_run import NONFINITE_LOSS_TOTAL, NONFINITE_METRICS_TO
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.sinks import MetricsSink, installed_versions
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
-from coordexp.telemetry.health import HealthWatch
+from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
 from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
 from coordexp.trainers.offset_training import OffsetTraining
 from coordexp.trainers.packing import check_template_packs
@@ -89,7 +89,10 @@ class CoordTrainer(SwiftTrainerBridge):
     def on_step(self, num_micro_steps: int) -> None:
         if not self._has_started:
             self._has_started = True
-            self._progress.restore(self.state.stateful_callbacks.get(PROGRESS_KEY))
+            kept = self.state.stateful_callbacks
+            self._progress.restore(kept.get(PROGRESS_KEY))
+            if HEALTH_KEY in kept:
+                self._health.load_state_dict(kept[HEALTH_KEY]["attributes"])
             if self.template.padding_free:
                 check_template_packs(self.model_wrapped, self.template, self.args.device)
         self._progress.add_step(num_micro_steps)
@@ -100,6 +103,7 @@ class CoordTrainer(SwiftTrainerBridge):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.state.stateful_callbacks[PROGRESS_KEY] = self._progress.state(self._sum_on_host)
+        self.state.stateful_callbacks[HEALTH_KEY] = {"args": {}, "attributes": self._health.state_dict()}
         super()._save_checkpoint(*args, **kwargs)
 
     def _sum_on_host(self, number: int) -> int:

@@ -93,7 +93,7 @@ class CoordOffset(Section):
 class TokenTypeMetrics(Section):
     """Accuracy split by token type, and the coord_monitor/* numbers."""
 
-    enabled: bool = Field(default=False, description="Log them (stage 1).")
+    enabled: bool = Field(default=False, description="Log them.")
     include: list[str] = Field(
         default=["lvis"],
         description="Datasets whose samples count in the numbers split by type: names or shell patterns, in upper or "

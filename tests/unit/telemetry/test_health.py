@@ -86,6 +86,24 @@ def test_each_kind_is_due_once_in_a_while():
     assert found == [["truncated"], ["excluded"], [], ["truncated"], [], ["excluded"]]
 
 
+def test_a_resumed_watch_goes_on_where_the_checkpoint_was():
+    windows = [
+        (
+            step,
+            {"eval_rollout/f1": f1, "rollout/gen_tokens_per_s": speed, "rollout/parse_truncated_rate": 0.9},
+        )
+        for step, f1, speed in ((0, 0.7, 200.0), (6, 0.69, 150.0), (9, 0.55, 90.0), (12, 0.5, 210.0))
+    ]
+    whole, before, after = (HealthWatch(repeat_after=10) for _ in range(3))
+    expected = [kinds(whole.due(*window)) for window in windows]
+    assert expected == [["truncated"], [], ["f1_fell", "slow_generation"], ["truncated"]]
+    found = [kinds(before.due(*window)) for window in windows[:2]]
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert found + [kinds(after.due(*window)) for window in windows[2:]] == expected
+    forgetful = HealthWatch(repeat_after=10)
+    assert [kinds(forgetful.due(*window)) for window in windows[2:]] != expected[2:]
+
+
 # the doctor
 
 
