@@ -33,8 +33,7 @@ from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree
 from coordexp.config.schema.pipeline import TokenCeConfig
 from coordexp.errors import ConfigError, CoordExpError, RecordError
-from coordexp.losses.modules import TokenCE
-from coordexp.losses.provenance import Forward
+from coordexp.losses.modules import Forward, TokenCE
 from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import DroppedSample, EncodedSample, Role, TargetBuilder
 from coordexp.targets.rows import ce_weights

@@ -15,7 +15,7 @@ from coordexp.data.source import SampleSource
 from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows
-from coordexp.packing.check import check_pack
+from coordexp.packing.isolation import check_pack
 
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 

@@ -1,9 +1,15 @@
-"""Let a model's head compute something else than logits, inside the head's own call.
+"""What happens in the call of a model's head: it sees only some rows, or computes something else than logits.
 
-Logits of all supervised rows need not exist where the loss can be taken from hidden states and head weights. Those
-weights may only be there while the head is being called: DeepSpeed ZeRO-3 gathers them before a module's forward (and
-those of its parts, as LoRA's base layer, when they are read in it) and partitions them again after it. So the
-computation takes the place of the head's `forward`. What it returns is a part of the model's output, its `logits`,
+The head is always called as a module, so LoRA on the head, tied embeddings and DeepSpeed ZeRO-3 keep working.
+
+Rows. `logits_to_keep` of transformers keeps the same columns of every sequence, so padding and prompt rows of a ragged
+batch still reach the head. A forward pre-hook keeps exactly the rows that a loss needs: hidden states [B, T, H] ->
+[R, H] -> logits [R, V].
+
+Something else. Logits of all supervised rows need not exist where the loss can be taken from hidden states and head
+weights. Those weights may only be there while the head is being called: DeepSpeed ZeRO-3 gathers them before a module's
+forward (and those of its parts, as LoRA's base layer, when they are read in it) and partitions them again after it. So
+the computation takes the place of the head's `forward`. What it returns is a part of the model's output, its `logits`,
 where DDP looks for the graph.
 """
 
@@ -15,11 +21,41 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from coordexp.errors import ContractError
-from coordexp.head.rows import output_head
+from coordexp.errors import ConfigError, ContractError
 
 HeadBody = Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, ...]]
 """(head, hidden states [B, T, H]) -> what the model returns as `logits`."""
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The module that maps hidden states to logits; ConfigError when the model has none."""
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ConfigError(
+            f"{type(model).__name__} has no output embedding (lm_head); the coordinate objective needs a causal "
+            "language model such as Qwen3-VL."
+        )
+    return head
+
+
+@contextmanager
+def head_on_rows(model: nn.Module, positions_R: Tensor) -> Iterator[None]:
+    """Within this context the head of `model` sees only the given rows, and logits come out as [R, V].
+
+    Args:
+        model: a model with `get_output_embeddings`, unwrapped from DDP or DeepSpeed.
+        positions_R: int64 [R], rows b * T + t of the flattened hidden states [B * T, H].
+    """
+
+    def keep_rows(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden_BTH, *rest = args
+        return (hidden_BTH.flatten(0, 1).index_select(0, positions_R), *rest)
+
+    handle = output_head(model).register_forward_pre_hook(keep_rows)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

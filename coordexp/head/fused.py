@@ -1,4 +1,4 @@
-"""Loss and gradients of the head, chunk by chunk, in one pass (see `losses.head`)."""
+"""Loss and gradients of the head, chunk by chunk, in one pass (see `head.run`)."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ FUSED_DTYPES = (torch.float64, torch.float32, torch.bfloat16)
 class FusedHead(Generic[Terms]):
     """One use of the fused head: `loss()` computes everything; `terms` then holds one entry per chunk.
 
-    Arguments: those of `losses.head.apply_head`, with the chunk size settled; `text_kernel` takes all text rows at
-    once (`losses.liger_text`), None leaves them to the chunks. There must be rows, and columns beside the coordinate
+    Arguments: those of `head.run.apply_head`, with the chunk size settled; `text_kernel` takes all text rows at
+    once (`head.liger`), None leaves them to the chunks. There must be rows, and columns beside the coordinate
     tokens.
     """
 

@@ -1,8 +1,8 @@
 """Text rows of the fused head by liger-kernel's fused linear cross-entropy, on CUDA devices.
 
-One Triton pass over the logits takes the place of the several passes of `losses.chunk_logits`. It is given the gradient
+One Triton pass over the logits takes the place of the several passes of `head.chunk_logits`. It is given the gradient
 of the objective with respect to the cross-entropy of each row beforehand (objectives are linear in it), so that its
-gradients are final in the forward, as all of the fused head's. Coordinate rows stay with `losses.chunk_logits`.
+gradients are final in the forward, as all of the fused head's. Coordinate rows stay with `head.chunk_logits`.
 """
 
 from __future__ import annotations

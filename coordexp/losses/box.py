@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coordexp.errors import ConfigError
-from coordexp.losses.distribution import CoordDistribution
+from coordexp.losses.coord import CoordDistribution
 from coordexp.losses.sums import SumCount, math_dtype, sum_count
 
 DecodeMode = Literal["exp", "st", "hard"]

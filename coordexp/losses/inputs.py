@@ -2,7 +2,7 @@
 
 The objectives never see a [R, V] matrix. Everything they use is in `LossInputs`: the cross-entropy and the
 coordinate log-odds of text rows, the K coordinate logits of coordinate rows. The plain head makes it with
-`LossInputs.from_logits`, the fused head chunk by chunk (`losses.head`), and the objectives cannot tell.
+`LossInputs.from_logits`, the fused head chunk by chunk (`head.run`), and the objectives cannot tell.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from enum import IntEnum
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from coordexp.losses.columns import CoordColumns, coord_log_odds
-from coordexp.losses.distribution import CoordDistribution
+from coordexp.losses.coord import CoordDistribution
 from coordexp.losses.sums import math_dtype
-from coordexp.losses.text import cross_entropy_rows
 
 IGNORE_INDEX = -100
 
@@ -219,3 +219,8 @@ class LossInputs:
     def distribution(self) -> CoordDistribution:
         """p over the bins of every coordinate row, at `needs.temperature`; shared by all atoms."""
         return CoordDistribution(self.coord_logits_NK, self.needs.temperature)
+
+
+def cross_entropy_rows(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
+    """-log softmax(z)[target] over the whole vocabulary, float [R]."""
+    return F.cross_entropy(math_dtype(logits_RV), targets_R, reduction="none")

@@ -21,10 +21,16 @@ from coordexp.errors import ContractError
 from coordexp.losses import box
 from coordexp.losses import coord as atoms
 from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows, TextRole
-from coordexp.losses.modules import CHANNELS, BboxGeo, CoordReg, ObjectiveSpec, TokenCE
-from coordexp.losses.provenance import Forward
+from coordexp.losses.modules import (
+    CHANNELS,
+    BboxGeo,
+    CoordReg,
+    Forward,
+    ObjectiveSpec,
+    TextWeighting,
+    TokenCE,
+)
 from coordexp.losses.sums import SumCount, add_up, divide, sum_count
-from coordexp.losses.text_weights import TextWeighting
 
 Counts = Mapping[str, Tensor | float]
 Config = TypeVar("Config", TokenCE, BboxGeo, CoordReg)

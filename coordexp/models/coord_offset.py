@@ -9,13 +9,13 @@ and the gathering of DeepSpeed ZeRO-3 meet them as any other weight, named `*.co
 
 Checkpoints hold the tables in a file of their own, OFFSET_FILE (LoRA checkpoints save nothing else of the model), and
 `models.merge_offset` turns such a checkpoint into a plain one. Whoever hands weights to another engine takes them from
-`merged_state`, `fold_into_state` or `fold_module`: a plain model has no place for the tables.
+`fold_module`: a plain model has no place for the tables.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,7 +79,7 @@ class OffsetLinear(nn.Linear):
         return logits.index_add_(-1, self.coord_ids_K, offsets.to(logits.dtype))
 
 
-class CoordOffset(NamedTuple):
+class OffsetAdapter(NamedTuple):
     """The two modules of a model that carry the adapter."""
 
     embedding: OffsetEmbedding
@@ -102,7 +102,7 @@ class CoordOffset(NamedTuple):
         return tables if self.tie_head else {**tables, "head": self.head.coord_offset_KH}
 
 
-def attach_coord_offset(model: PreTrainedModel, coord_ids: Sequence[int], *, tie_head: bool) -> CoordOffset:
+def attach_coord_offset(model: PreTrainedModel, coord_ids: Sequence[int], *, tie_head: bool) -> OffsetAdapter:
     """Give `model` the adapter, with tables of zeros in float32 at least; its logits stay what they were.
 
     Call it on a freshly loaded model, before LoRA and wrappers. `coord_ids` are in bin order.
@@ -125,7 +125,7 @@ def attach_coord_offset(model: PreTrainedModel, coord_ids: Sequence[int], *, tie
         return nn.Parameter(torch.zeros(len(coord_ids), embedding.embedding_dim, dtype=dtype, device=device))
 
     embed_table = table()
-    offset = CoordOffset(
+    offset = OffsetAdapter(
         OffsetEmbedding(embedding, embed_table, ids_K),
         OffsetLinear(head, embed_table if tie_head else table(), ids_K),
     )
@@ -138,7 +138,7 @@ def attach_coord_offset(model: PreTrainedModel, coord_ids: Sequence[int], *, tie
     return offset
 
 
-def coord_offset_of(model: nn.Module) -> CoordOffset | None:
+def coord_offset_of(model: nn.Module) -> OffsetAdapter | None:
     """The adapter of a model (also under LoRA or a wrapper), None without one.
 
     Raises:
@@ -154,7 +154,7 @@ def coord_offset_of(model: nn.Module) -> CoordOffset | None:
             "one of each. modules_to_save trains a whole copy of embedding or head, rows of coordinate tokens "
             "included; use one or the other."
         )
-    return CoordOffset(embeddings[0], heads[0])
+    return OffsetAdapter(embeddings[0], heads[0])
 
 
 # --- checkpoints ---
@@ -213,7 +213,7 @@ def read_coord_offset(directory: str | Path) -> SavedOffset | None:
 
 
 @torch.no_grad()
-def restore_coord_offset(offset: CoordOffset, saved: SavedOffset, *, source: str | Path) -> None:
+def restore_coord_offset(offset: OffsetAdapter, saved: SavedOffset, *, source: str | Path) -> None:
     """Fill the tables from a checkpoint; ConfigError naming `source` when they do not fit."""
     ours, theirs = _shapes(offset.tables), _shapes(saved.tables)
     if ours != theirs:
@@ -230,7 +230,7 @@ def restore_coord_offset(offset: CoordOffset, saved: SavedOffset, *, source: str
         table_KH.copy_(saved.tables[key])
 
 
-def attach_saved_offset(model: PreTrainedModel, checkpoint: str | Path) -> CoordOffset | None:
+def attach_saved_offset(model: PreTrainedModel, checkpoint: str | Path) -> OffsetAdapter | None:
     """Give `model` the adapter that a checkpoint folder holds; None, and nothing done, when it holds none."""
     saved = read_coord_offset(checkpoint)
     if saved is None:
@@ -247,18 +247,6 @@ def _shapes(tables: Mapping[str, Tensor]) -> dict[str, list[int]]:
 # --- folding ---
 
 
-def merged_state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of the weights that a plain model needs to compute what `model` does: no name of the adapter.
-
-    Names are those of `model.state_dict()`. Tensors are detached and shared with the model, but for the embedding and
-    the head, which are copies. Where `coord_offset_of(model).unties`, embedding and head come out different, so the
-    receiver must hold them untied. Not for partitioned parameters: gather them and use `fold_into_state`.
-    """
-    offset = coord_offset_of(model)
-    ids_K = None if offset is None else offset.embedding.coord_ids_K
-    return fold_into_state(model.state_dict(), ids_K)
-
-
 def fold_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters of the plain module that computes what `module` does, for a walk over modules.
 
@@ -271,27 +259,6 @@ def fold_module(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
     if table_KH is not None and isinstance(module, OffsetEmbedding | OffsetLinear):
         plain["weight"] = fold_rows(plain["weight"], table_KH, module.coord_ids_K)
     return plain
-
-
-def fold_into_state(state: Mapping[str, Tensor], coord_ids_K: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    """The entries of `state` with every offset table added to the weight beside it, and left out itself.
-
-    Arguments:
-        state: gathered tensors by name; names may carry any prefix (`module.`, `base_model.model.`, ...).
-        coord_ids_K: `coord_offset_of(model).embedding.coord_ids_K`; None for a model without the adapter.
-    """
-    folded: dict[tuple[int, int], Tensor] = {}  # tied matrices with one table stay one tensor
-    for name, tensor in state.items():
-        if name.endswith(f".{TABLE}"):
-            continue
-        table_KH = state.get(f"{name.removesuffix('weight')}{TABLE}") if name.endswith(".weight") else None
-        if table_KH is None or coord_ids_K is None:
-            yield name, tensor
-            continue
-        key = (tensor.data_ptr(), table_KH.data_ptr())
-        if key not in folded:
-            folded[key] = fold_rows(tensor, table_KH, coord_ids_K)
-        yield name, folded[key]
 
 
 @torch.no_grad()

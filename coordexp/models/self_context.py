@@ -17,7 +17,7 @@ embedding apply to all rows and to E, and every row but the slots is what it was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -46,11 +46,6 @@ class CoordSlots:
         """Rows of the flattened logits that predict the slots: one before each."""
         return self.positions_N - 1
 
-    def logits(self, logits_BTV: Tensor) -> Tensor:
-        """[N, K]: the coordinate logits that predict the slots."""
-        rows_NV = logits_BTV.flatten(0, 1).index_select(0, self.rows_N)
-        return rows_NV.index_select(1, self.coord_ids_K)
-
 
 @dataclass(frozen=True)
 class SelfContext:
@@ -61,24 +56,6 @@ class SelfContext:
     grad_mode: GradMode = "unroll"
     temperature: float = 1.0
     """T of the distribution that embeddings are made from."""
-
-
-def self_context_logits(
-    model: nn.Module, batch: Mapping[str, Any], slots: CoordSlots, settings: SelfContext
-) -> list[Tensor]:
-    """Logits [B, T, V] of every forward, in order; the first one's are those of `model(**batch)`.
-
-    With `em_detach`, forwards between the first and the last are there for their values only and carry no gradient.
-
-    Arguments:
-        batch: arguments of the model, with `input_ids`; no cache is used.
-    """
-
-    def forward(_iteration: int) -> tuple[Tensor, Tensor]:
-        logits_BTV = model(**batch, use_cache=False).logits
-        return logits_BTV, slots.logits(logits_BTV)
-
-    return run_self_context(model, slots, settings, forward)
 
 
 def run_self_context(

@@ -1,4 +1,4 @@
-"""Does a model keep packed samples apart? Asked once, of the model itself, before it is trained on packs.
+"""Proof that packed samples stay apart: of every batch, on the host; and once of the model itself.
 
 Attention implementations differ in what they read: cumulative lengths, the text row of the position ids, a mask. Where
 none of it is read, nothing fails: later samples attend to earlier ones, and the loss only looks a little odd.
@@ -6,7 +6,7 @@ none of it is read, nothing fails: later samples attend to earlier ones, and the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from coordexp.errors import ContractError
 
+NOT_SUPERVISED = -100
+TEXT_AND_MROPE = 4
+"""Rows of position ids: text, time, height, width."""
 MakePack = Callable[[Sequence[Sequence[int]]], dict[str, Any]]
 """Token ids of several text samples -> keyword arguments of one packed forward, on the model's device."""
 
@@ -52,3 +55,38 @@ def check_samples_kept_apart(model: nn.Module, make_pack: MakePack, token_ids: S
 def _logits_of_last(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     logits_1TV: Tensor = model(**inputs, use_cache=False).logits
     return logits_1TV[0, -PROBE_TOKENS:].float()
+
+
+def check_pack(batch: Mapping[str, Any], num_samples: int) -> None:
+    """Of a collated batch with more samples than sequences: position ids and labels restart with every sample.
+
+    Raises:
+        ContractError: samples would attend to each other, or the first token of one would be taught by the last
+            row of another.
+    """
+    labels_BT: Tensor = batch["labels"]
+    if num_samples <= labels_BT.shape[0]:
+        return
+    position_ids, found = batch.get("position_ids"), f"a pack of {num_samples} samples"
+    if position_ids is None or position_ids.ndim != 3 or position_ids.shape[0] != TEXT_AND_MROPE:
+        shape = None if position_ids is None else list(position_ids.shape)
+        raise ContractError(
+            f"{found} has position ids of shape {shape}; expected [4, 1, T], the text row first: without it later "
+            "samples would attend to earlier ones. Is the template coordexp's qwen3_vl?"
+        )
+    if batch.get("attention_mask") is not None:
+        raise ContractError(
+            f"{found} has an attention mask, under which transformers ignores where samples begin; expected none."
+        )
+    text_BT = position_ids[0]
+    begins_BT = text_BT.diff(dim=-1, prepend=text_BT[:, :1] - 2) != 1
+    num_begins = int(begins_BT.sum())
+    if num_begins != num_samples:
+        raise ContractError(
+            f"{found} has text positions that begin {num_begins} times; expected one beginning for each sample."
+        )
+    if bool((labels_BT[begins_BT] != NOT_SUPERVISED).any()):
+        raise ContractError(
+            f"{found} supervises the first token of a sample, which the last row of the sample before it would be "
+            "taught; expected every sample to begin with its prompt."
+        )

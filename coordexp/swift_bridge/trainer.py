@@ -57,7 +57,7 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
         return batches, num_items
 
     def get_use_logits_to_keep(self, default_value: bool = True) -> bool:
-        # Rows are chosen exactly, per token, by coordexp.head.rows.
+        # Rows are chosen exactly, per token, by coordexp.head.call.
         return False
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

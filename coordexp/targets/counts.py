@@ -17,8 +17,8 @@ from torch import Tensor
 
 from coordexp.codec.token_types import TokenType
 from coordexp.losses.inputs import SupervisedRows
+from coordexp.losses.modules import Forward
 from coordexp.losses.objective import Stage2Objective
-from coordexp.losses.provenance import Forward
 from coordexp.targets.roles import NOT_A_ROW, Role, text_roles
 from coordexp.targets.sample import EncodedSample
 

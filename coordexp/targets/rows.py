@@ -17,9 +17,7 @@ from coordexp.errors import ContractError
 from coordexp.geometry import IntArray
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows
-from coordexp.losses.modules import TokenCE
-from coordexp.losses.provenance import Forward
-from coordexp.losses.text_weights import TextWeighting
+from coordexp.losses.modules import Forward, TextWeighting, TokenCE
 from coordexp.targets.roles import NOT_A_ROW, text_roles
 from coordexp.targets.sample import EncodedSample
 

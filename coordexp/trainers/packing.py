@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from coordexp.errors import ConfigError
-from coordexp.packing.check import NOT_SUPERVISED
-from coordexp.packing.isolation import PROBE_TOKENS, check_samples_kept_apart
+from coordexp.packing.isolation import NOT_SUPERVISED, PROBE_TOKENS, check_samples_kept_apart
 from coordexp.swift_bridge.packing import pack_dataset, unpacked
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.runtime import RunSettings

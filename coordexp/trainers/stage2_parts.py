@@ -14,9 +14,8 @@ from coordexp.control.schedule import policy_version_at
 from coordexp.errors import ConfigError
 from coordexp.head.run import RowsHead
 from coordexp.losses.columns import CoordColumns
-from coordexp.losses.modules import ObjectiveSpec
+from coordexp.losses.modules import Forward, ObjectiveSpec
 from coordexp.losses.objective import Stage2Objective
-from coordexp.losses.provenance import Forward
 from coordexp.models.coord_offset import fold_module
 from coordexp.models.self_context import SelfContext
 from coordexp.packing.position_ids import VisionLayout

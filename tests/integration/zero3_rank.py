@@ -9,6 +9,7 @@ from pathlib import Path
 import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_grad
+from support.self_context import slot_logits
 from support.stage1_head import ALL_TERMS, Batch, forward, load, make_batch, with_lora
 from torch import nn
 
@@ -95,7 +96,7 @@ def self_context_step(batch: Batch) -> Step:
     def step(model: nn.Module, unwrapped: nn.Module) -> torch.Tensor:
         def run(_iteration: int) -> tuple[torch.Tensor, torch.Tensor]:
             logits_BTV = model(**batch.inputs, use_cache=False).logits
-            return logits_BTV, slots.logits(logits_BTV)
+            return logits_BTV, slot_logits(logits_BTV, slots)
 
         first, last = run_self_context(unwrapped, slots, SelfContext(num_forwards=2), run)
         return first.log_softmax(-1)[..., 5].mean() + last.log_softmax(-1)[..., 7].mean()

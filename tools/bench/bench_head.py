@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coordexp.head.choice import apply_head
 from coordexp.head.liger import liger_kernel
 from coordexp.head.projection import HeadProjection
+from coordexp.head.run import apply_head
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.coord import gaussian_targets
 from coordexp.losses.inputs import IGNORE_INDEX, LossInputs, SupervisedRows

@@ -17,8 +17,8 @@ from coordexp.data.source import DatasetFilter
 from coordexp.errors import ContractError
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows
+from coordexp.losses.modules import Forward
 from coordexp.losses.objective import Stage2Objective
-from coordexp.losses.provenance import Forward
 from coordexp.packing.choice import plan_packs
 from coordexp.packing.layout import SampleBatch, pack_samples, pad_samples
 from coordexp.packing.position_ids import VisionLayout

@@ -18,7 +18,7 @@ from torch import Tensor
 from coordexp.control.schedule import Channel
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.errors import ContractError
-from coordexp.losses.provenance import Forward
+from coordexp.losses.modules import Forward
 from coordexp.trainers.rollouts.answers import RolledOut
 from coordexp.trainers.rollouts.metrics import MetricEntries
 

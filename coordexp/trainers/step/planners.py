@@ -18,7 +18,7 @@ from torch import Tensor
 from coordexp.control.schedule import Channel, channel_at, realized_b_ratio
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.raw_samples import RawSample
-from coordexp.losses.provenance import Forward
+from coordexp.losses.modules import Forward
 from coordexp.metrics.keys_stage2 import B_RATIO_REALIZED, STAGE2_CHANNEL_B
 from coordexp.targets.builder import TargetBuilder
 from coordexp.targets.sample import EncodedSample

@@ -18,8 +18,8 @@ from coordexp.head.run import HeadResult, RowsHead, Supervised
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import LossInputs
+from coordexp.losses.modules import Forward
 from coordexp.losses.objective import Stage2Objective, Stage2Terms, check_atoms_sum
-from coordexp.losses.provenance import Forward
 from coordexp.losses.sums import SumCount
 from coordexp.models.self_context import CoordSlots, SelfContext, run_self_context
 from coordexp.trainers.step.plan import PlannedForward, StepPlan

@@ -12,13 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from coordexp.errors import ConfigError
-from coordexp.head.choice import apply_head, default_chunk_rows
-from coordexp.head.module import projection_of
-from coordexp.head.projection import HeadProjection
+from coordexp.head.projection import HeadProjection, projection_of
+from coordexp.head.run import apply_head, default_chunk_rows
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows, TextRole
+from coordexp.losses.modules import Forward
 from coordexp.losses.objective import Stage2Objective, Stage2Terms
-from coordexp.losses.provenance import Forward
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
 
 K, V, H = 40, 150, 24

@@ -9,12 +9,12 @@ import pytest
 import torch
 from support.stage2 import objective_spec
 
-from coordexp.head.choice import apply_head
-from coordexp.head.module import projection_of
+from coordexp.head.projection import projection_of
+from coordexp.head.run import apply_head
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows, TextRole
+from coordexp.losses.modules import Forward
 from coordexp.losses.objective import Stage2Objective
-from coordexp.losses.provenance import Forward
 from coordexp.losses.stage1 import Stage1Weights, combine, stage1_terms
 
 IMAGE, VIDEO, VISION_START, VISION_END = 40, 41, 42, 43

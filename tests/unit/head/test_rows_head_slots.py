@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from coordexp.errors import ContractError
-from coordexp.head import choice as head_settings
+from coordexp.head import run as head_settings
 from coordexp.head.run import HeadResult, RowsHead, Supervised
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.stage1 import Stage1Terms, combine, stage1_terms

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from coordexp.errors import ConfigError, ContractError
-from coordexp.head import choice as head_settings
+from coordexp.head import run as head_settings
 from coordexp.head.call import head_computes
 from coordexp.head.run import RowsHead
 from coordexp.losses.inputs import SupervisedRows

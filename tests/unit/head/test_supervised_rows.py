@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from coordexp.errors import ConfigError
-from coordexp.head.rows import head_on_rows, output_head
+from coordexp.head.call import head_on_rows, output_head
 from coordexp.models.tiny import build_tiny_model
 
 

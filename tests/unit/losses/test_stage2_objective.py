@@ -13,8 +13,8 @@ from torchvision.ops import complete_box_iou_loss
 from coordexp.errors import ContractError
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import LossInputs, SupervisedRows, TextRole
+from coordexp.losses.modules import Forward
 from coordexp.losses.objective import Stage2Objective, Stage2Terms, check_atoms_sum
-from coordexp.losses.provenance import Forward
 
 K, V, START = 1000, 1030, 20
 COLUMNS = CoordColumns(range(START, START + K))

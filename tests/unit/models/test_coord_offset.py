@@ -5,6 +5,7 @@ Takes about 35 s, most of it imports and three fresh processes.
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,13 @@ from torch import Tensor, nn
 from coordexp.errors import ConfigError
 from coordexp.models.coord_offset import (
     OFFSET_FILE,
-    CoordOffset,
+    OffsetAdapter,
     attach_coord_offset,
     attach_saved_offset,
     coord_offset_of,
-    fold_into_state,
+    fold_coord_offset,
     fold_module,
     fold_rows,
-    merged_state,
     read_coord_offset,
     restore_coord_offset,
     save_coord_offset,
@@ -40,7 +40,14 @@ TYINGS = pytest.mark.parametrize(
 )
 
 
-def fill(offset: CoordOffset, scale: float = 0.05) -> None:
+def folded_state(model):
+    """Weights of a copy of the model after `fold_coord_offset`."""
+    plain = copy.deepcopy(model)
+    fold_coord_offset(plain)
+    return plain.state_dict()
+
+
+def fill(offset: OffsetAdapter, scale: float = 0.05) -> None:
     g = torch.Generator().manual_seed(5)
     for table_KH in offset.tables.values():
         table_KH.data.copy_(scale * torch.randn(table_KH.shape, generator=g))
@@ -123,14 +130,14 @@ def test_bf16_embeddings_are_rounded_once(nano, batch):
     plain = load(nano).bfloat16().get_input_embeddings().weight[ids[0]]
     expected = plain.float() + torch.stack([offset.embedding.coord_offset_KH[7], torch.zeros(32)])
     assert torch.equal(offset.embedding(ids)[0], expected.bfloat16())
-    folded = dict(merged_state(model))["lm_head.weight"]
+    folded = folded_state(model)["lm_head.weight"]
     assert torch.equal(folded[ids[0]], expected.bfloat16())
 
 
 @TYINGS
-def test_merged_state_is_that_of_a_plain_model(nano, batch, tied, tie_head):
+def test_the_folded_weights_are_those_of_a_plain_model(nano, batch, tied, tie_head):
     adapted = with_offset(nano, batch, tied=tied, tie_head=tie_head)
-    state = dict(merged_state(adapted))
+    state = folded_state(adapted)
     plain = load(nano, tied=False).eval()
     assert state.keys() == plain.state_dict().keys()
     plain.load_state_dict(state)
@@ -143,14 +150,14 @@ def test_merged_state_is_that_of_a_plain_model(nano, batch, tied, tie_head):
         assert by_module.keys() == {"weight"}
         assert torch.equal(by_module["weight"], state[f"{name}.weight"])
     embed, head = state["model.language_model.embed_tokens.weight"], state["lm_head.weight"]
-    assert (embed is head) == (tied and tie_head)
+    assert (embed.data_ptr() == head.data_ptr()) == (tied and tie_head)
     assert coord_offset_of(adapted).unties == (tied and not tie_head)
 
 
 @pytest.mark.parametrize("tie_head", [True, False])
 def test_weights_pushed_to_another_engine_are_the_folded_ones(nano, batch, tie_head):
     adapted = with_offset(nano, batch, tied=False, tie_head=tie_head)
-    expected = dict(merged_state(adapted))
+    expected = folded_state(adapted)
     with_lora(adapted, target_modules=["q_proj", "lm_head"])
     lora = adapted.lm_head
     expected["lm_head.weight"] = expected["lm_head.weight"] + lora.get_delta_weight("default")
@@ -164,23 +171,13 @@ def test_weights_pushed_to_another_engine_are_the_folded_ones(nano, batch, tie_h
         torch.testing.assert_close(found[name], expected[name], rtol=1e-6, atol=1e-6)
 
 
-def test_folding_takes_any_prefix_and_leaves_the_rest():
+def test_folding_adds_to_the_rows_of_the_coordinate_tokens_and_copies():
     ids_K, weight = torch.tensor([5, 3]), torch.arange(16.0).view(8, 2)
-    state = {
-        "base_model.model.lm_head.base_layer.weight": weight,
-        "base_model.model.lm_head.base_layer.coord_offset_KH": torch.tensor([[0.5, 0.25], [1.0, 2.0]]),
-        "norm.weight": torch.ones(2),
-    }
-    folded = dict(fold_into_state(state, ids_K))
-    assert list(folded) == ["base_model.model.lm_head.base_layer.weight", "norm.weight"]
-    assert folded["norm.weight"] is state["norm.weight"]
+    table = torch.tensor([[0.5, 0.25], [1.0, 2.0]])
     expected = weight.clone()
     expected[5] += torch.tensor([0.5, 0.25])
     expected[3] += torch.tensor([1.0, 2.0])
-    assert torch.equal(folded["base_model.model.lm_head.base_layer.weight"], expected)
-    assert torch.equal(
-        fold_rows(weight, state["base_model.model.lm_head.base_layer.coord_offset_KH"], ids_K), expected
-    )
+    assert torch.equal(fold_rows(weight, table, ids_K), expected)
     assert torch.equal(weight, torch.arange(16.0).view(8, 2))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.self_context import self_context_logits, slot_logits
 from torch import Tensor, nn
 
 from coordexp.codec.coord_vocab import CoordVocab
@@ -18,7 +19,6 @@ from coordexp.models.self_context import (
     SelfContext,
     embedded_slots,
     run_self_context,
-    self_context_logits,
     slot_embeddings,
 )
 from coordexp.models.tiny import build_tiny_model
@@ -301,7 +301,7 @@ def test_forward_of_the_caller_gets_the_iteration(model, batch, slots):
 
     def forward(iteration: int) -> tuple[str, Tensor]:
         seen.append(iteration)
-        return f"forward {iteration}", slots.logits(model(**batch, use_cache=False).logits)
+        return f"forward {iteration}", slot_logits(model(**batch, use_cache=False).logits, slots)
 
     assert run_self_context(model, slots, SelfContext(3), forward) == [f"forward {i}" for i in range(3)]
     assert seen == [0, 1, 2]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.errors import ConfigError, RolloutError
-from coordexp.models.coord_offset import TABLE, attach_coord_offset, fold_rows, merged_state
+from coordexp.models.coord_offset import TABLE, attach_coord_offset, fold_coord_offset, fold_rows
 from coordexp.rollout.weights.sync import (
     Checksum,
     Differences,
@@ -84,7 +84,9 @@ def test_coordinate_offsets_are_folded_in(policy, tie_head: bool, lora: bool):
     ids = CoordVocab.from_tokenizer(policy.template.tokenizer).ids
     attach_coord_offset(policy.model, ids, tie_head=tie_head)
     randomised(policy.model)
-    expected = {name: tensor.clone() for name, tensor in merged_state(policy.model)}
+    plain = copy.deepcopy(policy.model)
+    fold_coord_offset(plain)
+    expected = plain.state_dict()
     model = policy.model
     if lora:
         model = get_peft_model(model, LoraConfig(r=4, target_modules=ATTENTION))

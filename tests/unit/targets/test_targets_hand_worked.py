@@ -9,7 +9,7 @@ from support.targets import GTS, PROMPT, RED, WEIGHTS, box, described, geometry,
 from coordexp.codec.parse import parse_rollout
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.schema import BoxObject
-from coordexp.losses.provenance import Forward
+from coordexp.losses.modules import Forward
 from coordexp.targets import Role, TargetBuilder
 from coordexp.targets.rows import ce_weights
 

@@ -20,9 +20,8 @@ from coordexp.codec.serialize import append_fragment, serialize
 from coordexp.codec.token_types import TokenType
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import IGNORE_INDEX, SupervisedRows, TextRole
-from coordexp.losses.modules import ModuleSpec, ObjectiveSpec, TokenCE
+from coordexp.losses.modules import Forward, ModuleSpec, ObjectiveSpec, TokenCE
 from coordexp.losses.objective import Stage2Objective
-from coordexp.losses.provenance import Forward
 from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import EncodedSample, Role, TargetBuilder
 from coordexp.targets.counts import count_supervision, step_counts

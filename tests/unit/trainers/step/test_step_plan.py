@@ -15,7 +15,7 @@ from coordexp.control.schedule import Channel
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.errors import ContractError
 from coordexp.losses.inputs import SupervisedRows
-from coordexp.losses.provenance import Forward
+from coordexp.losses.modules import Forward
 from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
 from coordexp.targets.builder import TargetBuilder
 from coordexp.trainers.step.plan import PlannedForward, StepPlan

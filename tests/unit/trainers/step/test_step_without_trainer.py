@@ -13,7 +13,7 @@ from coordexp.codec.serialize import serialize
 from coordexp.codec.token_types import TokenType
 from coordexp.control.schedule import Channel
 from coordexp.head.run import RowsHead
-from coordexp.losses.provenance import Forward
+from coordexp.losses.modules import Forward
 from coordexp.models.self_context import SelfContext
 from coordexp.targets.builder import TargetBuilder
 from coordexp.targets.roles import Role
