@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.coco.checks import CocoDict, CocoResults
+from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results, read_dataset, read_results
 from coordexp.eval.coco.evaluate import MAX_DETS, ImageDetections, run_coco, to_coco
-from coordexp.eval.coco.external import coco_lines, load_ground_truth, load_results
+from coordexp.eval.coco.external import coco_lines, load_dataset, load_results
 from coordexp.eval.desc_mapping import DEFAULT_THRESHOLD, DESC_MATCHES, DescEmbedder, DescMapping, map_descs
 from coordexp.eval.detection import COCO_THRESHOLDS, DetectionMetrics
 from coordexp.eval.predictions.scored import (
@@ -90,7 +93,7 @@ class Detections:
 
     name: str
     lines: Sequence[dict[str, Any]]
-    coco: tuple[CocoDict, CocoResults] | None = None
+    coco: tuple[Dataset, Results] | None = None
     seconds: float | None = None
     source: str = ""
 
@@ -118,9 +121,9 @@ def from_run(run: Path) -> Detections:
 
 def from_coco_files(gt_path: Path, pred_path: Path, iou_type: str = "bbox") -> Detections:
     """Plain COCO ground truth and results; RecordError naming file and entry for what cannot be evaluated."""
-    gt = load_ground_truth(gt_path, iou_type)
-    preds = load_results(pred_path, gt, gt_path=gt_path, iou_type=iou_type)
-    return Detections(pred_path.stem, coco_lines(gt, preds), (gt, preds), source=str(pred_path))
+    dataset = load_dataset(gt_path)
+    results = load_results(pred_path, dataset, dataset_path=gt_path, iou_type=iou_type)
+    return Detections(pred_path.stem, coco_lines(dataset, results), (dataset, results), source=str(pred_path))
 
 
 def evaluate(
@@ -137,12 +140,10 @@ def evaluate(
     """
     settings = settings or EvalSettings()
     lines, mapping = _with_categories(detections, settings, embed)
-    gt, preds = detections.coco or _coco_of(lines)
-    coco = run_coco(gt, preds, iou_type=settings.iou_type, engine=settings.engine, max_dets=settings.max_dets)
-    const = run_coco(
-        gt, [{**pred, "score": 1.0} for pred in preds], iou_type=settings.iou_type, engine=settings.engine,
-        max_dets=settings.max_dets,
-    )  # fmt: skip
+    dataset, results = detections.coco or _coco_of(lines)
+    run = partial(run_coco, iou_type=settings.iou_type, engine=settings.engine, max_dets=settings.max_dets)
+    coco = run(dataset, results)
+    const = run(dataset, replace(results, score_M=np.ones_like(results.score_M)))
     f1 = DetectionMetrics({*COCO_THRESHOLDS, *settings.iou_thresholds}, scope=settings.scope)
     boxes_f1 = DetectionMetrics(class_aware=False, scope=settings.scope)
     per_image = []
@@ -180,11 +181,13 @@ def evaluate(
         "mapped_desc": mapping.num_mapped,
         "drop_reasons": _drop_reasons(lines),
         "f1_by_iou": [threshold_row(at) for at in summary.by_threshold],
-        "by_size": size_table(coco, gt["annotations"]),
+        "by_size": size_table(coco, dataset.area_M[~dataset.crowd_M]),
         "pr_curves": pr_curves(coco),
         "per_class": per_class,
         "per_class_at_50": {desc: counts._asdict() for desc, counts in half.per_class.items()},
     }  # fmt: skip
+    masks = detections.coco is None or settings.iou_type == "segm"
+    gt, preds = dataset.as_coco(segmentations=masks), results.as_coco(segmentations=masks)
     return Evaluation(metrics, per_image, per_class, gt, preds, mapping.report())
 
 
@@ -252,7 +255,7 @@ def _with_categories(
     """
     categories = sorted({obj["desc"] for line in detections.lines for obj in line["gt"]})
     if detections.coco is not None:
-        categories = sorted(category["name"] for category in detections.coco[0]["categories"])
+        categories = sorted(detections.coco[0].category_names)
     if settings.desc_match == "semantic" and embed is None:
         embed = DescEmbedder(settings.semantic_model)
     mapping = map_descs(
@@ -274,7 +277,7 @@ def _renamed(obj: dict[str, Any], desc_map: dict[str, str]) -> dict[str, Any]:
     return {**obj, "desc": desc_map[desc], "written_desc": desc} if desc in desc_map else obj
 
 
-def _coco_of(lines: Sequence[dict[str, Any]]) -> tuple[CocoDict, CocoResults]:
+def _coco_of(lines: Sequence[dict[str, Any]]) -> tuple[Dataset, Results]:
     export = to_coco(
         ImageDetections(
             image_id=line["image_id"],
@@ -286,7 +289,8 @@ def _coco_of(lines: Sequence[dict[str, Any]]) -> tuple[CocoDict, CocoResults]:
         )
         for line in lines
     )
-    return export.gt, export.preds
+    dataset = read_dataset(export.gt)
+    return dataset, read_results(export.preds, dataset)
 
 
 def _drop_reasons(lines: Sequence[dict[str, Any]]) -> dict[str, int]:

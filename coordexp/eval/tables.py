@@ -8,9 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coordexp.eval.coco.evaluate import CocoEvaluation
 from coordexp.eval.detection import Counts, DetectionSummary, ImageMatches, ThresholdSummary
 from coordexp.files import atomic_file
+from coordexp.geometry import FloatArray
 
 PER_CLASS_COLUMNS = (
     "desc",
@@ -86,13 +89,13 @@ def class_rows(
     return rows
 
 
-def size_table(evaluation: CocoEvaluation, annotations: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Ground-truth objects (no crowds), AP and AR by COCO's size classes of ground-truth area."""
-    counts: Counter[str] = Counter()
-    for annotation in annotations:
-        if not annotation.get("iscrowd"):
-            area = annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
-            counts["small" if area < _SMALL else "medium" if area < _LARGE else "large"] += 1
+def size_table(evaluation: CocoEvaluation, area_M: FloatArray) -> dict[str, Any]:
+    """Ground-truth objects (no crowds), AP and AR by COCO's size classes of ground-truth area.
+
+    area_M: square pixels of the objects.
+    """
+    class_M = np.searchsorted([_SMALL, _LARGE], area_M, side="right")
+    counts = dict(zip(("small", "medium", "large"), np.bincount(class_M, minlength=3).tolist(), strict=True))
     metrics = evaluation.metrics
     return {
         size: {"num_gt": counts[size], "AP": metrics[f"AP_{size}"], "AR": metrics[f"AR_{size}"]}

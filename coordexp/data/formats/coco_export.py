@@ -8,7 +8,7 @@ from pathlib import Path
 from coordexp.codec.records import Record, read_jsonl
 from coordexp.data.formats.lvis_import import own_synonyms
 from coordexp.errors import RecordError
-from coordexp.eval.coco.checks import CocoDict
+from coordexp.eval.coco.annotations import CocoDict
 from coordexp.eval.coco.evaluate import ImageDetections, to_coco
 from coordexp.eval.predictions.artifacts import to_pixels
 from coordexp.files import read_json, write_json

@@ -23,15 +23,10 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from coordexp.errors import ConfigError
-from coordexp.eval.coco.checks import (
-    CocoDict,
-    CocoResults,
-    checked_dataset,
-    checked_results,
-    finite_score,
-    unique_ids,
-)
+from coordexp.errors import ConfigError, RecordError
+from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results, read_dataset, read_results
+from coordexp.eval.coco.engine_input import engine_dataset, engine_results
+from coordexp.eval.coco.fields import parse_number, shown
 from coordexp.geometry import FloatArray, box_polygon, polygon_area, polygon_box, xyxy_to_xywh
 
 ENGINES = ("pycocotools", "faster-coco-eval")
@@ -139,8 +134,8 @@ def evaluate_coco(
 
 
 def run_coco(
-    gt: Mapping[str, Any],
-    preds: Sequence[Mapping[str, Any]],
+    gt: Mapping[str, Any] | Dataset,
+    preds: Sequence[Mapping[str, Any]] | Results,
     *,
     iou_type: str = "bbox",
     engine: str = "pycocotools",
@@ -148,6 +143,7 @@ def run_coco(
 ) -> CocoEvaluation:
     """As `evaluate_coco`, with the precision and recall tables for curves and per-category numbers.
 
+    gt, preds: as there, or read already (`coordexp.eval.coco.annotations`).
     max_dets: detections looked at per image and category, ascending; AP takes the last, AR every one.
     """
     if engine not in ENGINES:
@@ -158,18 +154,19 @@ def run_coco(
         raise ConfigError(
             f"max_dets are {list(max_dets)}: expected ascending whole numbers of at least 1, such as 1 10 100"
         )
-    dataset = checked_dataset(gt, iou_type)
-    results = checked_results(preds, dataset, iou_type)
+    dataset = gt if isinstance(gt, Dataset) else read_dataset(gt, prefix="gt ")
+    results = preds if isinstance(preds, Results) else read_results(preds, dataset, iou_type=iou_type)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = _evaluator(dataset, results, iou_type, engine)
+        evaluator = _evaluator(
+            engine_dataset(dataset, iou_type), engine_results(results, iou_type), iou_type, engine
+        )
         evaluator.params.maxDets = list(max_dets)
         evaluator.evaluate()
         evaluator.accumulate()
-    names = {category["id"]: category["name"] for category in dataset["categories"]}
     return CocoEvaluation(
         precision=np.asarray(evaluator.eval["precision"]),
         recall=np.asarray(evaluator.eval["recall"]),
-        category_names=[names[category_id] for category_id in sorted(names)],
+        category_names=dataset.names_by_rank(),
         iou_thresholds=np.asarray(evaluator.params.iouThrs),
         recall_points=np.asarray(evaluator.params.recThrs),
         max_dets=tuple(max_dets),
@@ -220,7 +217,7 @@ def to_coco(images: Iterable[ImageDetections], desc_map: Mapping[str, str] | Non
     that is not a finite number, ConfigError for a `desc_map` target that is no category.
     """
     images = list(images)
-    unique_ids([{"id": image.image_id} for image in images], "images")
+    _check_unique_images(images)
     names = sorted({desc for image in images for desc, _ in image.gt})
     category_ids = {name: category_id for category_id, name in enumerate(names, start=1)}
     desc_map = desc_map or {}
@@ -250,6 +247,14 @@ def to_coco(images: Iterable[ImageDetections], desc_map: Mapping[str, str] | Non
     return export
 
 
+def _check_unique_images(images: Sequence[ImageDetections]) -> None:
+    seen: set[object] = set()
+    for image in images:
+        if image.image_id in seen:
+            raise RecordError(f"the images repeat id {image.image_id}: ids must be unique")
+        seen.add(image.image_id)
+
+
 def _export_predictions(
     image: ImageDetections, category_ids: Mapping[str, int], desc_map: Mapping[str, str], export: CocoExport
 ) -> None:
@@ -261,7 +266,11 @@ def _export_predictions(
         if category != desc:
             export.mapped[desc] += 1
         result = {"image_id": image.image_id, "category_id": category_ids[category], **_coco_result(points)}
-        export.preds.append({**result, "score": finite_score(score, f"image {image.image_id} pred[{index}]")})
+        found = parse_number(score)
+        if found is None or not np.isfinite(found):
+            where = f"image {image.image_id} pred[{index}]"
+            raise RecordError(f"{where}.score is {shown(score)}: expected a finite number")
+        export.preds.append({**result, "score": found})
 
 
 def _coco_annotation(points: Sequence[float]) -> CocoDict:

@@ -1,69 +1,54 @@
-"""Plain COCO files of any detector: ground truth (instances) and results (detections), checked and named.
+"""Plain COCO files of any detector: ground truth (instances) and results (detections), read once and named in errors.
 
-gt = load_ground_truth(Path("instances.json"))
-preds = load_results(Path("results.json"), gt, gt_path=Path("instances.json"))
-lines = coco_lines(gt, preds)              # the form of `gt_vs_pred_scored.jsonl`, for tables and galleries
+dataset = load_dataset(Path("instances.json"))
+results = load_results(Path("results.json"), dataset, dataset_path=Path("instances.json"))
+lines = coco_lines(dataset, results)       # the form of `gt_vs_pred_scored.jsonl`, for tables and galleries
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as coco_mask
-
 from coordexp.codec.schema import KIND_BBOX
 from coordexp.errors import RecordError
-from coordexp.eval.coco.checks import (
-    CocoDict,
-    CocoResults,
-    checked_dataset,
-    checked_results,
-    run_length_mask,
-)
+from coordexp.eval.coco.annotations import Dataset, Results, read_dataset, read_results
 from coordexp.eval.predictions.artifacts import COORD_MODE
 from coordexp.files import read_json
 from coordexp.geometry import xywh_to_xyxy
 
 
-def load_ground_truth(path: Path, iou_type: str = "bbox") -> CocoDict:
-    """A COCO data set as it stands in the file, after its checks (`checked_dataset`).
+def load_dataset(path: Path) -> Dataset:
+    """The COCO data set in a file; RecordError naming file, entry and key for what cannot be read as one."""
+    return read_dataset(load_json(path), prefix=f"{path}: ")
 
-    Raises RecordError naming file and entry; also for categories without a name or with the same one.
+
+def load_results(path: Path, dataset: Dataset, *, dataset_path: Path, iou_type: str = "bbox") -> Results:
+    """The COCO results list in a file.
+
+    Raises RecordError naming file, entry and key, and `dataset_path` for results of images that it does not hold.
     """
-    gt: CocoDict = read_json(path, allow_nan=True)
-    with naming(path):
-        checked_dataset(gt, iou_type)
-        _check_category_names(gt["categories"])
-    return gt
+    of = f" of {dataset_path}"
+    return read_results(load_json(path), dataset, iou_type=iou_type, prefix=f"{path}: ", of=of)
 
 
-def load_results(path: Path, gt: CocoDict, *, gt_path: Path, iou_type: str = "bbox") -> CocoResults:
-    """A COCO results list as it stands in the file, after its checks against the ground truth.
+def load_json(path: Path) -> Any:
+    """The JSON value in a file of annotations. NaN and infinite numbers pass, for the checks to name their entry.
 
-    Raises RecordError naming file and entry, and how many results are of images that `gt` does not hold.
+    Raises RecordError naming file and line when it is no JSON, and saying so when it is JSON Lines.
     """
-    preds: CocoResults = read_json(path, allow_nan=True)
-    if not isinstance(preds, list) or not all(isinstance(pred, dict) for pred in preds):
-        raise RecordError(
-            f"{path}: expected a list of results, each with image_id, category_id, bbox or segmentation, score."
-        )
-    image_ids = {image["id"] for image in gt["images"]}
-    strangers = [
-        i for i, pred in enumerate(preds) if "image_id" in pred and pred["image_id"] not in image_ids
-    ]
-    if strangers:
-        raise RecordError(
-            f"{path}: preds[{strangers[0]}].image_id is {preds[strangers[0]]['image_id']!r}, which is not among the "
-            f"{len(image_ids)} images of {gt_path} ({len(strangers)} of {len(preds)} results are of other images): "
-            "give the results of this data set."
-        )
-    with naming(path):
-        checked_results(preds, checked_dataset(gt, iou_type), iou_type)
-    return preds
+    try:
+        return read_json(path, allow_nan=True)
+    except RecordError as error:
+        if _is_json_lines(path):
+            raise RecordError(
+                f"{path}: is JSON Lines (one value per line), expected one JSON value. Put the lines into one list, "
+                "separated by commas, or give the file that was exported as JSON."
+            ) from error
+        raise
 
 
 @contextmanager
@@ -75,57 +60,63 @@ def naming(path: Path) -> Iterator[None]:
         raise RecordError(f"{path}: {error}") from None
 
 
-def coco_lines(gt: CocoDict, preds: CocoResults) -> list[dict[str, Any]]:
+def coco_lines(dataset: Dataset, results: Results) -> list[dict[str, Any]]:
     """One line per image as in `gt_vs_pred_scored.jsonl`; a crowd region has `"crowd": true`.
 
-    Objects are boxes: a result without `bbox` gets the box around its mask.
+    Objects are boxes: a result without `bbox` has the box around its mask.
     """
-    names = {category["id"]: category["name"] for category in gt["categories"]}
-    truths: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in gt["annotations"]:
-        truth = _box_object(names[annotation["category_id"]], annotation["bbox"])
-        if annotation.get("iscrowd"):
-            truth["crowd"] = True
-        truths[annotation["image_id"]].append(truth)
-    images = {image["id"]: image for image in gt["images"]}
-    found: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    for pred in preds:
-        box = pred["bbox"] if "bbox" in pred else _mask_box(pred, images[pred["image_id"]])
-        prediction = _box_object(names[pred["category_id"]], box)
-        found[pred["image_id"]].append({**prediction, "score": float(pred["score"])})
-    return [
+    lines: list[dict[str, Any]] = [
         {
             "image_id": image_id,
-            "image": image.get("file_name", ""),
-            "width": image.get("width"),
-            "height": image.get("height"),
+            "image": file_name,
+            "width": int(width) or None,
+            "height": int(height) or None,
             "coord_mode": COORD_MODE,
-            "gt": truths[image_id],
-            "pred": found[image_id],
+            "gt": [],
+            "pred": [],
         }
-        for image_id, image in images.items()
+        for image_id, file_name, (width, height) in zip(
+            dataset.image_ids, dataset.file_names, dataset.sizes_N2.tolist(), strict=True
+        )
     ]
+    names = dataset.category_names
+    truths = zip(
+        dataset.image_M.tolist(),
+        dataset.category_M.tolist(),
+        xywh_to_xyxy(dataset.boxes_xywh_M4).tolist(),
+        dataset.crowd_M.tolist(),
+        strict=True,
+    )
+    for image, category, points, crowd in truths:
+        truth = {"type": KIND_BBOX, "points": points, "desc": names[category]}
+        lines[image]["gt"].append({**truth, "crowd": True} if crowd else truth)
+    found = zip(
+        results.image_M.tolist(),
+        results.category_M.tolist(),
+        xywh_to_xyxy(results.boxes_xywh_M4).tolist(),
+        results.score_M.tolist(),
+        strict=True,
+    )
+    for image, category, points, score in found:
+        lines[image]["pred"].append(
+            {"type": KIND_BBOX, "points": points, "desc": names[category], "score": score}
+        )
+    return lines
 
 
-def _box_object(desc: str, box_xywh: Sequence[float]) -> dict[str, Any]:
-    return {"type": KIND_BBOX, "points": xywh_to_xyxy(box_xywh).tolist(), "desc": desc}
+def _is_json_lines(path: Path) -> bool:
+    """Whether the first two lines that hold anything are a JSON value each."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(1 << 20).decode("utf-8-sig", errors="replace")
+    except OSError:
+        return False
+    lines = [line for line in head.split("\n") if line.strip()][:2]
+    return len(lines) == 2 and all(map(_is_json_object, lines))
 
 
-def _mask_box(pred: Mapping[str, Any], image: Mapping[str, Any]) -> list[float]:
-    box: list[float] = coco_mask.toBbox(
-        run_length_mask(pred["segmentation"], image["height"], image["width"])
-    ).tolist()
-    return box
-
-
-def _check_category_names(categories: Sequence[Mapping[str, Any]]) -> None:
-    seen: dict[str, int] = {}
-    for index, category in enumerate(categories):
-        name = category.get("name")
-        if not isinstance(name, str) or not name:
-            raise RecordError(f"gt categories[{index}] (id {category['id']}) has no name")
-        if name in seen:
-            raise RecordError(
-                f"gt categories[{index}] and [{seen[name]}] are both named {name!r}: names must be unique"
-            )
-        seen[name] = index
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), (dict, list))
+    except (ValueError, RecursionError):
+        return False

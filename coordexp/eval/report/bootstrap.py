@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from coordexp.eval.coco.checks import checked_dataset, checked_results
+from coordexp.eval.coco.annotations import read_dataset, read_results
+from coordexp.eval.coco.engine_input import engine_dataset, engine_results
 from coordexp.geometry import FloatArray, IntArray
 
 LEVEL = 0.95
@@ -85,10 +86,11 @@ def resampled_f1(weights_BN: IntArray, counts_NT3: IntArray) -> dict[str, FloatA
 
 def coco_matches(gt: Mapping[str, Any], preds: Sequence[Mapping[str, Any]]) -> list[CategoryMatches]:
     """pycocotools' matches per category, in the order of the category ids; images are indexed by their sorted ids."""
-    dataset = checked_dataset(gt)
+    columns = read_dataset(gt)
+    dataset = engine_dataset(columns)
     results = [
         {**pred, "id": i, "area": pred["bbox"][2] * pred["bbox"][3], "iscrowd": 0}
-        for i, pred in enumerate(checked_results(preds, dataset, "bbox"), start=1)
+        for i, pred in enumerate(engine_results(read_results(preds, columns)), start=1)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         truth, found = COCO(), COCO()

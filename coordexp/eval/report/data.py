@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from coordexp.errors import RecordError
 from coordexp.eval.coco.evaluate import ImageDetections, to_coco
-from coordexp.eval.coco.external import coco_lines, load_ground_truth, load_results
+from coordexp.eval.coco.external import coco_lines, load_dataset, load_results
+from coordexp.eval.coco.fields import Id, first, id_order
 from coordexp.eval.desc_mapping import map_descs
 from coordexp.eval.evaluate import COCO_GT, COCO_PREDS, DESC_MAPPING
 from coordexp.eval.predictions.artifacts import RUN_META, SCORED, TOKEN_TRACE, read_jsonl_lines
@@ -53,7 +54,7 @@ class ReportImage:
     text, num_tokens: the model's answer, None where the run holds no token trace.
     """
 
-    image_id: int
+    image_id: Id
     file_name: str
     width: int
     height: int
@@ -137,16 +138,17 @@ def _load_scored(directory: Path, name: str, image_root: Path | None) -> ReportR
 
 
 def _load_coco(directory: Path, name: str, image_root: Path | None) -> ReportRun:
-    gt = load_ground_truth(directory / COCO_GT)
-    preds = load_results(directory / COCO_PREDS, gt, gt_path=directory / COCO_GT)
-    for index, image in enumerate(gt["images"]):
-        if not image.get("width") or not image.get("height"):
-            raise RecordError(
-                f"{directory / COCO_GT}: gt images[{index}] (id {image['id']}) has no width and height, which the "
-                "report needs to draw boxes."
-            )
-    images = _images(coco_lines(gt, preds), gt, {})
-    return ReportRun(name, directory, images, gt, preds, image_root or directory, box_extent=0.0)
+    dataset = load_dataset(directory / COCO_GT)
+    results = load_results(directory / COCO_PREDS, dataset, dataset_path=directory / COCO_GT)
+    fault = first((dataset.sizes_N2 == 0).any(axis=1))
+    if fault is not None:
+        raise RecordError(
+            f"{directory / COCO_GT}: images[{fault}] (id {dataset.image_ids[fault]}) has no width and height, which "
+            "the report needs to draw boxes."
+        )
+    gt = dataset.as_coco()
+    images = _images(coco_lines(dataset, results), gt, {})
+    return ReportRun(name, directory, images, gt, results.as_coco(), image_root or directory, box_extent=0.0)
 
 
 def _with_categories(lines: list[dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
@@ -164,16 +166,15 @@ def _with_categories(lines: list[dict[str, Any]], directory: Path) -> list[dict[
 
 
 def _images(
-    lines: Sequence[dict[str, Any]], gt: dict[str, Any], traces: dict[int, dict[str, Any]]
+    lines: Sequence[dict[str, Any]], gt: dict[str, Any], traces: dict[Id, dict[str, Any]]
 ) -> tuple[ReportImage, ...]:
     """Images by ascending id. gt: COCO data set of the lines, whose annotations are in the order of their objects."""
-    areas: dict[int, list[float]] = defaultdict(list)
+    areas: dict[Id, list[float]] = defaultdict(list)
     for annotation in gt["annotations"]:
-        width, height = annotation["bbox"][2:]
-        areas[annotation["image_id"]].append(annotation.get("area", width * height))
+        areas[annotation["image_id"]].append(annotation["area"])
     return tuple(
         _image(line, areas[line["image_id"]], traces.get(line["image_id"], {}))
-        for line in sorted(lines, key=lambda line: line["image_id"])
+        for line in sorted(lines, key=lambda line: id_order(line["image_id"]))
     )
 
 
@@ -222,7 +223,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
 def _check_comparable(first: ReportRun, other: ReportRun) -> None:
     """RecordError unless both runs have the same images (by id) with the same objects."""
     mine, theirs = ({image.image_id: image for image in run.images} for run in (first, other))
-    only = sorted(mine.keys() ^ theirs.keys())
+    only = sorted(mine.keys() ^ theirs.keys(), key=id_order)
     if only:
         holder = first if only[0] in mine else other
         raise RecordError(

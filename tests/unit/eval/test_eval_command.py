@@ -41,7 +41,9 @@ def test_the_real_pair_prints_the_known_numbers(tmp_path: Path, capsys, engine):
         assert number in printed
     metrics = read(tmp_path / "out" / "metrics.json")
     assert (metrics["num_images"], metrics["num_gt"], metrics["num_pred"]) == (100, 830, 734)
-    assert list(read(tmp_path / "out" / "coco_gt.json")) == list(read(REAL_GT))  # exported as it was read
+    written, given = read(tmp_path / "out" / "coco_gt.json"), read(REAL_GT)
+    for part in ("images", "annotations", "categories"):
+        assert [entry["id"] for entry in written[part]] == [entry["id"] for entry in given[part]]
     per_image = read(tmp_path / "out" / "per_image.json")
     assert sum(image["tp"] for image in per_image) == metrics["f1_by_iou"][0]["tp"]
     assert sum(obj.get("crowd", False) for image in per_image for obj in image["gt"]) == 9
@@ -93,7 +95,7 @@ def test_masks_of_results_without_boxes(tmp_path: Path):
         ({"score": float("nan")}, "preds.json: preds[1].score is nan"),
         ({"score": None}, "preds.json: preds[1] has no score"),
         ({"category_id": 77}, "preds.json: preds[1].category_id is 77, not one of the 3 categories"),
-        ({"image_id": 404}, "preds.json: preds[1].image_id is 404, which is not among the 20 images of"),
+        ({"image_id": 404}, "preds.json: preds[1].image_id is 404, not one of the 20 images of"),
         ({"bbox": [0, 0, -1, 2]}, "preds.json: preds[1].bbox is [0, 0, -1, 2]"),
     ],
 )
@@ -109,8 +111,8 @@ def test_a_bad_result_is_named_with_its_file(tmp_path: Path, capsys, change, mes
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda gt: gt["images"].append(gt["images"][0]), "gt images[20] repeats id 3"),
-        (lambda gt: gt["annotations"][2].update(category_id=6), "gt annotations[2].category_id is 6"),
+        (lambda gt: gt["images"].append(gt["images"][0]), "images[20] repeats id 3"),
+        (lambda gt: gt["annotations"][2].update(category_id=6), "annotations[2].category_id (id 3) is 6"),
         (lambda gt: gt["categories"][1].update(name="cat"), "are both named 'cat'"),
         (lambda gt: gt.pop("categories"), "has no categories"),
     ],
@@ -129,7 +131,7 @@ def test_masks_are_refused_where_the_ground_truth_has_none(tmp_path: Path, capsy
     gt, preds = random_pair(20, seed=2)
     gt_file, pred_file = write(tmp_path / "gt.json", gt), write(tmp_path / "preds.json", preds)
     assert coco_eval(gt_file, pred_file, tmp_path / "out", "--iou-type", "segm") == 2
-    assert "gt annotations[0] (id 1) has no segmentation" in capsys.readouterr().err
+    assert "annotations[0] (id 1) has no segmentation" in capsys.readouterr().err
 
 
 def test_files_that_are_no_coco_files(tmp_path: Path, capsys):
