@@ -49,8 +49,8 @@ dataset: [data/train.jsonl]
 max_steps: 1000
 ```
 
-- `extends: OTHER.yaml` (relative to the file) takes everything from another file and lays this one over it.
-  One hop only. Mappings merge, lists and values replace.
+- `extends: OTHER.yaml` (relative to the file) takes everything from another file and lays this one over it; that
+  file may extend a third. Mappings merge, lists and values replace; null in place of a mapping takes it back.
 - On the command line `--set custom.object_ordering=random` overrides any key, and ms-swift's own flags work
   as they are (`--max_steps 3`).
 - `coordexp config check PATH...` validates files without loading torch. `coordexp config show FILE` prints

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordexp.metrics.spec import Kind, Reduce, Section
+from coordexp.metrics.spec import Better, Kind, Reduce, Section
 
 WITH_ROLLOUT = "steps with a rollout"
 EVAL_ONLY = "rollout evaluation only (as `eval_rollout/...`)"
@@ -41,9 +41,18 @@ def _rollout(
     over: str = "micro-steps",
     reduce: Reduce | None = None,
     pattern: str = "",
+    better: Better | None = None,
 ) -> str:
     return ROLLOUT.define(
-        f"rollout/{name}", kind, meaning, unit=unit, when=when, over=over, reduce=reduce, pattern=pattern
+        f"rollout/{name}",
+        kind,
+        meaning,
+        unit=unit,
+        when=when,
+        over=over,
+        reduce=reduce,
+        pattern=pattern,
+        better=better,
     )
 
 
@@ -71,6 +80,7 @@ GEN_TOKENS_PER_S = _rollout(
     "rank.",
     "tokens/s",
     over="seconds of `time/rollout_generate_s`",
+    better="higher",
 )
 DO_SAMPLE = _rollout("do_sample", Kind.FLAG, "1 when rollouts are sampled, 0 when they are deterministic.")
 TEMPERATURE = _rollout("temperature", Kind.GAUGE, "Effective sampling temperature.")
@@ -93,23 +103,34 @@ REPEAT_TERMINATE_TRIGGERED = _rollout(
     Kind.COUNTER,
     "Rollouts that repeat-aware termination ended.",
     "rollouts",
+    better="lower",
 )
 
 # parsing
 PARSE_DROPPED_INVALID = _rollout(
-    "parse_dropped_invalid", Kind.COUNTER, "Predicted objects dropped as invalid.", "objects"
+    "parse_dropped_invalid", Kind.COUNTER, "Predicted objects dropped as invalid.", "objects", better="lower"
 )
 PARSE_DROPPED_AMBIGUOUS = _rollout(
-    "parse_dropped_ambiguous", Kind.COUNTER, "Predicted objects dropped as ambiguous.", "objects"
+    "parse_dropped_ambiguous",
+    Kind.COUNTER,
+    "Predicted objects dropped as ambiguous.",
+    "objects",
+    better="lower",
 )
 PARSE_TRUNCATED = _rollout(
     "parse_truncated",
     Kind.COUNTER,
     "Rollouts cut inside an object or before the container closed.",
     "rollouts",
+    better="lower",
 )
 PARSE_TRUNCATED_RATE = _rollout(
-    "parse_truncated_rate", Kind.RATE, "Share of rollouts that were truncated.", "fraction", over="rollouts"
+    "parse_truncated_rate",
+    Kind.RATE,
+    "Share of rollouts that were truncated.",
+    "fraction",
+    over="rollouts",
+    better="lower",
 )
 PARSE_OBJ_TOTAL = _rollout(
     "parse_obj_total", Kind.COUNTER, "Objects started: valid + invalid + ambiguous.", "objects"
@@ -120,6 +141,7 @@ PARSE_OBJ_VALID_FRAC = _rollout(
     "Share of started objects that are valid.",
     "fraction",
     over="`rollout/parse_obj_total`",
+    better="higher",
 )
 PARSE_OBJ_DROP_FRAC = _rollout(
     "parse_obj_drop_frac",
@@ -127,6 +149,7 @@ PARSE_OBJ_DROP_FRAC = _rollout(
     "Share of started objects that were dropped.",
     "fraction",
     over="`rollout/parse_obj_total`",
+    better="lower",
 )
 SAMPLE_VALID_PRED_RATE = _rollout(
     "sample_valid_pred_rate",
@@ -134,6 +157,7 @@ SAMPLE_VALID_PRED_RATE = _rollout(
     "Share of samples with at least one valid object.",
     "fraction",
     over="samples",
+    better="higher",
 )
 SAMPLE_ANY_MATCH_RATE = _rollout(
     "sample_any_match_rate",
@@ -141,6 +165,7 @@ SAMPLE_ANY_MATCH_RATE = _rollout(
     "Share of samples with at least one supervised match.",
     "fraction",
     over="samples",
+    better="higher",
 )
 
 # matching
@@ -149,13 +174,14 @@ VALID_PRED_OBJECTS_TOTAL = _rollout(
     "valid_pred_objects_total", Kind.COUNTER, "Valid predicted objects.", "objects"
 )
 MATCHED_FOR_SUPERVISION = _rollout(
-    "matched_for_supervision", Kind.COUNTER, "Matched objects used as targets.", "objects"
+    "matched_for_supervision", Kind.COUNTER, "Matched objects used as targets.", "objects", better="higher"
 )
 EXCLUDED_FROM_SUPERVISION = _rollout(
     "excluded_from_supervision",
     Kind.COUNTER,
     "Matched objects left out because no target could be built.",
     "objects",
+    better="lower",
 )
 EXCLUDED_RATE = _rollout(
     "excluded_rate",
@@ -163,13 +189,16 @@ EXCLUDED_RATE = _rollout(
     "`excluded_from_supervision / (matched_for_supervision + excluded_from_supervision)`.",
     "fraction",
     over="matched objects",
+    better="lower",
 )
 FN_APPENDED_TOTAL = _rollout(
-    "fn_appended_total", Kind.COUNTER, "Missed objects appended to the target.", "objects"
+    "fn_appended_total", Kind.COUNTER, "Missed objects appended to the target.", "objects", better="lower"
 )
-FN_TOTAL = _rollout("fn_total", Kind.COUNTER, "Ground-truth objects without a supervised match.", "objects")
+FN_TOTAL = _rollout(
+    "fn_total", Kind.COUNTER, "Ground-truth objects without a supervised match.", "objects", better="lower"
+)
 GATING_REJECTIONS = _rollout(
-    "gating_rejections", Kind.COUNTER, "Candidate pairs under `maskiou_gate`.", "pairs"
+    "gating_rejections", Kind.COUNTER, "Candidate pairs under `maskiou_gate`.", "pairs", better="lower"
 )
 GATING_REJECTION_RATE = _rollout(
     "gating_rejection_rate",
@@ -177,12 +206,23 @@ GATING_REJECTION_RATE = _rollout(
     "Share of candidate pairs under the gate.",
     "fraction",
     over="candidate pairs",
+    better="lower",
 )
 PRECISION = _rollout(
-    "precision", Kind.RATE, "Matched over predicted objects.", "fraction", over="valid predicted objects"
+    "precision",
+    Kind.RATE,
+    "Matched over predicted objects.",
+    "fraction",
+    over="valid predicted objects",
+    better="higher",
 )
 RECALL = _rollout(
-    "recall", Kind.RATE, "Matched over ground-truth objects.", "fraction", over="ground-truth objects"
+    "recall",
+    Kind.RATE,
+    "Matched over ground-truth objects.",
+    "fraction",
+    over="ground-truth objects",
+    better="higher",
 )
 F1 = _rollout(
     "f1",
@@ -190,6 +230,7 @@ F1 = _rollout(
     "2 matched / (predicted + ground truth). The usual `metric_for_best_model`.",
     "fraction",
     over="predicted plus ground-truth objects",
+    better="higher",
 )
 MATCHED_MASKIOU_MEAN = _rollout(
     "matched_maskiou_mean",
@@ -197,6 +238,7 @@ MATCHED_MASKIOU_MEAN = _rollout(
     "Mean maskIoU of matched pairs, in norm1000 space.",
     "IoU",
     over="matched pairs",
+    better="higher",
 )
 MATCHED_MASKIOU_COUNT = _rollout(
     "matched_maskiou_count", Kind.COUNTER, "Pairs in `matched_maskiou_mean`.", "pairs"
@@ -222,12 +264,12 @@ TAIL_IGNORE_FRAC = _rollout(
 # evaluation counts
 PRED_OBJECTS = _rollout("pred_objects", Kind.COUNTER, "Valid predicted objects.", "objects", when=EVAL_ONLY)
 GT_OBJECTS = _rollout("gt_objects", Kind.COUNTER, "Ground-truth objects.", "objects", when=EVAL_ONLY)
-MATCHED = _rollout("matched", Kind.COUNTER, "Matched objects.", "objects", when=EVAL_ONLY)
+MATCHED = _rollout("matched", Kind.COUNTER, "Matched objects.", "objects", when=EVAL_ONLY, better="higher")
 FALSE_POSITIVES = _rollout(
-    "fp", Kind.COUNTER, "Predicted objects without a match.", "objects", when=EVAL_ONLY
+    "fp", Kind.COUNTER, "Predicted objects without a match.", "objects", when=EVAL_ONLY, better="lower"
 )
 FALSE_NEGATIVES = _rollout(
-    "fn", Kind.COUNTER, "Ground-truth objects without a match.", "objects", when=EVAL_ONLY
+    "fn", Kind.COUNTER, "Ground-truth objects without a match.", "objects", when=EVAL_ONLY, better="lower"
 )
 MAP = _rollout(
     "mAP",
@@ -236,6 +278,7 @@ MAP = _rollout(
     "AP",
     when=EVAL_ONLY + ", with `rollout_matching.eval_detection.enabled: true`",
     over="evaluations",
+    better="higher",
 )
 COCO_EVAL_OK = _rollout(
     "coco_eval_ok",
@@ -255,6 +298,7 @@ DESC_EXACT_ACC_ON_MATCHED = _rollout(
     "fraction",
     when=DESC_ON,
     over="matched pairs",
+    better="higher",
 )
 DESC_SEM_ENABLED = _rollout(
     "desc_sem_enabled", Kind.FLAG, "1 when the sentence-embedding model is available.", when=DESC_ON
@@ -266,6 +310,7 @@ DESC_SEM_ACC_ON_MATCHED = _rollout(
     "fraction",
     when=DESC_ON,
     over="matched pairs",
+    better="higher",
 )
 DESC_SEM_SIM_MEAN = _rollout(
     "desc_sem_sim_mean",
@@ -274,10 +319,40 @@ DESC_SEM_SIM_MEAN = _rollout(
     "cosine",
     when=DESC_ON,
     over="embedded pairs",
+    better="higher",
 )
 DESC_SEM_SIM_COUNT = _rollout(
     "desc_sem_sim_count", Kind.COUNTER, "Pairs in `desc_sem_sim_mean`.", "pairs", when=DESC_ON
 )
+
+EVALUATION = (
+    PRECISION,
+    RECALL,
+    F1,
+    PRED_OBJECTS,
+    GT_OBJECTS,
+    MATCHED,
+    FALSE_POSITIVES,
+    FALSE_NEGATIVES,
+    PARSE_TRUNCATED_RATE,
+    PARSE_DROPPED_INVALID,
+    PARSE_DROPPED_AMBIGUOUS,
+    SAMPLE_VALID_PRED_RATE,
+    SAMPLE_ANY_MATCH_RATE,
+    MATCHED_MASKIOU_MEAN,
+)
+"""What evaluation by rollouts reports."""
+EVALUATION_COCO = (MAP, COCO_EVAL_OK)
+"""Also with `rollout_matching.eval_detection.enabled: true`."""
+EVALUATION_DESC = (
+    DESC_PAIRS_TOTAL,
+    DESC_EXACT_ACC_ON_MATCHED,
+    DESC_SEM_ENABLED,
+    DESC_SEM_ACC_ON_MATCHED,
+    DESC_SEM_SIM_MEAN,
+    DESC_SEM_SIM_COUNT,
+)
+"""Also with `rollout_matching.desc_monitor.enabled: true`."""
 
 
 # lengths
@@ -314,6 +389,7 @@ PACKING_FILL = PACKING.define(
     unit="fraction",
     when=WITH_ROLLOUT + " and packing",
     over="packs",
+    better="higher",
 )
 PACKING_SEGMENTS = PACKING.define(
     "packing/post_rollout_segments",

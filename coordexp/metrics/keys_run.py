@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordexp.metrics.spec import Kind, Reduce, Section
+from coordexp.metrics.spec import Better, Kind, Reduce, Section
 
 HEALTH = Section("Health (`health/*`)", "Events that should not happen; absent while they do not.")
 NONFINITE_METRICS_TOTAL = HEALTH.define(
@@ -11,6 +11,7 @@ NONFINITE_METRICS_TOTAL = HEALTH.define(
     "Values left out of the payload because they were NaN or infinite; the console names the keys.",
     unit="values",
     when="steps where it happens",
+    better="lower",
 )
 NONFINITE_LOSS_TOTAL = HEALTH.define(
     "health/nonfinite_loss_total",
@@ -18,6 +19,7 @@ NONFINITE_LOSS_TOTAL = HEALTH.define(
     "Optimizer steps skipped because the loss was not finite.",
     unit="steps",
     when="steps where it happens, with skipping switched on",
+    better="lower",
 )
 TOKEN_TYPES_SKIPPED_TOTAL = HEALTH.define(
     "health/token_types_skipped_total",
@@ -25,6 +27,7 @@ TOKEN_TYPES_SKIPPED_TOTAL = HEALTH.define(
     "Batches without token-type metrics because types and labels did not align.",
     unit="batches",
     when="steps where it happens",
+    better="lower",
 )
 
 FRAMEWORK = Section(
@@ -34,12 +37,19 @@ FRAMEWORK = Section(
 
 
 def _external(
-    key: str, kind: Kind, meaning: str, unit: str = "1", *, source: str, when: str = "every step"
+    key: str,
+    kind: Kind,
+    meaning: str,
+    unit: str = "1",
+    *,
+    source: str,
+    when: str = "every step",
+    better: Better | None = None,
 ) -> str:
     in_loss = key in ("loss", "eval_loss", "train_loss")
     reduce = Reduce.MEAN if kind is Kind.RATE else None
     return FRAMEWORK.define(
-        key, kind, meaning, unit=unit, when=when, in_loss=in_loss, reduce=reduce, source=source
+        key, kind, meaning, unit=unit, when=when, in_loss=in_loss, reduce=reduce, source=source, better=better
     )
 
 
@@ -77,6 +87,7 @@ _external(
     "Largest reserved accelerator memory.",
     "GiB",
     source=SWIFT,
+    better="lower",
     when="on an accelerator",
 )
 _external("train_speed(s/it)", Kind.SECONDS, "Mean time of an optimizer step.", "s/step", source=SWIFT)
@@ -84,13 +95,43 @@ _external(
     "aux_loss", Kind.LOSS, "Router loss of mixture-of-experts models.", source=SWIFT, when="such models"
 )
 _external(
-    "MFU", Kind.GAUGE, "Model FLOPs utilisation.", "fraction", source=SWIFT, when="with the perf_log callback"
+    "MFU",
+    Kind.GAUGE,
+    "Model FLOPs utilisation.",
+    "fraction",
+    source=SWIFT,
+    when="with the perf_log callback",
+    better="higher",
 )
 for _split, _when in (("eval", AT_EVAL), ("train", AT_END)):
     _external(f"{_split}_runtime", Kind.SECONDS, f"Time of {_when}.", "s", source=HF, when=_when)
-    _external(f"{_split}_samples_per_second", Kind.RATE, "Throughput.", "samples/s", source=HF, when=_when)
-    _external(f"{_split}_steps_per_second", Kind.RATE, "Throughput.", "steps/s", source=HF, when=_when)
-_external("train_tokens_per_second", Kind.RATE, "Throughput.", "tokens/s", source=HF, when="when asked for")
+    _external(
+        f"{_split}_samples_per_second",
+        Kind.RATE,
+        "Throughput.",
+        "samples/s",
+        source=HF,
+        when=_when,
+        better="higher",
+    )
+    _external(
+        f"{_split}_steps_per_second",
+        Kind.RATE,
+        "Throughput.",
+        "steps/s",
+        source=HF,
+        when=_when,
+        better="higher",
+    )
+_external(
+    "train_tokens_per_second",
+    Kind.RATE,
+    "Throughput.",
+    "tokens/s",
+    source=HF,
+    when="when asked for",
+    better="higher",
+)
 _external(
     "eval_model_preparation_time",
     Kind.SECONDS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordexp.metrics.spec import Kind, Reduce, Section
+from coordexp.metrics.spec import Better, Kind, Reduce, Section
 
 COORD_STEPS = "steps with at least one supervised coordinate token"
 TEXT_STEPS = "steps with at least one supervised non-coordinate token"
@@ -46,6 +46,7 @@ BASE_CE_LOSS_PER_SAMPLE = BASE_CE.define(
     unit="nats/sample",
     when=PACKED,
     over="original samples",
+    better="lower",
 )
 
 COORD_DIAG = Section(
@@ -59,10 +60,24 @@ COORD_DIAG = Section(
 
 
 def _coord(
-    key: str, kind: Kind, meaning: str, unit: str = "1", *, when: str = COORD_STEPS, in_loss: bool = False
+    key: str,
+    kind: Kind,
+    meaning: str,
+    unit: str = "1",
+    *,
+    when: str = COORD_STEPS,
+    in_loss: bool = False,
+    better: Better | None = None,
 ) -> str:
     return COORD_DIAG.define(
-        f"coord_diag/{key}", kind, meaning, unit=unit, when=when, in_loss=in_loss, over="coordinate tokens"
+        f"coord_diag/{key}",
+        kind,
+        meaning,
+        unit=unit,
+        when=when,
+        in_loss=in_loss,
+        over="coordinate tokens",
+        better=better,
     )
 
 
@@ -117,6 +132,7 @@ COORD_DIAG_COORD_VOCAB_MASS = _coord(
     "Mean probability inside the coordinate vocabulary, exp(-gate).",
     "probability",
     when=COORD_STEPS + ", with gate_weight > 0 or monitor_mass on",
+    better="higher",
 )
 COORD_DIAG_COORD_TOKENS = COORD_DIAG.define(
     "coord_diag/coord_tokens",
@@ -130,18 +146,24 @@ COORD_DIAG_ACC_TOP5 = _coord(
     Kind.GAUGE,
     "Share of rows whose true bin is among the 5 largest logits of the coordinate vocabulary.",
     "fraction",
+    better="higher",
 )
 COORD_DIAG_P_GT_MEAN = _coord(
-    "p_gt_mean", Kind.GAUGE, "Mean probability p[g] of the true bin.", "probability"
+    "p_gt_mean", Kind.GAUGE, "Mean probability p[g] of the true bin.", "probability", better="higher"
 )
 COORD_DIAG_MARGIN_MEAN = _coord(
     "margin_mean",
     Kind.GAUGE,
     "Mean of max(z[C])/T - z[g]/T; lower is better, 0 when the true bin wins.",
     "logits",
+    better="lower",
 )
 COORD_DIAG_EXPECTED_BIN_MAE = _coord(
-    "expected_bin_mae", Kind.GAUGE, "Mean |E_p[k] - g|. More telling than top-k early in training.", "bins"
+    "expected_bin_mae",
+    Kind.GAUGE,
+    "Mean |E_p[k] - g|. More telling than top-k early in training.",
+    "bins",
+    better="lower",
 )
 COORD_DIAG_EXPECTED_BIN_ABS_ERR_P90 = COORD_DIAG.define(
     "coord_diag/expected_bin_abs_err_p90",
@@ -150,6 +172,7 @@ COORD_DIAG_EXPECTED_BIN_ABS_ERR_P90 = COORD_DIAG.define(
     "mean hides.",
     unit="bins",
     when=COORD_STEPS,
+    better="lower",
 )
 COORD_DIAG_W1_TO_DELTA = _coord(
     "w1_to_delta",
@@ -157,6 +180,7 @@ COORD_DIAG_W1_TO_DELTA = _coord(
     "Wasserstein-1 distance from p to the true bin, E_p|k - g|: tells a flat distribution from one near "
     "the truth.",
     "bins",
+    better="lower",
 )
 COORD_DIAG_COORD_TOKENS_PER_SAMPLE = COORD_DIAG.define(
     "coord_diag/coord_tokens_per_sample",
@@ -174,6 +198,7 @@ COORD_DIAG_LOSS_PER_SAMPLE = COORD_DIAG.define(
     unit="nats/sample",
     when=PACKED,
     over="original samples",
+    better="lower",
 )
 
 COORD_ALIAS = Section(
@@ -202,6 +227,7 @@ STAGE1_TOTAL_LOSS_PER_SAMPLE_EST = STEP_HELPERS.define(
     unit="nats/sample",
     when=PACKED,
     over="original samples",
+    better="lower",
 )
 PACK_NUM_SAMPLES = STEP_HELPERS.define(
     "pack/num_samples",

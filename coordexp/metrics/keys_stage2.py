@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordexp.metrics.spec import Kind, Section
+from coordexp.metrics.spec import Better, Kind, Section
 
 TOKEN_ATOMS = {
     "struct_ce": "cross-entropy on JSON structure (and `<|im_end|>`) tokens",
@@ -62,18 +62,24 @@ DIAGNOSTIC_PROVENANCES = {
     "A2": "the last self-context forward of channel A",
     "B": "the rollout-context forward of channel B",
 }
-DIAGNOSTICS: dict[str, tuple[Kind, str, str]] = {
-    "coord_tokens_total": (Kind.COUNTER, "tokens", "True coordinate slots looked at"),
+DIAGNOSTICS: dict[str, tuple[Kind, str, Better | None, str]] = {
+    "coord_tokens_total": (Kind.COUNTER, "tokens", None, "True coordinate slots looked at"),
     "acc_top5": (
         Kind.GAUGE,
         "fraction",
+        "higher",
         "Share of slots whose true bin is among the 5 largest coordinate logits",
     ),
-    "p_gt_mean": (Kind.GAUGE, "probability", "Mean probability of the true bin"),
-    "margin_mean": (Kind.GAUGE, "logits", "Mean of largest coordinate logit minus the true bin's"),
-    "expected_bin_mae": (Kind.GAUGE, "bins", "Mean |E_p[k] - g|"),
-    "expected_bin_abs_err_p90": (Kind.PERCENTILE, "bins", "90th percentile of |E_p[k] - g|"),
-    "coord_vocab_mass_mean": (Kind.GAUGE, "probability", "Mean probability inside the coordinate vocabulary"),
+    "p_gt_mean": (Kind.GAUGE, "probability", "higher", "Mean probability of the true bin"),
+    "margin_mean": (Kind.GAUGE, "logits", "lower", "Mean of largest coordinate logit minus the true bin's"),
+    "expected_bin_mae": (Kind.GAUGE, "bins", "lower", "Mean |E_p[k] - g|"),
+    "expected_bin_abs_err_p90": (Kind.PERCENTILE, "bins", "lower", "90th percentile of |E_p[k] - g|"),
+    "coord_vocab_mass_mean": (
+        Kind.GAUGE,
+        "probability",
+        "higher",
+        "Mean probability inside the coordinate vocabulary",
+    ),
 }
 COORD_DIAG_STAGE2 = Section(
     "Stage-2 coordinate diagnostics (`coord_diag/<provenance>/*`)",
@@ -82,7 +88,7 @@ COORD_DIAG_STAGE2 = Section(
     "diagnostics module has a weight that is not 0.",
 )
 for _provenance, _forward in DIAGNOSTIC_PROVENANCES.items():
-    for _name, (_kind, _unit, _what) in DIAGNOSTICS.items():
+    for _name, (_kind, _unit, _better, _what) in DIAGNOSTICS.items():
         COORD_DIAG_STAGE2.define(
             f"coord_diag/{_provenance}/{_name}",
             _kind,
@@ -92,6 +98,7 @@ for _provenance, _forward in DIAGNOSTIC_PROVENANCES.items():
             + (" with n_softctx_iter > 1" if _provenance == "A2" else ""),
             over="micro-steps" if _kind is Kind.PERCENTILE else "coordinate tokens",
             pattern=f"coord_diag/{_provenance}/<monitor>",
+            better=_better,
         )
 
 
@@ -121,14 +128,22 @@ B_RATIO_REALIZED = SCHEDULE.define(
 )
 
 
-def _drop_counter(name: str, meaning: str, unit: str = "objects", pattern: str = "") -> str:
+def _drop_counter(
+    name: str, meaning: str, unit: str = "objects", pattern: str = "", better: Better = "lower"
+) -> str:
     return SCHEDULE.define(
-        f"stage2_ab/channel_b/{name}", Kind.COUNTER, meaning, unit=unit, when=B_STEPS, pattern=pattern
+        f"stage2_ab/channel_b/{name}",
+        Kind.COUNTER,
+        meaning,
+        unit=unit,
+        when=B_STEPS,
+        pattern=pattern,
+        better=better,
     )
 
 
 STRICT_DROP_N_VALID_PRED = _drop_counter(
-    "strict_drop/N_valid_pred", "Predicted objects kept by strict validation."
+    "strict_drop/N_valid_pred", "Predicted objects kept by strict validation.", better="higher"
 )
 STRICT_DROP_N_DROP_INVALID = _drop_counter(
     "strict_drop/N_drop_invalid", "Predicted objects dropped by strict validation."

@@ -21,6 +21,7 @@ TOKEN_ACC = TOKEN_TYPES.define(
     unit="fraction",
     when="every step",
     over="supervised tokens",
+    better="higher",
 )
 TOKEN_ACC_TOP5 = TOKEN_TYPES.define(
     "token_acc_top5",
@@ -29,6 +30,7 @@ TOKEN_ACC_TOP5 = TOKEN_TYPES.define(
     unit="fraction",
     when="with `custom.token_type_metrics` enabled and log_top5 on",
     over="supervised tokens",
+    better="higher",
 )
 TEXT_TOKEN_ACC = TOKEN_TYPES.define(
     "text_token_acc",
@@ -37,6 +39,7 @@ TEXT_TOKEN_ACC = TOKEN_TYPES.define(
     unit="fraction",
     when="with `custom.token_type_metrics.enabled: true`",
     over="supervised non-coordinate tokens",
+    better="higher",
 )
 
 
@@ -61,6 +64,7 @@ def _acc(token_type: str, top5: bool) -> str:
         when=TOP5_ON if top5 else TYPES_ON,
         over=f"supervised {token_type} tokens",
         pattern="<type>_token_acc" + ("_top5" if top5 else ""),
+        better="higher",
     )
 
 
@@ -90,6 +94,7 @@ def _flip(name: str, where: str, into: str, over: str) -> str:
         unit="fraction",
         when=TYPES_ON,
         over=over,
+        better="lower",
     )
 
 
@@ -117,6 +122,7 @@ def _mass(token_type: str) -> str:
         when=TYPES_ON + ", and coord_monitor_mass on (capped by coord_monitor_mass_max_tokens)",
         over=f"supervised {token_type} tokens",
         pattern="coord_monitor/coord_vocab_mass_at_gt_<type>",
+        better="higher" if token_type == "coord" else "lower",
     )
 
 

@@ -17,6 +17,7 @@ Every key that a run can log. Printed from the catalogue by `coordexp metrics wr
 - Numbers cover the whole logging window: all micro-steps since the last log, and all ranks.
 - `sum`: added up. `mean`: sums over counts; the column says what is counted. `ratio`: summed numerators over
   summed denominators. `max`: the largest value.
+- `better`: which way a number should go; a number without a direction cannot be `metric_for_best_model`.
 - A run directory holds `metrics.jsonl` (a `run_meta` record, then one payload a line) and `stats.json` (the
   last payload). A payload: `{"schema_version": 1, "mode": "train", "global_step": 7, "metrics": {...}}`.
 """
@@ -29,8 +30,8 @@ def render_reference() -> str:
         parts.append(f"\n## {section.title}\n")
         if section.intro:
             parts.append(f"\n{section.intro}\n")
-        parts.append("\n| key | unit | kind | reduced by | in the loss | present on | meaning |\n")
-        parts.append("|---|---|---|---|---|---|---|\n")
+        parts.append("\n| key | unit | kind | better | reduced by | in the loss | present on | meaning |\n")
+        parts.append("|---|---|---|---|---|---|---|---|\n")
         parts += [_row(spec) for spec in section]
     return "".join(parts)
 
@@ -52,6 +53,7 @@ def explain(key: str) -> str:
         "meaning": spec.meaning,
         "unit": spec.unit,
         "kind": spec.kind.value,
+        "better": spec.better or "no direction",
         "reduced by": _reduction(spec),
         "in the loss": "yes" if spec.in_loss else "no",
         "present on": spec.when,
@@ -67,6 +69,7 @@ def _row(spec: MetricSpec) -> str:
         f"`{spec.key}`",
         spec.unit,
         spec.kind.value,
+        spec.better or "",
         _reduction(spec),
         "yes" if spec.in_loss else "no",
         spec.when,

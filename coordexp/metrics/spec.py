@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
+
+Better = Literal["higher", "lower"]
+"""Which way a number should go."""
 
 
 class Kind(StrEnum):
@@ -48,7 +52,8 @@ class MetricSpec:
 
     `key` is the name in training logs (evaluation prefixes `eval_`); `pattern` the family it belongs to, or
     the key itself; `when` says on which steps it is present, since an absent number is never logged as 0;
-    `over` names what the counts of a mean are.
+    `over` names what the counts of a mean are; `better` which way it should go, None where no direction is the
+    better one.
     """
 
     key: str
@@ -61,6 +66,7 @@ class MetricSpec:
     over: str = "micro-steps"
     pattern: str = ""
     source: str = "coordexp"
+    better: Better | None = None
 
     @property
     def family(self) -> str:
@@ -77,6 +83,8 @@ DEFAULT_REDUCE = {
     Kind.FLAG: Reduce.MAX,
     Kind.PERCENTILE: Reduce.MEAN,
 }
+
+DEFAULT_BETTER: dict[Kind, Better] = {Kind.LOSS: "lower", Kind.SECONDS: "lower"}
 
 
 class Section:
@@ -103,6 +111,7 @@ class Section:
         over: str = "micro-steps",
         pattern: str = "",
         source: str = "coordexp",
+        better: Better | None = None,
     ) -> str:
         """Add one key and return it, so that constant and meaning are written in one place.
 
@@ -112,5 +121,8 @@ class Section:
         if key in self.specs:
             raise ValueError(f"metric key {key!r} is defined twice in section {self.title!r}")
         chosen = reduce if reduce is not None else DEFAULT_REDUCE[kind]
-        self.specs[key] = MetricSpec(key, unit, kind, chosen, in_loss, when, meaning, over, pattern, source)
+        direction = better if better is not None else DEFAULT_BETTER.get(kind)
+        self.specs[key] = MetricSpec(
+            key, unit, kind, chosen, in_loss, when, meaning, over, pattern, source, direction
+        )
         return key

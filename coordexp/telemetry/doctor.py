@@ -12,7 +12,7 @@ from coordexp.config.run.resolved import RESOLVED_FILE
 from coordexp.errors import ConfigError, RecordError
 from coordexp.files import read_json
 from coordexp.metrics import keys_run
-from coordexp.metrics.catalog import EVAL_PREFIX
+from coordexp.metrics.best import BestMetric, why_not_best
 from coordexp.metrics.payload import Payload
 from coordexp.metrics.sinks import METRICS_FILE, STATS_FILE, read_payloads
 from coordexp.telemetry.health import HealthWatch
@@ -60,7 +60,7 @@ def diagnose(run_dir: Path, *, now: float | None = None) -> Diagnosis:
         [
             *([] if is_finished else _stopped(payloads, age)),
             *_stats_behind(run_dir / STATS_FILE, payloads[-1]),
-            *_best_checkpoint(run_dir, resolved.get("swift", {}), payloads, is_finished),
+            *_best_checkpoint(run_dir, resolved.get("derived", {}), payloads, is_finished),
             *_nonfinite(payloads),
             *_unhealthy(payloads),
         ],
@@ -120,24 +120,27 @@ def _stats_behind(path: Path, last: Payload) -> list[str]:
 
 
 def _best_checkpoint(
-    run_dir: Path, swift: Mapping[str, Any], payloads: Sequence[Payload], is_finished: bool
+    run_dir: Path, derived: Mapping[str, Any], payloads: Sequence[Payload], is_finished: bool
 ) -> list[str]:
-    """The checkpoint of the best evaluation, by metric_for_best_model, has weights."""
-    name = swift.get("metric_for_best_model")
-    if not name:
-        return []
-    key = EVAL_PREFIX + str(name).removeprefix(EVAL_PREFIX)
-    scores = {p["global_step"]: float(p["metrics"][key]) for p in payloads if key in p["metrics"]}
+    """The checkpoint of the best evaluation, by the run's own choice of metric and direction, has weights."""
+    if "metric_for_best_model" not in derived:
+        return []  # no evaluation, or nothing is saved
+    metric = BestMetric(derived["metric_for_best_model"], derived["greater_is_better"])
+    key, greater = metric.logged_as, metric.greater_is_better
+    scores = {
+        p["global_step"]: float(p["metrics"][key])
+        for p in payloads
+        if why_not_best(metric, p["metrics"]) is None
+    }
     if not scores:
         return (
             [
-                f"no evaluation has logged {key}, so no best checkpoint can be chosen. What to do: check eval_strategy."
+                f"no evaluation could pick the best checkpoint by {key}: it was not logged, or the model predicted no "
+                "object. What to do: check eval_strategy, and look at what the model writes."
             ]
             if is_finished
             else []
         )
-    greater = swift.get("greater_is_better")
-    greater = not key.endswith("loss") if greater is None else str(greater).lower() == "true"
     best_step = (max if greater else min)(scores, key=lambda step: scores[step])
     if not is_finished and best_step == payloads[-1]["global_step"]:
         return []  # it may be on its way to the disk

@@ -15,13 +15,15 @@ from typing import Any
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import Sections, check_variant, parse_sections, read_sections_file, swift_not_built
 from coordexp.config.checks.problems import COMMAND_LINE, Place, raise_problems
-from coordexp.config.run.packing import packing_problems
+from coordexp.config.run.machine import package_problems
+from coordexp.config.run.run_problems import run_problems
 from coordexp.config.schema.custom import TokenTypeMetrics
 from coordexp.config.schema.sections import check_sections_fit
 from coordexp.data.dataset import read_training_rows
 from coordexp.data.raw_samples import read_raw_rows
 from coordexp.data.source import DatasetFilter, SampleSource
 from coordexp.errors import ConfigError
+from coordexp.metrics.best import best_metric_problems
 from coordexp.swift_bridge.arguments import PluginFlags, adapter_folders, read_plugin_flags
 from coordexp.swift_bridge.dataset import register_jsonl
 from coordexp.swift_bridge.factory import use_trainer
@@ -66,7 +68,9 @@ def activate_from_argv(argv: Sequence[str]) -> None:
         [
             *swift_not_built(flags.swift),
             *check_sections_fit(sections, variant),
-            *packing_problems(flags.swift, sections.training, variant, _as_flag, lambda _path: None),
+            *best_metric_problems(variant, sections, flags.swift, _as_flag),
+            *package_problems(variant, sections, flags.swift, _as_flag),
+            *run_problems(variant, sections, flags.swift, _as_flag, lambda _path: None),
         ]
     )
     _check_tokenizer(flags.model)

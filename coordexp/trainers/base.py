@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from coordexp.metrics.payload import build_payload
 from coordexp.metrics.sinks import MetricsSink, installed_versions
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
 from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
+from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
 from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
 from coordexp.trainers.offset_training import OffsetTraining
 from coordexp.trainers.packing import check_template_packs
@@ -53,11 +55,13 @@ class CoordTrainer(SwiftTrainerBridge):
         self._progress = Progress(self.metrics, self.args.gradient_accumulation_steps)
         self._has_started = False
         self._finite_guard = self._guard_loss()
+        self._best = BestCheckpoint(self.args, self.settings)
         self._resolved = self._resolve()
         self._sink: MetricsSink | None = None
         self._health = HealthWatch()
         self._reported_nonfinite: set[str] = set()
         if self.is_world_process_zero():
+            self._best.announce()
             write_resolved(self.args.output_dir, self._resolved)
 
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
@@ -105,6 +109,8 @@ class CoordTrainer(SwiftTrainerBridge):
         self.state.stateful_callbacks[PROGRESS_KEY] = self._progress.state(self._sum_on_host)
         self.state.stateful_callbacks[HEALTH_KEY] = {"args": {}, "attributes": self._health.state_dict()}
         super()._save_checkpoint(*args, **kwargs)
+        if self.is_world_process_zero():
+            link_best(Path(self.args.output_dir), self.state.best_global_step)
 
     def _sum_on_host(self, number: int) -> int:
         """`number` added up over all ranks."""
@@ -134,7 +140,7 @@ class CoordTrainer(SwiftTrainerBridge):
             self._offset.restore(self.state.best_model_checkpoint)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        is_best = super()._determine_best_metric(metrics, trial)
+        is_best = self._best.may_be_best(metrics) and super()._determine_best_metric(metrics, trial)
         if is_best and self.args.save_strategy != "no":
             # Save it now: with save_steps other than eval_steps the weights would be gone by the next save. Rotation
             # spares the checkpoint of the best step.
@@ -184,6 +190,7 @@ class CoordTrainer(SwiftTrainerBridge):
             b_ratio=None if two_channel is None else two_channel.schedule.b_ratio,
             coord_token_ids=self.vocab.ids,
         )
+        derived |= self._best.derived()
         context = {"command": shlex.join(sys.argv), "versions": installed_versions()}
         return resolved_config(
             settings.variant, settings.sections, settings.swift, derived=derived, context=context

@@ -20,9 +20,8 @@ from coordexp.data.raw_samples import RawSample, RawSamples
 from coordexp.errors import ConfigError
 from coordexp.swift_bridge.prompts import rows_of
 from coordexp.trainers.base import CoordTrainer
-from coordexp.trainers.best_checkpoint import announce, choose_best_by
-from coordexp.trainers.rollouts.eval import evaluate_rollouts, evaluation_keys
-from coordexp.trainers.stage2_parts import Stage2Parts, make_parts, rollout_settings
+from coordexp.trainers.rollouts.eval import evaluate_rollouts
+from coordexp.trainers.stage2_parts import Stage2Parts, make_parts
 from coordexp.trainers.step.plan import PlannedForward, StepPlan
 from coordexp.trainers.step.planners import GroundTruthPlanner, Planner, RolloutPlanner, ScheduledPlanner
 
@@ -32,13 +31,9 @@ class Stage2Trainer(CoordTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        settings = rollout_settings(self.settings)
-        choose_best_by(self.args, self.settings.swift.get("metric_for_best_model"), evaluation_keys(settings))
         self.parts = make_parts(self)
         self.planner = self.make_planner(self.parts)
         self._plan: StepPlan | None = None
-        if self.is_world_process_zero():
-            announce(self.args)
 
     def make_planner(self, parts: Stage2Parts) -> Planner:
         """What a step teaches on."""

@@ -75,6 +75,14 @@ def test_records_are_valid_payloads_of_known_keys(run: Path):
     assert json.loads((run / "stats.json").read_text()) == records[-1]
 
 
+def test_the_best_checkpoint_is_announced_recorded_and_linked(run: Path):
+    derived = json.loads((run / "resolved_config.json").read_text())["derived"]
+    assert (derived["metric_for_best_model"], derived["greater_is_better"]) == ("loss", False)
+    assert (run / "best").resolve() == (run / "checkpoint-3").resolve()
+    assert (run / "best" / "model.safetensors").is_file()
+    assert run_coordexp("doctor", run).returncode == 0
+
+
 def test_logged_terms_add_up_to_the_logged_loss(run: Path):
     _, records = payloads(run)
     for record in records:

@@ -190,17 +190,44 @@ def rescore(
     return records(output, "eval")[0]["eval_rollout/f1"]
 
 
-def test_an_unknown_best_metric_is_refused_with_the_known_ones(taught_model, scenes, tmp_path):
+def test_a_number_that_evaluation_may_lack_does_not_end_the_run(nano_model, scenes, tmp_path):
+    """An untrained model writes no object: no match, no maskIoU, and nothing by which it could be the best."""
+    run_dir = tmp_path / "run"
+    done = run_swift(
+        "sft",
+        *flags(
+            nano_model, scenes, run_dir, rollout_aligned(max_new_tokens=16), max_steps=2, save_strategy="steps",
+            save_steps=2, eval_strategy="steps", eval_steps=1, val_dataset=scenes / "train.jsonl",
+            metric_for_best_model="eval_rollout/matched_maskiou_mean",
+        ),
+    )  # fmt: skip
+    console = done.stdout + done.stderr
+    assert done.returncode == 0, console[-3000:]
+    said = "This evaluation picks no best checkpoint: it reported no eval_rollout/matched_maskiou_mean."
+    assert console.count(said) == 1
+    assert "the greatest eval_rollout/matched_maskiou_mean" in console
+    assert sorted(path.name for path in run_dir.glob("*") if path.name.startswith(("best", "check"))) == [
+        "checkpoint-2"
+    ]
+    state = json.loads((run_dir / "checkpoint-2" / "trainer_state.json").read_text())
+    assert state["best_metric"] is None
+
+
+def test_an_unknown_best_metric_is_refused_before_anything_is_loaded(scenes, tmp_path):
     argv = flags(
-        taught_model, scenes, tmp_path / "run", rollout_aligned(), metric_for_best_model="eval_rollout/f2"
+        tmp_path / "no_model",
+        scenes,
+        tmp_path / "run",
+        rollout_aligned(),
+        metric_for_best_model="eval_rollout/f2",
     )
     done = run_swift("sft", *argv)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert (
-        "metric_for_best_model = 'eval_rollout/f2': the evaluation of this trainer reports no such"
-        in done.stderr
+        'coordexp: --metric_for_best_model = "eval_rollout/f2" on the command line: the evaluation of trainer variant '
+        "stage2_rollout_aligned reports no such number. Did you mean rollout/f1?" in done.stderr
     )
-    assert "rollout/f1, rollout/fn" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def rank_process(launcher: int, rank: int) -> psutil.Process:

@@ -58,12 +58,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(paths: Sequence[Path]) -> int:
+    from coordexp.cli.training.run_checks import RUN_CHECKS
     from coordexp.config import load_run_config
 
     files, wrong = list(_run_files(paths)), 0
     for file in files:
         try:
-            load_run_config(file)
+            load_run_config(file, checks=RUN_CHECKS)
         except ConfigError as error:
             wrong += 1
             print(f"{file}: {error}", file=sys.stderr)
@@ -87,9 +88,10 @@ def _run_files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _show(file: Path, overrides: Sequence[str], *, as_json: bool) -> int:
+    from coordexp.cli.training.run_checks import RUN_CHECKS
     from coordexp.config import derive, load_run_config, resolved_config
 
-    config = load_run_config(file, overrides)
+    config = load_run_config(file, overrides, checks=RUN_CHECKS)
     swift = config.swift
     derived = {"world_size": config.world_size}
     if config.effective_batch_size is not None:

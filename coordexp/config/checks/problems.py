@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from coordexp.errors import ConfigError
@@ -22,6 +23,11 @@ class Place:
     def __str__(self) -> str:
         return self.source if self.line is None else f"{self.source}:{self.line}"
 
+
+PlaceOf = Callable[[KeyPath], Place | None]
+"""Where one of our keys was written."""
+WrittenOf = Callable[[str], tuple[str, Place | None]]
+"""How and where an ms-swift argument was written."""
 
 COMMAND_LINE = Place("command line")
 DEFAULT = Place("default")
@@ -42,6 +48,11 @@ class Problem:
     text: str
     value: object = NO_VALUE
     place: Place | None = None
+
+    @property
+    def section(self) -> str:
+        """The first part of the path."""
+        return re.split(r"[.\[]", self.path, maxsplit=1)[0]
 
     def __str__(self) -> str:
         shown = "" if isinstance(self.value, _NoValue) else f" = {as_yaml(self.value)}"
@@ -77,7 +88,7 @@ def as_yaml(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name`, or None when nothing is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def closest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str | None:
+    """The known name most like `name`, or None when nothing is close. cutoff: likeness in [0, 1] that it takes."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None

@@ -66,14 +66,14 @@ REMOVED_VARIANTS = {
 """Trainer variants of earlier releases -> their names now."""
 
 
-def find_removed(tree: Tree) -> list[Problem]:
-    """Every removed key in the sections; where a removed mapping holds removed keys, only those."""
-    problems = []
+def find_removed(tree: Tree) -> list[tuple[KeyPath, Problem]]:
+    """Every removed key in the sections; where a removed mapping holds removed keys, each of those."""
+    found = []
     for path, value in _walk(tree.data, ()):
         hint = replacement(dotted(path))
         if hint is not None and not any(replacement(dotted(inner)) for inner, _ in _walk(value, path)):
-            problems.append(Problem(dotted(path), f"removed; {hint}.", place=tree.place(path)))
-    return problems
+            found.append((path, Problem(dotted(path), f"removed; {hint}.", place=tree.place(path))))
+    return found
 
 
 def replacement(path: str) -> str | None:

@@ -5,6 +5,7 @@ tools/setup/dump_swift_arguments.py writes the file; a test compares it with the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -136,6 +137,8 @@ def _number(value: object, *, whole: bool) -> int | float | None:
     try:
         number = float(str(value))
     except ValueError:
+        return None
+    if not math.isfinite(number):
         return None
     if number.is_integer() and "e" not in str(value).lower() and "." not in str(value):
         return int(str(value))

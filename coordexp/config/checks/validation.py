@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -15,17 +15,23 @@ from coordexp.config.checks.problems import NO_VALUE, KeyPath, Problem, as_yaml,
 from coordexp.config.checks.removed import find_removed, removed_variant
 from coordexp.config.checks.yaml_tree import Tree
 
+Model = TypeVar("Model", bound=BaseModel)
 
-def validate(model: type[BaseModel], tree: Tree) -> tuple[BaseModel | None, list[Problem]]:
-    """The typed model of a tree, or None and its problems: removed keys alone, else all that the schema says."""
+
+def validate(model: type[Model], tree: Tree) -> tuple[Model | None, list[Problem]]:
+    """The typed model of a tree and its problems; None where the schema finds one.
+
+    Removed keys are problems, and the rest is checked as if they were not there.
+    """
     removed = find_removed(tree)
-    if removed:
-        return None, removed
+    rest = tree.without(path for path, _ in removed)
+    problems = [problem for _, problem in removed]
     try:
-        return model.model_validate(tree.data), []
+        return model.model_validate(rest.data), problems
     except ValidationError as error:
-        problems = [_problem(model, tree, detail) for detail in error.errors(include_url=False)]
-    return None, list({problem.path: problem for problem in reversed(problems)}.values())[::-1]
+        found = [_problem(model, rest, detail) for detail in error.errors(include_url=False)]
+    first_of_each = {problem.path: problem for problem in reversed(found)}
+    return None, [*problems, *list(first_of_each.values())[::-1]]
 
 
 def _problem(model: type[BaseModel], tree: Tree, detail: ErrorDetails) -> Problem:
@@ -81,8 +87,11 @@ def _expected(detail: ErrorDetails) -> str:
 
 def _unknown(model: type[BaseModel], path: KeyPath) -> str:
     known = _known_keys(model, path[:-1])
-    near = closest(str(path[-1]), known)
+    elsewhere = list(_paths_of(model, str(path[-1])))
+    near = closest(str(path[-1]), known, cutoff=0.7)
     hint = f"; did you mean {dotted((*path[:-1], near))}?" if near else "."
+    if elsewhere:  # the same name in another place is likelier than another name in this one
+        hint = f"; did you mean {' or '.join(map(dotted, elsewhere))}?"
     listed = f" Known here: {', '.join(known)}." if known else " Nothing can be set here."
     return "unknown key" + hint + listed
 
@@ -96,6 +105,17 @@ def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
         annotations = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
         candidates = [inner for annotation in annotations for inner in models_in(annotation)]
     return list(dict.fromkeys(name for candidate in candidates for name in candidate.model_fields))
+
+
+def _paths_of(model: type[BaseModel], name: str, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Where a key of that name stands in the model; list items carry no index, and modules of lists are left out."""
+    for key, field in model.model_fields.items():
+        here = (*path, key)
+        if key == name:
+            yield here
+        inner = models_in(field.annotation)
+        if len(inner) == 1 and "list[" not in str(field.annotation):
+            yield from _paths_of(inner[0], name, here)
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -1,13 +1,14 @@
-"""YAML files as plain data that remembers the file and line of every value; one-hop `extends`.
+"""YAML files as plain data that remembers the file and line of every value; `extends`.
 
-A file may start with `extends: OTHER.yaml` (relative to itself). Mappings are merged key by key, anything
-else replaces what the base says. The base may not extend a third file.
+A file may start with `extends: OTHER.yaml` (relative to itself), and that file with another. Mappings are merged key
+by key, anything else replaces what the base says.
 """
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,13 @@ class Tree:
         value = self.data.get(key)
         return Tree(value if isinstance(value, dict) else {}, places)
 
+    def without(self, paths: Iterable[KeyPath]) -> Tree:
+        """This tree less some keys; mappings that held nothing else are gone too."""
+        data = copy.deepcopy(self.data)
+        for path in paths:
+            _remove(data, path)
+        return Tree(data, self.places)
+
     def merged_under(self, child: Tree) -> Tree:
         """This tree with `child` laid over it."""
         places = dict(self.places)
@@ -63,30 +71,36 @@ class Tree:
 
 
 def read_yaml(path: str | Path) -> Tree:
-    """Read a YAML mapping, resolving `extends`.
+    """Read a YAML mapping, resolving `extends` over as many files as there are.
 
     Raises:
-        ConfigError: no such file, broken YAML, a repeated key, a key that is no string, or a second
-        `extends`.
+        ConfigError: no such file, broken YAML, a repeated key, a key that is no string, or files that extend
+        each other in a circle.
     """
-    child = _read_one(Path(path))
+    return _read_extended(Path(path), ())
+
+
+def _read_extended(path: Path, below: tuple[Path, ...]) -> Tree:
+    """below: the files that extend this one, from the first, each resolved."""
+    child = _read_one(path)
     base_name = child.data.pop("extends", None)
     extends_place = child.places.pop(("extends",), None)
     if base_name is None:
         return child
     if not isinstance(base_name, str):
         raise ConfigError(f"extends in {extends_place}: expected the path of one YAML file.")
-    base_path = Path(path).parent / base_name
+    base_path = path.parent / base_name
     if not base_path.is_file():
         raise ConfigError(f"extends in {extends_place}: {base_path} does not exist.")
-    base = _read_one(base_path)
-    if "extends" in base.data:
+    seen = (*below, path.resolve())
+    if base_path.resolve() in seen:
+        circle = [*seen[seen.index(base_path.resolve()) :], base_path.resolve()]
         raise ConfigError(
-            f"extends in {base.places['extends',]}: {base_path} is itself extended by {path}; only one hop "
-            f"is "
-            "allowed. Merge the two bases."
+            f"extends in {extends_place}: files extend each other in a circle: "
+            + " -> ".join(file.name for file in circle)
+            + "; one of them must stand alone."
         )
-    return base.merged_under(child)
+    return _read_extended(base_path, seen).merged_under(child)
 
 
 def parse_scalar(text: str) -> Any:
@@ -178,6 +192,16 @@ def _merge(
             for known in [known for known in places if known[: len(here)] == here]:
                 del places[known]
     return merged
+
+
+def _remove(here: Any, path: KeyPath) -> None:
+    """Take `path` out of nested mappings, and what is left empty by that."""
+    if not isinstance(here, dict) or path[0] not in here:
+        return
+    if len(path) > 1:
+        _remove(here[path[0]], path[1:])
+    if len(path) == 1 or here[path[0]] == {}:
+        del here[path[0]]
 
 
 def _check_step(here: Any, part: str | int, path: KeyPath) -> None:

@@ -32,17 +32,21 @@ class Written:
 
 @dataclass
 class Draft:
-    """swift: argument name -> value.  ours: our sections.  variant: from `custom_trainer_variant`."""
+    """swift: argument name -> value.  ours: our sections.  variant: from `custom_trainer_variant`.
+
+    derived: argument name -> the key of ours that became it.
+    """
 
     swift: dict[str, Written] = field(default_factory=dict)
+    derived: dict[str, Written] = field(default_factory=dict)
     ours: Tree = field(default_factory=Tree)
     variant: Written | None = None
     env: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def written(self, name: str) -> tuple[str, Place | None]:
-        """Dotted path and place of an ms-swift argument, as it was written."""
-        value = self.swift.get(name)
+        """Dotted path and place of an ms-swift argument, or of the key of ours that became it."""
+        value = self.swift.get(name) or self.derived.get(name)
         return (name, None) if value is None else (value.path, value.place)
 
     def put_swift(self, name: str, value: Any, path: KeyPath, place: Place | None) -> None:
@@ -76,12 +80,27 @@ def draft_of(tree: Tree) -> Draft:
             "ms-swift's arguments at the top level; or leave out " + ", ".join(flat_marks) + "."
         )
         raise_problems([Problem(where, text, place=tree.place((where,)))])
-    draft = Draft(env={str(k): str(v) for k, v in (tree.data.get("ENV") or {}).items()})
+    draft = Draft()
+    _take_environment(tree, draft)
     if section_marks:
         _take_sections(tree, draft)
     else:
         _take_flat(tree, draft)
     return draft
+
+
+def _take_environment(tree: Tree, draft: Draft) -> None:
+    variables = tree.data.get("ENV") or {}
+    if not isinstance(variables, Mapping):
+        text = "expected a mapping of variables, such as ENV: {OMP_NUM_THREADS: '1'}."
+        draft.problems.append(Problem("ENV", text, value=variables, place=tree.place(("ENV",))))
+        return
+    for name, value in variables.items():
+        if value is None or isinstance(value, Mapping | list):
+            place = tree.place(("ENV", name))
+            draft.problems.append(Problem(f"ENV.{name}", "expected text.", value=value, place=place))
+        else:
+            draft.env[str(name)] = str(value)
 
 
 def _take_sections(tree: Tree, draft: Draft) -> None:

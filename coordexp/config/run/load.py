@@ -12,12 +12,13 @@ from pydantic import Field
 from coordexp.config.checks import swift_arguments
 from coordexp.config.checks.not_built import SWIFT_NOT_BUILT, find_not_built, refuse
 from coordexp.config.checks.problems import KeyPath, Place, Problem, dotted, raise_problems
+from coordexp.config.checks.removed import find_removed
 from coordexp.config.checks.validation import validate
-from coordexp.config.checks.yaml_tree import read_yaml
-from coordexp.config.run.draft import Draft, draft_of
+from coordexp.config.checks.yaml_tree import Tree, read_yaml
+from coordexp.config.run.draft import Draft, Written, draft_of
 from coordexp.config.run.overrides import apply_overrides
-from coordexp.config.run.packing import packing_problems
 from coordexp.config.run.run_config import RunConfig, is_our_plugin
+from coordexp.config.run.run_problems import RunCheck, run_problems
 from coordexp.config.schema.custom import DEFAULT_VARIANT
 from coordexp.config.schema.sections import Sections, check_sections_fit, check_variant
 from coordexp.config.schema.training import DeepSpeed, accumulation_steps
@@ -53,6 +54,7 @@ def load_run_config(
     *,
     world_size: int | None = None,
     refuse_not_built: bool = True,
+    checks: Sequence[RunCheck] = (),
 ) -> RunConfig:
     """Read, override, check and resolve a run file.
 
@@ -61,26 +63,40 @@ def load_run_config(
         overrides: command-line words: `--set dotted.path=value`, `--max_steps 100`, ...
         world_size: number of ranks; None reads WORLD_SIZE, or NPROC_PER_NODE and NNODES.
         refuse_not_built: whether a valid key whose feature is missing is an error.
+        checks: further checks of the resolved run, from parts of the package that this one may not import.
 
     Raises:
         ConfigError: every problem, each with dotted path, value, file and line, and what was expected.
     """
-    draft = draft_of(read_yaml(path))
+    tree = read_yaml(path)
+    if not tree.data:
+        raise ConfigError(f"{path}: is empty; expected the settings of a run (runbooks/config.md).")
+    draft = draft_of(tree)
     apply_overrides(draft, overrides)
     swift, problems = _checked_swift(draft)
-    launch, schema_problems = validate(LaunchSections, draft.ours)
-    raise_problems([*draft.problems, *problems, *schema_problems])
-    assert isinstance(launch, LaunchSections)
-    variant = _variant(draft, launch)
+    launch, failed, schema_problems = _checked_ours(draft.ours)
+    variant, variant_problems = _variant(draft, launch)
+    problems = [*draft.problems, *problems, *schema_problems, *variant_problems]
     if refuse_not_built:
-        raise_problems(_not_built(draft, swift))
+        problems += _not_built(draft, swift)
     sections = Sections(
         **{name: getattr(launch, name) for name in launch.model_fields_set & Sections.model_fields.keys()}
     )
-    raise_problems(check_sections_fit(sections, variant, draft.ours))
     world_size = world_size or _world_size(draft.env)
-    raise_problems(_derive_swift(draft, launch, swift, world_size))
-    raise_problems(packing_problems(swift, launch.training, variant, draft.written, draft.ours.place))
+    if variant is None:
+        raise_problems(problems)
+        raise AssertionError("a run without a variant has a problem")
+    further = [
+        *check_sections_fit(sections, variant, draft.ours),
+        *_derive_swift(draft, launch, swift, world_size),
+        *run_problems(variant, sections, swift, draft.written, draft.ours.place),
+    ]
+    problems += [problem for problem in further if problem.section not in failed]
+    if not failed:
+        problems += [
+            problem for check in checks for problem in check(variant, sections, swift, draft.written)
+        ]
+    raise_problems(problems)
     return RunConfig(
         path=str(path),
         variant=variant,
@@ -94,6 +110,17 @@ def load_run_config(
     )
 
 
+def _checked_ours(tree: Tree) -> tuple[LaunchSections, set[str], list[Problem]]:
+    """Our sections, the names of those left out because they are wrong, and what is wrong."""
+    launch, problems = validate(LaunchSections, tree)
+    if launch is not None:
+        return launch, set(), problems
+    removed = [problem for _, problem in find_removed(tree)]
+    failed = {problem.section for problem in problems if problem not in removed}
+    rest, _ = validate(LaunchSections, tree.without((name,) for name in failed))
+    return rest if rest is not None else LaunchSections(), failed, problems
+
+
 def _checked_swift(draft: Draft) -> tuple[dict[str, Any], list[Problem]]:
     values, problems = {}, []
     for name, written in draft.swift.items():
@@ -104,8 +131,8 @@ def _checked_swift(draft: Draft) -> tuple[dict[str, Any], list[Problem]]:
     return values, problems
 
 
-def _variant(draft: Draft, launch: LaunchSections) -> str:
-    """The trainer variant, from either of its two places."""
+def _variant(draft: Draft, launch: LaunchSections) -> tuple[str | None, list[Problem]]:
+    """The trainer variant, from either of its two places; None where it cannot be told."""
     in_section, written = launch.custom.trainer_variant, draft.variant
     if written is None:
         plugins = draft.swift.get("external_plugins")
@@ -113,16 +140,26 @@ def _variant(draft: Draft, launch: LaunchSections) -> str:
             text = (
                 f"is missing; plain `swift sft` would train without CoordExp. Write {DEFAULT_VARIANT}, say."
             )
-            raise_problems([Problem("custom_trainer_variant", text, place=plugins.place)])
-        return in_section or DEFAULT_VARIANT
+            return None, [Problem("custom_trainer_variant", text, place=plugins.place)]
+        return in_section or _variant_as_written(draft.ours), []
     try:
         variant = check_variant(written.value)
     except ValueError as error:
-        raise_problems([Problem(written.path, f"{error}.", value=written.value, place=written.place)])
+        return None, [Problem(written.path, f"{error}.", value=written.value, place=written.place)]
     if in_section not in (None, variant):
         text = f"custom.trainer_variant says {in_section}; keep one of them."
-        raise_problems([Problem(written.path, text, value=written.value, place=written.place)])
-    return variant
+        return None, [Problem(written.path, text, value=written.value, place=written.place)]
+    return variant, []
+
+
+def _variant_as_written(tree: Tree) -> str | None:
+    """custom.trainer_variant where the section may have other faults; None where it is wrong itself."""
+    custom = tree.data.get("custom")
+    written = custom.get("trainer_variant") if isinstance(custom, Mapping) else None
+    try:
+        return DEFAULT_VARIANT if written is None else check_variant(written)
+    except ValueError:
+        return None
 
 
 def _not_built(draft: Draft, swift: Mapping[str, Any]) -> list[Problem]:
@@ -166,12 +203,14 @@ def _derive_swift(
             )
             problems.append(Problem(dotted(key_path), text, place=draft.ours.place(key_path)))
         swift[name] = value
+        draft.derived[name] = Written(value, dotted(key_path), draft.ours.place(key_path))
     return problems
 
 
 def _per_device_batch_size(swift: Mapping[str, Any]) -> int:
+    """At least 1: a smaller value is a problem of its own."""
     default = swift_arguments.all_arguments()["per_device_train_batch_size"].default
-    return int(swift.get("per_device_train_batch_size", default))
+    return max(1, int(swift.get("per_device_train_batch_size", default)))
 
 
 def _effective_batch_size(swift: Mapping[str, Any], world_size: int) -> int | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from coordexp.config.checks.problems import KeyPath, Place, Problem, dotted
+from coordexp.config.checks.problems import PlaceOf, Problem, WrittenOf, dotted
 from coordexp.config.schema.training import Training
 
 FLASH_ATTENTION = ("flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -14,14 +14,9 @@ FLASH_ATTENTION = ("flash_attn", "flash_attention_2", "flash_attention_3", "flas
 BETWEEN_STEPS = ("packing_buffer", "packing_min_fill_ratio", "packing_drop_last")
 """Keys of a packer that carries samples from step to step."""
 
-PlaceOf = Callable[[KeyPath], Place | None]
-"""Where one of our keys was written."""
-Written = Callable[[str], tuple[str, Place | None]]
-"""How and where an ms-swift argument was written."""
-
 
 def packing_problems(
-    swift: Mapping[str, Any], training: Training, variant: str, written: Written, place: PlaceOf
+    swift: Mapping[str, Any], training: Training, variant: str, written: WrittenOf, place: PlaceOf
 ) -> list[Problem]:
     """Every packing setting of a run that its trainer variant or its attention could not honour.
 

@@ -27,7 +27,8 @@ class TokenCeConfig(Section):
     )
     rollout_fn_desc_weight: Weight = Field(description="Descriptions of appended missed objects (channel B).")
     rollout_matched_prefix_struct_weight: Weight = Field(
-        description="Structure of matched objects in the prefix (channel B)."
+        description="Structure of matched objects in the prefix (channel B). 0 in rollout-aligned training, "
+        "which teaches coordinates alone there; 1 is its ablation."
     )
     rollout_drop_invalid_struct_ce_multiplier: float = Field(
         ge=1,

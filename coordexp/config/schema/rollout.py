@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from coordexp.config.schema.pipeline import Pipeline
 from coordexp.config.schema.section import Section
@@ -51,14 +51,17 @@ class VllmServers(Section):
     api_key_env: str | None = Field(default=None, description="Environment variable that holds the API key.")
 
 
+def _refuse_adapter(value: object) -> object:
+    if value == "adapter":
+        raise ValueError("adapters are merged and pushed as whole weights, never alone; use full")
+    return value
+
+
 class VllmSync(Section):
     """How the policy reaches the engine."""
 
-    mode: Literal["full", "adapter", "auto"] = Field(
-        default="full", description="Push merged weights, or the adapter only."
-    )
-    fallback_to_full: bool = Field(
-        default=True, description="Push full weights when the adapter cannot be pushed."
+    mode: Annotated[Literal["full", "auto"], BeforeValidator(_refuse_adapter)] = Field(
+        default="full", description="Push whole weights, adapters merged into them. auto: the same."
     )
 
 

@@ -71,17 +71,14 @@ def read_sections_file(path: str | Path) -> Sections:
 def sections_from_tree(tree: Tree, *, refuse_not_built: bool = True) -> Sections:
     """As `parse_sections`, for a tree that knows its places."""
     problems = launcher_only_problems(tree)
-    raise_problems(problems)
-    return checked_sections(tree, refuse_not_built=refuse_not_built)
-
-
-def checked_sections(tree: Tree, *, refuse_not_built: bool = True) -> Sections:
-    """Typed sections; ConfigError with every problem of the schema, or every feature that is not built."""
-    sections, problems = validate(Sections, tree)
-    raise_problems(problems)
+    rest = tree.without(tuple(problem.path.split(".")) for problem in problems)
+    sections, of_schema = validate(Sections, rest)
+    problems += of_schema
     if refuse_not_built:
-        raise_problems(find_not_built(tree))
-    assert isinstance(sections, Sections)
+        problems += find_not_built(tree)
+    raise_problems(problems)
+    if sections is None:
+        raise AssertionError("sections that are no model have a problem")
     return sections
 
 

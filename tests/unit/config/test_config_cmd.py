@@ -102,6 +102,7 @@ def test_explain_says_the_whole_entry() -> None:
         "  meaning      2 matched / (predicted + ground truth). The usual `metric_for_best_model`.",
         "  unit         fraction",
         "  kind         rate",
+        "  better       higher",
         "  reduced by   ratio over predicted plus ground-truth objects",
         "  in the loss  no",
         "  present on   steps with a rollout",

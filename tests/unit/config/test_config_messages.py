@@ -193,7 +193,7 @@ WRONG = {
         "rollout_matching in run.yaml:1: decode_mode is beam, which only backend: hf has; use decode_mode: greedy.",
     ),
     "data in the flat form's sections": (
-        "external_plugins: [coordexp/plugin.py]\ncoordexp:\n  custom:\n    train_jsonl: a.jsonl\n",
+        "custom_trainer_variant: stage1\ncoordexp:\n  custom:\n    train_jsonl: a.jsonl\n",
         "custom.train_jsonl in run.yaml:4: has no effect here; write `dataset: [FILE]` at the top level, where "
         "ms-swift reads it.",
     ),

@@ -133,11 +133,32 @@ def test_extends_merges_mappings_and_replaces_the_rest(write) -> None:
     assert config.sources["custom.object_ordering"].endswith("base.yaml:3")
 
 
-def test_extends_is_one_hop(write) -> None:
-    write("model: m\n", "root.yaml")
-    write("extends: root.yaml\n", "base.yaml")
-    with pytest.raises(ConfigError, match=r"base\.yaml is itself extended by .*only one hop is allowed"):
-        load_run_config(write("extends: base.yaml\n", "child.yaml"))
+def test_extends_goes_over_several_files(write, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    write("model: m\nseed: 1\nmax_steps: 1\nlearning_rate: 1e-4\n", "root.yaml")
+    write("extends: ../root.yaml\nseed: 2\nmax_steps: 2\n", "sub/middle.yaml")
+    config = load_run_config(write("extends: sub/middle.yaml\nseed: 3\n", "child.yaml"))
+    assert {key: config.swift[key] for key in ("model", "learning_rate", "max_steps", "seed")} == {
+        "model": "m",
+        "learning_rate": 1e-4,
+        "max_steps": 2,
+        "seed": 3,
+    }
+    assert [Path(config.sources[key]).name for key in ("model", "max_steps", "seed")] == [
+        "root.yaml:1",
+        "middle.yaml:3",
+        "child.yaml:2",
+    ]
+
+
+def test_files_that_extend_each_other_are_refused(write) -> None:
+    write("extends: b.yaml\nmodel: m\n", "a.yaml")
+    write("extends: c.yaml\n", "b.yaml")
+    circle = write("extends: a.yaml\n", "c.yaml")
+    with pytest.raises(ConfigError, match=r"in a circle: c\.yaml -> a\.yaml -> b\.yaml -> c\.yaml"):
+        load_run_config(circle)
+    with pytest.raises(ConfigError, match=r"in a circle: own\.yaml -> own\.yaml"):
+        load_run_config(write("extends: own.yaml\n", "own.yaml"))
 
 
 def test_the_base_is_found_beside_the_file_that_extends_it(write, tmp_path: Path) -> None:
@@ -265,9 +286,10 @@ def test_sections_hash_ignores_notes(write) -> None:
     assert sections_hash(plain) != sections_hash(parse_sections({}))
 
 
-@pytest.mark.parametrize("text", ["", "{}\n"])
-def test_an_empty_file_is_a_run_with_defaults(write, text: str) -> None:
-    assert load_run_config(write(text)).variant == "stage1_coord"
+@pytest.mark.parametrize("text", ["", "{}\n", "# only a comment\n"])
+def test_an_empty_file_is_no_run(write, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml: is empty"):
+        load_run_config(write(text), ["--max_steps", "3"])
 
 
 def test_anchors_and_merge_keys_work(write) -> None:

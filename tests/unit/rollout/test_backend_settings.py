@@ -60,11 +60,6 @@ def check(values: dict[str, Any], **place: Any) -> None:
             r"server\.servers: http://127\.0\.0\.1:8000 is there twice",
         ),
         (
-            {**VLLM, "vllm": {"sync": {"mode": "adapter", "fallback_to_full": False}}},
-            {},
-            r"sync\.mode: adapter.*use mode: full",
-        ),
-        (
             {**VLLM, "max_new_tokens": 512, "vllm": {"max_model_len": 512}},
             {},
             r"vllm\.max_model_len: 512 leaves no room",

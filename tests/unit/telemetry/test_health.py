@@ -112,8 +112,8 @@ def write_run(folder, payloads, *, age=0.0, checkpoints=(), **resolved):
     content = {
         "config_hash": "0123456789abcdef",
         "trainer_variant": "stage2_rollout_aligned",
-        "swift": {"metric_for_best_model": "rollout/f1"},
-        "derived": {"total_steps": 100},
+        "swift": {},
+        "derived": {"total_steps": 100, "metric_for_best_model": "rollout/f1", "greater_is_better": True},
         **resolved,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,17 +182,30 @@ def test_the_direction_of_the_best_metric(tmp_path):
         ("eval", 20, {"eval_loss": 2.0}),
         ("train", 100, {"loss": 1.0}),
     ]
-    for swift in (
-        {"metric_for_best_model": "loss"},
-        {"metric_for_best_model": "eval_loss", "greater_is_better": False},
-    ):
-        name = str(len(swift))
-        assert diagnose(write_run(tmp_path / name, losses, checkpoints=[10], swift=swift)).problems == []
-    asked_for_more = {"metric_for_best_model": "loss", "greater_is_better": True}
-    (problem,) = diagnose(
-        write_run(tmp_path / "more", losses, checkpoints=[10], swift=asked_for_more)
-    ).problems
-    assert "at step 20" in problem
+    smallest = {"total_steps": 100, "metric_for_best_model": "loss", "greater_is_better": False}
+    assert diagnose(write_run(tmp_path / "run", losses, checkpoints=[10], derived=smallest)).problems == []
+    (problem,) = diagnose(write_run(tmp_path / "other", losses, checkpoints=[20], derived=smallest)).problems
+    assert "eval_loss = 1.0000 at step 10" in problem
+
+
+def test_a_run_that_keeps_no_checkpoint_needs_no_best_one(tmp_path):
+    assert diagnose(write_run(tmp_path / "run", HEALTHY, derived={"total_steps": 100})).problems == []
+
+
+def test_a_silent_model_has_no_best_checkpoint(tmp_path):
+    """Precision is 1 by convention where nothing was predicted."""
+    by_precision = {
+        "total_steps": 20,
+        "metric_for_best_model": "rollout/precision",
+        "greater_is_better": True,
+    }
+    silent = ("eval", 10, {"eval_rollout/precision": 1.0, "eval_rollout/pred_objects": 0.0})
+    spoke = ("eval", 20, {"eval_rollout/precision": 0.4, "eval_rollout/pred_objects": 5.0})
+    run = write_run(tmp_path / "run", [silent, spoke], checkpoints=[20], derived=by_precision)
+    assert diagnose(run).problems == []
+    never = write_run(tmp_path / "never", [silent, ("train", 20, {"loss": 1.0})], derived=by_precision)
+    (problem,) = diagnose(never).problems
+    assert problem.startswith("no evaluation could pick the best checkpoint by eval_rollout/precision")
 
 
 def test_a_checkpoint_without_weights_and_one_on_its_way(tmp_path):

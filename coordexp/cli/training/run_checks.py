@@ -1,0 +1,9 @@
+"""The checks of a run file that need more than its own settings: what the rest of the package knows."""
+
+from __future__ import annotations
+
+from coordexp.config.run.machine import package_problems
+from coordexp.metrics.best import best_metric_problems
+
+RUN_CHECKS = (best_metric_problems, package_problems)
+"""Handed to `load_run_config` by every command that reads a run file."""

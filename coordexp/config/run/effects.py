@@ -1,0 +1,91 @@
+"""Settings that a run could not act on, each refused with a sentence that says what would act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted
+from coordexp.config.schema.sections import Sections
+
+SWIFT_OPTIMIZERS = ("default", "galore", "lorap", "multimodal", "muon", "muonclip")
+"""Names that ms-swift registers for `optimizer`."""
+
+
+def effect_problems(
+    variant: str, sections: Sections, swift: Mapping[str, Any], written: WrittenOf, place: PlaceOf
+) -> list[Problem]:
+    """Every setting of a run that its trainer variant, its backend or its other settings leave without effect."""
+    ours = [
+        Problem(dotted(path), text, place=place(path))
+        for path, text in _ours_without_effect(variant, sections)
+    ]
+    theirs = []
+    for name, text in (*_optimizer(swift), *_links(swift)):
+        path, where = written(name)
+        theirs.append(Problem(path, text, value=swift[name], place=where))
+    return ours + theirs
+
+
+def _ours_without_effect(variant: str, sections: Sections) -> Iterator[tuple[KeyPath, str]]:
+    stage2 = variant != "stage1_coord"
+    if stage2 and sections.custom.coord_soft_ce_w1.model_fields_set:
+        objective = (
+            "rollout_matching.pipeline" if variant == "stage2_rollout_aligned" else "stage2_ab.pipeline"
+        )
+        yield (
+            ("custom", "coord_soft_ce_w1"),
+            f"is the objective of stage 1; that of {variant} is {objective}. Remove it.",
+        )
+    rollout = sections.rollout_matching
+    if rollout is None:
+        return
+    if variant == "stage2_two_channel" and "coord_decode_mode" in rollout.model_fields_set:
+        yield (
+            ("rollout_matching", "coord_decode_mode"),
+            "has no effect with trainer variant stage2_two_channel, which reads stage2_ab.coord_decode_mode; write it "
+            "there.",
+        )
+    if rollout.backend == "hf" and rollout.vllm.model_fields_set:
+        yield (
+            ("rollout_matching", "vllm"),
+            "has no effect with backend: hf, which has no vLLM engine; remove it (over a file that is extended: "
+            "vllm: null), or use backend: vllm.",
+        )
+
+
+def _optimizer(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    name = swift.get("optimizer")
+    if name is None:
+        return
+    if name == "muon" and not swift.get("local_repo_path"):
+        yield (
+            "optimizer",
+            "ms-swift would clone a repository from the network for it, when training starts; give "
+            "local_repo_path: a clone of Moonlight, or use muonclip.",
+        )
+    if name == "lorap" and swift.get("lorap_lr_ratio") is None:
+        yield "optimizer", "has no effect without lorap_lr_ratio."
+    if name not in SWIFT_OPTIMIZERS and not _has_other_plugins(swift):
+        near = closest(str(name), SWIFT_OPTIMIZERS)
+        yield (
+            "optimizer",
+            f"nobody registers an optimizer of that name; expected one of {', '.join(SWIFT_OPTIMIZERS)}"
+            + (f" (did you mean {near}?)" if near else "")
+            + ", or one that a file of external_plugins registers.",
+        )
+
+
+def _has_other_plugins(swift: Mapping[str, Any]) -> bool:
+    plugins = swift.get("external_plugins") or []
+    paths = plugins if isinstance(plugins, list) else [plugins]
+    return any(not str(path).replace("\\", "/").endswith("coordexp/plugin.py") for path in paths)
+
+
+def _links(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if swift.get("create_checkpoint_symlink"):
+        yield (
+            "create_checkpoint_symlink",
+            "the link `best` in the run folder is kept by coordexp at every save, and ms-swift's would fail on it at "
+            "the end of the run; remove it.",
+        )

@@ -1,0 +1,123 @@
+"""Which evaluation number may pick the best checkpoint of a run, and in which direction. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coordexp.config.checks.problems import Place, Problem, closest
+from coordexp.config.schema.sections import Sections
+from coordexp.metrics import keys_rollout, keys_run, keys_stage1, keys_tokens
+from coordexp.metrics.catalog import EVAL_PREFIX, lookup
+
+STAGE1 = "stage1_coord"
+
+
+@dataclass(frozen=True)
+class BestMetric:
+    """key: its name in training logs, without `eval_`.  greater_is_better: its direction in the catalogue."""
+
+    key: str
+    greater_is_better: bool
+
+    @property
+    def logged_as(self) -> str:
+        """The key that evaluation logs."""
+        return EVAL_PREFIX + self.key
+
+
+def evaluation_keys(variant: str, sections: Sections) -> tuple[str, ...]:
+    """The keys, without `eval_`, that evaluation under a trainer variant can report."""
+    rollout = sections.rollout_matching
+    if variant != STAGE1 and rollout is not None:
+        coco = keys_rollout.EVALUATION_COCO if rollout.eval_detection.enabled else ()
+        descs = keys_rollout.EVALUATION_DESC if rollout.desc_monitor.enabled else ()
+        return keys_rollout.EVALUATION + coco + descs
+    groups = [keys_stage1.BASE_CE, keys_stage1.COORD_DIAG, keys_stage1.COORD_ALIAS]
+    if sections.custom.token_type_metrics.enabled:
+        groups += keys_tokens.SECTIONS
+    return (keys_run.LOSS, keys_tokens.TOKEN_ACC, *(spec.key for group in groups for spec in group))
+
+
+def choose_best_metric(
+    asked_for: str | None, greater_is_better: bool | None, variant: str, sections: Sections
+) -> BestMetric:
+    """Settle `metric_for_best_model` and `greater_is_better`.
+
+    Args:
+        asked_for: as the user wrote it, with or without `eval_`. None takes the loss in stage 1 and rollout/f1 in
+            stage 2, whose evaluation has no loss.
+        greater_is_better: as the user wrote it; None takes the direction of the catalogue.
+
+    Raises:
+        ValueError: a number that evaluation does not report or that has no better direction, or a contradiction.
+    """
+    if asked_for is None:
+        key = keys_run.LOSS if variant == STAGE1 else keys_rollout.F1
+    else:
+        key = asked_for.removeprefix(EVAL_PREFIX)
+    known = evaluation_keys(variant, sections)
+    if key not in known:
+        near = closest(key, known)
+        hint = f" Did you mean {near}?" if near else ""
+        raise ValueError(
+            f"the evaluation of trainer variant {variant} reports no such number.{hint} {_expected(known)}"
+        )
+    better = _better(key)
+    if better is None:
+        raise ValueError(f"neither more nor less of it is better. {_expected(known)}")
+    greater = better == "higher"
+    if greater_is_better is not None and greater_is_better is not greater:
+        raise ValueError(
+            f"{key} is better when {better}, but greater_is_better is {str(greater_is_better).lower()}; remove "
+            "greater_is_better."
+        )
+    return BestMetric(key, greater)
+
+
+def why_not_best(metric: BestMetric, evaluation: Mapping[str, float]) -> str | None:
+    """Why an evaluation cannot be the best one whatever its numbers, None where it can.
+
+    evaluation: the keys that were logged, with `eval_`.
+    """
+    if metric.logged_as not in evaluation:
+        return f"it reported no {metric.logged_as}"
+    if evaluation.get(EVAL_PREFIX + keys_rollout.PRED_OBJECTS) == 0:
+        return "the model predicted no object at all"
+    failed = evaluation.get(EVAL_PREFIX + keys_rollout.COCO_EVAL_OK) == 0
+    return "COCO evaluation failed" if failed and metric.key == keys_rollout.MAP else None
+
+
+def _better(key: str) -> str | None:
+    spec = lookup(key)
+    return None if spec is None else spec.better
+
+
+def _expected(known: Sequence[str]) -> str:
+    directed = sorted(key for key in known if _better(key))
+    return f"Expected one of {', '.join(directed)} (with or without `{EVAL_PREFIX}`)."
+
+
+def best_metric_problems(
+    variant: str,
+    sections: Sections,
+    swift: Mapping[str, object],
+    written: Callable[[str], tuple[str, Place | None]],
+) -> list[Problem]:
+    """What is wrong with `metric_for_best_model` and `greater_is_better` among ms-swift's arguments.
+
+    written: how and where an argument was written.
+    """
+    asked_for, greater = swift.get("metric_for_best_model"), swift.get("greater_is_better")
+    try:
+        choose_best_metric(
+            None if asked_for is None else str(asked_for),
+            None if greater is None else bool(greater),
+            variant,
+            sections,
+        )
+    except ValueError as error:
+        name = "metric_for_best_model" if asked_for is not None else "greater_is_better"
+        path, place = written(name)
+        return [Problem(path, str(error), value=swift[name], place=place)]
+    return []

@@ -1,0 +1,229 @@
+"""Settings that cannot take effect and values that cannot be meant: refused with the key, the line and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coordexp.config import load_run_config
+from coordexp.config.run.machine import missing_paths, package_problems
+from coordexp.errors import ConfigError
+from coordexp.metrics.best import best_metric_problems
+
+PIPELINE = """\
+    objective:
+      - {name: bbox_geo, enabled: true, weight: 1.0, channels: [A, B], config: {smoothl1_weight: 1.0, ciou_weight: 1.0}}
+"""
+ALIGNED = f"""\
+custom: {{trainer_variant: stage2_rollout_aligned}}
+rollout_matching:
+  backend: hf
+  pipeline:
+{PIPELINE}"""
+TWO_CHANNEL = f"""\
+custom: {{trainer_variant: stage2_two_channel}}
+rollout_matching: {{backend: hf}}
+stage2_ab:
+  schedule: {{b_ratio: 0.5}}
+  pipeline:
+{PIPELINE}"""
+
+
+def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(file, overrides, checks=(best_metric_problems, package_problems))
+    return str(caught.value).replace(f"{tmp_path}/", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        (
+            TWO_CHANNEL.replace("{backend: hf}", "{backend: hf, coord_decode_mode: st}"),
+            (),
+            "rollout_matching.coord_decode_mode in run.yaml:2: has no effect with trainer variant stage2_two_channel, "
+            "which reads stage2_ab.coord_decode_mode; write it there.",
+        ),
+        (
+            ALIGNED + "  vllm: {max_num_seqs: 4}\n",
+            (),
+            "rollout_matching.vllm in run.yaml:7: has no effect with backend: hf, which has no vLLM engine; remove it "
+            "(over a file that is extended: vllm: null), or use backend: vllm.",
+        ),
+        (
+            ALIGNED.replace("backend: hf", "backend: vllm\n  vllm: {sync: {mode: adapter}}"),
+            (),
+            'rollout_matching.vllm.sync.mode = "adapter" in run.yaml:4: adapters are merged and pushed as whole '
+            "weights, never alone; use full.",
+        ),
+        (
+            ALIGNED.replace(
+                "aligned}", "aligned, coord_soft_ce_w1: {target_sigma: 3.0}}"
+            ),
+            (),
+            "custom.coord_soft_ce_w1 in run.yaml:1: is the objective of stage 1; that of stage2_rollout_aligned is "
+            "rollout_matching.pipeline. Remove it.",
+        ),
+        (
+            "training: {optimizer: multimodal_coord_offset}\n",
+            (),
+            'training.optimizer = "multimodal_coord_offset" in run.yaml:1: nobody registers an optimizer of that name; '
+            "expected one of default, galore, lorap, multimodal, muon, muonclip (did you mean multimodal?), or one "
+            "that a file of external_plugins registers.",
+        ),
+        (
+            "training: {optimizer: muon}\n",
+            (),
+            'training.optimizer = "muon" in run.yaml:1: ms-swift would clone a repository from the network for it, '
+            "when training starts; give local_repo_path: a clone of Moonlight, or use muonclip.",
+        ),
+        (
+            "model: {model: m}\ntraining:\n  create_checkpoint_symlink: true\n",
+            (),
+            "training.create_checkpoint_symlink = true in run.yaml:3: the link `best` in the run folder is kept by "
+            "coordexp at every save, and ms-swift's would fail on it at the end of the run; remove it.",
+        ),
+        (
+            "training:\n  metric_for_best_model: rollout/f1\n",
+            (),
+            'training.metric_for_best_model = "rollout/f1" in run.yaml:2: the evaluation of trainer variant '
+            "stage1_coord reports no such number.",
+        ),
+        (
+            ALIGNED,
+            ("--greater_is_better", "false"),
+            "greater_is_better = false on the command line: rollout/f1 is better when higher, but greater_is_better "
+            "is false; remove greater_is_better.",
+        ),
+        ("training: {learning_rate: -1.0e-4}\n", (), "learning_rate = -0.0001 in run.yaml:1: expected a number in [0,"),
+        ("training: {learning_rate: .nan}\n", (), "learning_rate = NaN in run.yaml:1: expected a number"),
+        ("model: m\nlearning_rate: 1e5\n", (), "learning_rate = 100000.0 in run.yaml:2: expected a number in [0, 1]."),
+        ("training: {weight_decay: .inf}\n", (), "weight_decay = Infinity in run.yaml:1: expected a number"),
+        ("training: {warmup_ratio: 3}\n", (), "training.warmup_ratio = 3 in run.yaml:1: expected a number in [0, 1]."),
+        ("training: {adam_beta2: 1.0}\n", (), "adam_beta2 = 1.0 in run.yaml:1: expected a number in [0, 1)."),
+        ("tuner: {lora_rank: 0}\n", (), "tuner.lora_rank = 0 in run.yaml:1: expected a number at least 1."),
+        ("training: {num_train_epochs: 0}\n", (), "expected a number more than 0."),
+        ("training: {max_steps: 0}\n", (), "expected at least 1, or -1 for num_train_epochs."),
+        (
+            "training: {per_device_train_batch_size: 0, effective_batch_size: 8}\n",
+            (),
+            "training.per_device_train_batch_size = 0 in run.yaml:1: expected a number at least 1.",
+        ),
+        ("training: {report_to: [tensorbord]}\n", (), "no tracker is called tensorbord; did you mean tensorboard?"),
+        ("training: {report_to: [comet_ml]}\n", (), "comet_ml is not installed; install comet_ml, or leave it out."),
+        ("training: {optim: adamw_8bit}\n", (), "needs the package bitsandbytes, which is not installed."),
+        ("ENV: [A=1]\nmodel: m\n", (), 'ENV = ["A=1"] in run.yaml:1: expected a mapping of variables'),
+        ("ENV: {A: [1]}\nmodel: m\n", (), "ENV.A = [1] in run.yaml:1: expected text."),
+    ],
+)  # fmt: skip
+def test_refused_with_a_sentence(tmp_path: Path, text: str, overrides: tuple[str, ...], said: str) -> None:
+    assert said in problems_of(tmp_path, text, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        (ALIGNED + "  vllm: null\n", ()),
+        (ALIGNED + "  coord_decode_mode: st\n", ()),
+        ("model: m\nlearning_rate: 0.0\nweight_decay: 0\nmax_steps: -1\nreport_to: none\n", ()),
+        ("model: m\noptimizer: multimodal\noptim: adamw_torch\n", ()),
+        ("model: m\noptimizer: muon\nlocal_repo_path: moonlight\n", ()),
+        ("model: m\noptimizer: mine\nexternal_plugins: [my_optimizers.py]\n", ()),
+        ("ENV: {OMP_NUM_THREADS: 1}\nmodel: m\n", ()),
+    ],
+)
+def test_accepted(tmp_path: Path, text: str, overrides: tuple[str, ...]) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    load_run_config(tmp_path / "run.yaml", overrides, checks=(best_metric_problems, package_problems))
+
+
+def test_the_other_plugin_may_register_optimizers_ours_does_not(tmp_path: Path) -> None:
+    text = "custom_trainer_variant: stage1\nexternal_plugins: [coordexp/plugin.py]\noptimizer: mine\n"
+    assert "nobody registers an optimizer" in problems_of(tmp_path, text)
+
+
+def test_every_problem_of_a_file_is_shown_at_once(tmp_path: Path) -> None:
+    """Removed keys, wrong values, unknown keys, misplaced sections and wrong arguments in one reading."""
+    text = """\
+training:
+  learning_rate: -1.0
+  max_step: 3
+custom:
+  head: fast
+  extra: {prompt_variant: coco_80}
+rollout_matching:
+  temperature: 0.5
+  backend: hf
+stage2_ab:
+  n_softctx_iter: 0
+ENV: [A]
+"""
+    said = problems_of(tmp_path, text)
+    expected = {
+        "training.learning_rate",
+        "training.max_step",
+        "custom.head",
+        "custom.extra",
+        "rollout_matching.temperature",
+        "rollout_matching",
+        "stage2_ab.n_softctx_iter",
+        "stage2_ab.schedule",
+        "stage2_ab.pipeline",
+        "ENV",
+    }
+    lines = said.splitlines()
+    assert lines[0] == "10 problems:"
+    assert {line.split()[0].rstrip(":") for line in lines[1:]} == expected
+
+
+def test_sections_that_are_wrong_are_not_called_missing(tmp_path: Path) -> None:
+    text = ALIGNED.replace("backend: hf", "backend: hff")
+    assert problems_of(tmp_path, text).startswith(
+        'rollout_matching.backend = "hff" in run.yaml:3: expected one of'
+    )
+
+
+def test_paths_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").touch()
+    text = """\
+model: {model: runs/stage1/base/best}
+training: {deepspeed: my_zero.json}
+custom: {train_jsonl: data/train.jsonl, val_jsonl: data/val.jsonl}
+"""
+    (tmp_path / "run.yaml").write_text(text)
+    config_problems: list[str] = []
+
+    def collect(*args):
+        config_problems.extend(map(str, missing_paths(*args)))
+        return []
+
+    load_run_config("run.yaml", checks=(collect,))
+    assert config_problems == [
+        'custom.val_jsonl = "data/val.jsonl" in run.yaml:3: does not exist.',
+        'model.model = "runs/stage1/base/best" in run.yaml:1: does not exist.',
+        'training.deepspeed = "my_zero.json" in run.yaml:2: does not exist.',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "is_missing"),
+    [
+        ("owner/name", False),  # an id of a hub
+        ("name", False),
+        ("./name", True),
+        ("/nowhere/name", True),
+        ("a/b/c", True),
+        ("here/name", True),  # the folder `here` exists
+        ("here", False),
+    ],
+)
+def test_which_models_are_looked_for(tmp_path, monkeypatch, model: str, is_missing: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    found = missing_paths("stage1_coord", None, {"model": model}, lambda name: (name, None))
+    assert [str(problem) for problem in found] == [f'model = "{model}": does not exist.'] * is_missing
