@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import itertools
-import uuid
+import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -179,7 +179,7 @@ class VllmServerBackend:
         """Every server is ours and has a channel; after a failure none, so that the next push starts anew."""
         try:
             if not all(server.is_connected for server in self._servers):
-                self._session = uuid.uuid4().hex
+                self._session = secrets.token_hex(32)
                 for server in self._servers:
                     server.close_channel()
                     server.open(
@@ -200,7 +200,7 @@ class VllmServerBackend:
         try:
             posts = [pool.submit(server.push, self._session, version) for server in self._servers]
             try:
-                send_to_all([server.connect(self._device) for server in self._servers], stream)
+                send_to_all([server.connect(self._session, self._device) for server in self._servers], stream)
             except RolloutError as error:
                 for server in self._servers:
                     server.close_channel()

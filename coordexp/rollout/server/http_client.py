@@ -121,15 +121,15 @@ class ServerClient:
                 f"rollout_matching.vllm.server.servers is {self._group_port}; make the two equal."
             )
 
-    def connect(self, device: torch.device) -> WeightChannel:
+    def connect(self, session: str, device: torch.device) -> WeightChannel:
         """The channel to send weights by, while the server waits for them (`push`).
 
         Raises:
-            RolloutError: no connection in time.
+            RolloutError: no connection in time, or to somebody who does not know `session`.
         """
         if self._channel is None:
             self._channel = WeightChannel.connect(
-                self._host, self._group_port, device=device, timeout_s=self.timeout_s
+                self._host, self._group_port, session=session, device=device, timeout_s=self.timeout_s
             )
         return self._channel
 

@@ -158,7 +158,7 @@ class ServedPolicy:
             )
         self._served = None
         try:
-            reply = self._load(body.policy_version)
+            reply = self._load(body.session, body.policy_version)
         except BaseException:
             self._forget_session()
             raise
@@ -166,7 +166,7 @@ class ServedPolicy:
         logger.info("serving policy version %d", body.policy_version)
         return reply
 
-    def _load(self, version: int) -> WeightsReply:
+    def _load(self, session: str, version: int) -> WeightsReply:
         from coordexp.rollout.weights.vllm_engine import (
             announce_version,
             engine_names,
@@ -177,7 +177,9 @@ class ServedPolicy:
         if self._channel is None:
             assert self._listener is not None
             listener, self._listener = self._listener, None
-            self._channel = WeightChannel.serve(listener, device=self._device, timeout_s=self._timeout_s)
+            self._channel = WeightChannel.serve(
+                listener, session=session, device=self._device, timeout_s=self._timeout_s
+            )
         names: list[str] = []
         stream = _noted(self._channel.receive(), names)
         engine = self._loop.engine

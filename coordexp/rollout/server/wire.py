@@ -91,11 +91,12 @@ class Answers(_Body):
 class OpenBody(_Body):
     """A training process takes the server over.
 
-    session: a name of its own choice.  own_head: its model has a head apart from the embedding.
+    session: a secret of its own choice, which it proves to know at the weight port.
+    own_head: its model has a head apart from the embedding.
     timeout_s: longest silence while it pushes weights.
     """
 
-    session: str = Field(min_length=1)
+    session: str = Field(min_length=32)
     own_head: bool
     timeout_s: float = Field(gt=0)
 

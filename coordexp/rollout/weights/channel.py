@@ -1,36 +1,37 @@
 """Named tensors from a training process to a rollout server: over NCCL between CUDA devices, over TCP otherwise.
 
-Both ends meet at a `TCPStore` that the server keeps. Tensors travel in buckets; for bucket n of a channel
+The server listens, and takes the one connection that proves to know the session (`handshake`). Over it go buckets of
+tensors, each a frame and its answer:
 
-    header/n   from the trainer   JSON: names, dtypes, shapes, places in the bucket; or "no more"; or why it gives up
-    bytes/n    from the trainer   the bucket itself, without NCCL
-    taken/n    from the server    it has used the bucket; the next one may come
+    length, header, bytes   from the trainer   header is JSON: names, dtypes, shapes, places in the bucket; or "no
+                                               more"; or why it gives up. The bytes follow, unless NCCL carries them
+    one byte                from the server    it has used the bucket; the next one may come
 
-Nothing is unpickled. There is no authentication: whoever reaches the port may read and write.
+Nothing is unpickled, and nothing is encrypted: whoever can read the network can read the weights.
 """
 
 from __future__ import annotations
 
 import json
 import socket
-import threading
+import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import DistError, TCPStore
 
 from coordexp.errors import RolloutError
+from coordexp.rollout.weights.handshake import accept_trainer, greet_server, receive_exactly, receive_into
 
 BUCKET_BYTES = 256 * 2**20
 ALIGNMENT = 16  # bytes; a tensor starts at a multiple, so that the bucket can be viewed as its dtype
 SERVER_RANK, TRAINER_RANK, WORLD_SIZE = 0, 1, 2
 POLL_S = 0.001
+_LENGTH = struct.Struct(">Q")
+_TAKEN = b"\1"
 NamedTensor = tuple[str, Tensor]
 
 
@@ -57,54 +58,42 @@ class WeightChannel:
     """
 
     def __init__(
-        self, store: TCPStore, *, peer: str, rank: int, device: torch.device, timeout_s: float
+        self, connection: socket.socket, *, peer: str, rank: int, device: torch.device, timeout_s: float
     ) -> None:
-        self._store: Any = store
+        connection.settimeout(timeout_s)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection = connection
         self._peer = peer
-        self._rank = rank
         self._device = device
         self._timeout_s = timeout_s
-        self._number = 0
         self._nccl: Any = None
         if device.type == "cuda":
-            from coordexp.rollout.weights.nccl import communicator
-
             with self._failures("at the start of NCCL"):
-                self._nccl = communicator(store, rank, WORLD_SIZE, device)
+                self._nccl = _communicator(connection, rank, device)
 
     @classmethod
-    def serve(cls, listener: socket.socket, *, device: torch.device, timeout_s: float) -> WeightChannel:
-        """The server's end; waits until a trainer has connected to `listener`, which it takes over."""
-        host, port = listener.getsockname()
-        descriptor = listener.detach()
+    def serve(
+        cls, listener: socket.socket, *, session: str, device: torch.device, timeout_s: float
+    ) -> WeightChannel:
+        """The server's end; waits until a trainer that knows `session` has connected to `listener`, and closes that."""
         with _failures("the weight channel", "while waiting for the trainer to connect"):
-            try:
-                store = TCPStore(
-                    host, port, WORLD_SIZE, is_master=True, timeout=timedelta(seconds=timeout_s),
-                    master_listen_fd=descriptor, use_libuv=False,
-                )  # fmt: skip
-            except DistError:
-                _close_if_open(descriptor)
-                raise
-        return cls(store, peer="the trainer", rank=SERVER_RANK, device=device, timeout_s=timeout_s)
+            connection = accept_trainer(listener, session, timeout_s)
+        return cls(connection, peer="the trainer", rank=SERVER_RANK, device=device, timeout_s=timeout_s)
 
     @classmethod
-    def connect(cls, host: str, port: int, *, device: torch.device, timeout_s: float) -> WeightChannel:
-        """The trainer's end."""
+    def connect(
+        cls, host: str, port: int, *, session: str, device: torch.device, timeout_s: float
+    ) -> WeightChannel:
+        """The trainer's end. Nothing is sent to a server that does not know `session`."""
         peer = f"the server's weight port {host}:{port}"
         with _failures(peer, "while connecting"):
-            store = _within(
-                timeout_s,
-                lambda: TCPStore(
-                    host,
-                    port,
-                    WORLD_SIZE,
-                    is_master=False,
-                    timeout=timedelta(seconds=timeout_s),
-                    use_libuv=False,
-                ),
-            )
-        return cls(store, peer=peer, rank=TRAINER_RANK, device=device, timeout_s=timeout_s)
+            connection = socket.create_connection((host, port), timeout_s)
+            try:
+                greet_server(connection, session)
+            except OSError:
+                connection.close()
+                raise
+        return cls(connection, peer=peer, rank=TRAINER_RANK, device=device, timeout_s=timeout_s)
 
     def send(self, tensors: Iterable[NamedTensor]) -> None:
         """All of `tensors`; returns when the other end has used them."""
@@ -114,7 +103,8 @@ class WeightChannel:
         """What the other end sends, until its end. A tensor is valid only until the next one is asked for."""
         while True:
             with self._failures("while receiving"):
-                header = json.loads(self._pop("header"))
+                (length,) = _LENGTH.unpack(receive_exactly(self._connection, _LENGTH.size))
+                header = json.loads(receive_exactly(self._connection, length))
             if "failed" in header:
                 raise RolloutError(f"{self._peer} gave up: {header['failed']}")
             if header["end"]:
@@ -126,33 +116,37 @@ class WeightChannel:
             self._confirm()
 
     def close(self) -> None:
-        """Let go of connection and port; a second call does nothing."""
-        nccl, self._nccl, self._store = self._nccl, None, None
+        """Hang up; a second call does nothing."""
+        nccl, self._nccl = self._nccl, None
         if nccl is not None:
             nccl.destroy()
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)  # whoever waits at either end is told
+        self._connection.close()
 
     # one bucket
 
     def post(self, header: dict[str, Any], bucket: Tensor | None) -> None:
         """Hand over header and bucket, uint8 [bytes]; `await_taken` comes before the next."""
+        text = json.dumps(header).encode()
         with self._failures("while sending"):
-            self._store.set(self._key("header"), json.dumps(header).encode())
+            self._connection.sendall(_LENGTH.pack(len(text)) + text)
             if bucket is None:
                 return
             if self._nccl is None:
-                self._store.set(self._key("bytes"), bucket.cpu().numpy().tobytes())
+                self._connection.sendall(memoryview(bucket.cpu().numpy()))
             else:
                 self._broadcast(bucket.to(self._device))
 
     def await_taken(self) -> None:
         """Wait until the other end has used what was posted."""
         with self._failures("while it takes in the weights"):
-            self._pop("taken")
-        self._number += 1
+            receive_exactly(self._connection, len(_TAKEN))
 
     def _receive_bucket(self, num_bytes: int) -> Tensor:
         if self._nccl is None:
-            data = torch.frombuffer(bytearray(self._pop("bytes")), dtype=torch.uint8)
+            data = torch.empty(num_bytes, dtype=torch.uint8)
+            receive_into(self._connection, memoryview(data.numpy()))
             return data.to(self._device)
         bucket = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         self._broadcast(bucket)
@@ -172,20 +166,22 @@ class WeightChannel:
 
     def _confirm(self) -> None:
         with self._failures("while receiving"):
-            self._store.set(self._key("taken"), b"")
-        self._number += 1
-
-    def _pop(self, what: str) -> bytes:
-        key = self._key(what)
-        value: bytes = self._store.get(key)
-        self._store.delete_key(key)
-        return value
-
-    def _key(self, what: str) -> str:
-        return f"{what}/{self._number}"
+            self._connection.sendall(_TAKEN)
 
     def _failures(self, when: str) -> Any:
         return _failures(self._peer, when)
+
+
+def _communicator(connection: socket.socket, rank: int, device: torch.device) -> Any:
+    """NCCL between the two ends; the server makes its id."""
+    from coordexp.rollout.weights.nccl import ID_BYTES, communicator, unique_id
+
+    if rank == SERVER_RANK:
+        nccl_id = unique_id()
+        connection.sendall(nccl_id)
+    else:
+        nccl_id = receive_exactly(connection, ID_BYTES)
+    return communicator(nccl_id, rank, WORLD_SIZE, device)
 
 
 def send_to_all(channels: Sequence[WeightChannel], tensors: Iterable[NamedTensor]) -> None:
@@ -256,30 +252,6 @@ def _failures(peer: str, when: str) -> Iterator[None]:
     """A lost connection or a wait that is too long becomes a RolloutError."""
     try:
         yield
-    except (DistError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         first_line = str(error).splitlines()[0] if str(error) else ""
         raise RolloutError(f"{peer} failed {when}: {type(error).__name__}: {first_line}") from error
-
-
-def _within(seconds: float, make: Callable[[], TCPStore]) -> TCPStore:
-    """`make()` with a limit: a store has none of its own for a server that accepts the connection and says nothing."""
-    made: Future[TCPStore] = Future()
-
-    def work() -> None:
-        try:
-            made.set_result(make())
-        except Exception as error:  # noqa: BLE001 - raised by the caller
-            made.set_exception(error)
-
-    threading.Thread(target=work, name="connect", daemon=True).start()
-    try:
-        return made.result(seconds)
-    except TimeoutError as error:
-        raise TimeoutError(f"no answer in {seconds:g} s") from error
-
-
-def _close_if_open(descriptor: int) -> None:
-    try:
-        socket.close(descriptor)
-    except OSError:
-        return  # the store had taken it over and closed it

@@ -1,15 +1,19 @@
-"""NCCL between two processes that share nothing but a store."""
+"""NCCL between two processes that share nothing but an id."""
 
 from __future__ import annotations
 
 import torch
-from torch.distributed import Store
 from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
-from vllm.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+from vllm.distributed.device_communicators.pynccl_wrapper import NCCL_UNIQUE_ID_BYTES, NCCLLibrary
+
+ID_BYTES = NCCL_UNIQUE_ID_BYTES
 
 
-def communicator(store: Store, rank: int, world_size: int, device: torch.device) -> PyNcclCommunicator:
-    """The communicator of `world_size` ranks; rank 0 gives its id to the others by way of `store`."""
-    if rank == 0:
-        store.set("nccl", bytes(NCCLLibrary().ncclGetUniqueId().internal))
-    return PyNcclCommunicator.from_unique_id_bytes(store.get("nccl"), rank, world_size, device)
+def unique_id() -> bytes:
+    """A new id; the process that makes it is rank 0."""
+    return bytes(NCCLLibrary().ncclGetUniqueId().internal)
+
+
+def communicator(nccl_id: bytes, rank: int, world_size: int, device: torch.device) -> PyNcclCommunicator:
+    """The communicator of `world_size` ranks that know the id."""
+    return PyNcclCommunicator.from_unique_id_bytes(nccl_id, rank, world_size, device)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,9 +21,12 @@ from torch import Tensor
 
 from coordexp.errors import RolloutError
 from coordexp.rollout.weights import channel as weight_channel
+from coordexp.rollout.weights import handshake
 from coordexp.rollout.weights.channel import WeightChannel, listen, send_to_all
+from coordexp.rollout.weights.handshake import NUM_BYTES, receive_exactly
 
 CPU = torch.device("cpu")
+SESSION = "the name of this training, as HTTP has told the server"
 SMALL_BUCKET = 1000  # bytes
 PATIENCE_S = 120.0  # a process takes its time to start on a busy machine; nothing here waits so long
 
@@ -39,7 +46,7 @@ def tensors(seed: int) -> list[tuple[str, Tensor]]:
 
 
 def send_once(port: int) -> None:
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
+    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
     channel.send(tensors(0))
     channel.close()
 
@@ -58,7 +65,7 @@ def in_a_process(target: Any, *arguments: Any) -> Any:
 
 def send_twice(port: int) -> None:
     weight_channel.BUCKET_BYTES = SMALL_BUCKET
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
+    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
     channel.send(tensors(0))
     channel.send(iter(tensors(1)))
     channel.close()
@@ -66,13 +73,13 @@ def send_twice(port: int) -> None:
 
 def send_and_die(port: int, has_started: Any) -> None:
     has_started.set()
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
+    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
     channel.post({"end": False, "num_bytes": 4, "tensors": []}, None)
     os._exit(1)
 
 
 def send_and_fail(port: int) -> None:
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
+    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
 
     def failing() -> Iterator[tuple[str, Tensor]]:
         yield "first", torch.zeros(3)
@@ -82,8 +89,10 @@ def send_and_fail(port: int) -> None:
         channel.send(failing())
 
 
-def never_take(port: int) -> None:
-    channel = WeightChannel.serve(listen("127.0.0.1", port), device=CPU, timeout_s=PATIENCE_S)
+def never_take(port: int, listens: Any) -> None:
+    listener = listen("127.0.0.1", port)
+    listens.set()
+    channel = WeightChannel.serve(listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
     next(channel.receive())
     os._exit(1)
 
@@ -92,7 +101,7 @@ def served(start: Any, target: Any, timeout_s: float = PATIENCE_S) -> tuple[Weig
     """The server's end here, with `target` at the other."""
     listener = listen("127.0.0.1", 0)
     other = start(target, listener.getsockname()[1])
-    return WeightChannel.serve(listener, device=CPU, timeout_s=timeout_s), other
+    return WeightChannel.serve(listener, session=SESSION, device=CPU, timeout_s=timeout_s), other
 
 
 def test_streams_arrive_in_order_bit_for_bit():
@@ -115,7 +124,7 @@ def test_the_port_can_be_taken_again_by_the_next_channel():
     port = listener.getsockname()[1]
     for _ in range(2):
         other = in_a_thread(send_once, port)
-        channel = WeightChannel.serve(listener, device=CPU, timeout_s=PATIENCE_S)
+        channel = WeightChannel.serve(listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
         assert [name for name, _ in channel.receive()] == [name for name, _ in tensors(0)]
         other.join()
         channel.close()
@@ -132,10 +141,12 @@ def test_a_sender_that_died_does_not_hold_the_receiver():
     listener, has_started = listen("127.0.0.1", 0), multiprocessing.get_context("spawn").Event()
     process = in_a_process(send_and_die, listener.getsockname()[1], has_started)
     assert has_started.wait(PATIENCE_S)
-    channel = WeightChannel.serve(listener, device=CPU, timeout_s=5.0)
+    channel = WeightChannel.serve(listener, session=SESSION, device=CPU, timeout_s=5.0)
     process.join()
     started = time.monotonic()
-    with pytest.raises(RolloutError, match="the trainer failed while receiving: DistStoreError"):
+    with pytest.raises(
+        RolloutError, match="the trainer failed while receiving: ConnectionError: the connection was closed"
+    ):
         list(channel.receive())
     assert time.monotonic() - started < PATIENCE_S / 2
 
@@ -149,7 +160,7 @@ def test_a_sender_that_fails_says_why():
 
 def test_nobody_connects():
     with pytest.raises(RolloutError, match="while waiting for the trainer to connect"):
-        WeightChannel.serve(listen("127.0.0.1", 0), device=CPU, timeout_s=1.0)
+        WeightChannel.serve(listen("127.0.0.1", 0), session=SESSION, device=CPU, timeout_s=1.0)
 
 
 def test_a_port_that_takes_the_connection_and_says_nothing():
@@ -158,13 +169,116 @@ def test_a_port_that_takes_the_connection_and_says_nothing():
         with pytest.raises(
             RolloutError, match=rf"weight port 127\.0\.0\.1:{port} failed while connecting: TimeoutError"
         ):
-            WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=0.5)
+            WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=0.5)
+
+
+# --- strangers ---
+
+
+def guess_the_session(port: int) -> None:
+    """Speaks the protocol, and would push a weight of its own."""
+    channel = WeightChannel.connect("127.0.0.1", port, session="a guess", device=CPU, timeout_s=PATIENCE_S)
+    channel.send([("odd.bf16", torch.full((7, 3), 9.0).bfloat16())])
+
+
+def write_at_random(port: int) -> bytes:
+    """Writes as much as a proof has, and more; returns what came back."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
+        connection.sendall(bytes(range(200)))
+        return received_until_the_end(connection)
+
+
+def repeat_what_comes(port: int) -> bytes:
+    """Sends the server's challenge back as challenge and proof."""
+    with socket.create_connection(("127.0.0.1", port), PATIENCE_S) as connection:
+        challenge = connection.recv(NUM_BYTES)
+        connection.sendall(challenge * 2)
+        return challenge + received_until_the_end(connection)
+
+
+def received_until_the_end(connection: socket.socket) -> bytes:
+    data = b""
+    with suppress(ConnectionResetError):
+        while part := connection.recv(1000):
+            data += part
+    return data
+
+
+def test_strangers_at_the_port_neither_send_nor_receive_nor_stop_the_training(caplog, monkeypatch):
+    monkeypatch.setattr(handshake, "CANDIDATE_S", PATIENCE_S)
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+    with ThreadPoolExecutor(5) as pool, caplog.at_level(logging.WARNING):
+        server = pool.submit(WeightChannel.serve, listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
+        for stranger in (write_at_random, repeat_what_comes):
+            assert (
+                len(pool.submit(stranger, port).result(PATIENCE_S)) == NUM_BYTES
+            )  # the challenge, and no proof
+        guess = pool.submit(guess_the_session, port)
+        with pytest.raises(RolloutError, match=r"failed while connecting: UnprovenError: .*does not know"):
+            guess.result(PATIENCE_S)
+        assert not server.done()
+        trainer = pool.submit(send_once, port)
+        received = [(name, tensor.clone()) for name, tensor in server.result(PATIENCE_S).receive()]
+        trainer.result(PATIENCE_S)
+    for (name, found), (expected, wanted) in zip(received, tensors(0), strict=True):
+        assert (name, torch.equal(found, wanted)) == (expected, True)
+    assert caplog.text.count("connected to the weight port without knowing the session: refused") == 3
+    with pytest.raises(ConnectionRefusedError):  # one training, and the port is closed again
+        socket.create_connection(("127.0.0.1", port))
+    for connection in silent:
+        assert len(received_until_the_end(connection)) == NUM_BYTES
+        connection.close()
+
+
+def test_many_silent_strangers_do_not_use_the_server_up(monkeypatch):
+    monkeypatch.setattr(handshake, "MAX_CANDIDATES", 4)
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    with ThreadPoolExecutor(2) as pool:
+        server = pool.submit(WeightChannel.serve, listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(9)]
+        trainer = pool.submit(send_once, port)
+        assert len(list(server.result(PATIENCE_S).receive())) == len(tensors(0))
+        trainer.result(PATIENCE_S)
+    for connection in silent:
+        connection.close()
+
+
+def test_a_silent_stranger_is_hung_up_on(monkeypatch):
+    monkeypatch.setattr(handshake, "CANDIDATE_S", 0.2)
+    listener = listen("127.0.0.1", 0)
+    with ThreadPoolExecutor(1) as pool:
+        server = pool.submit(WeightChannel.serve, listener, session=SESSION, device=CPU, timeout_s=3.0)
+        with socket.create_connection(listener.getsockname(), PATIENCE_S) as silent:
+            started = time.monotonic()
+            assert len(received_until_the_end(silent)) == NUM_BYTES
+            assert time.monotonic() - started < 2.5
+        with pytest.raises(RolloutError, match="nobody who knows the session connected in 3 s"):
+            server.result(PATIENCE_S)
+
+
+def test_no_weights_go_to_a_server_that_does_not_know_the_session():
+    """Somebody else listens where the server should: he sends a challenge, and cannot answer ours."""
+    with listen("127.0.0.1", 0) as impostor, ThreadPoolExecutor(1) as pool:
+        trainer = pool.submit(send_once, impostor.getsockname()[1])
+        connection, _ = impostor.accept()
+        with connection:
+            connection.settimeout(PATIENCE_S)
+            connection.sendall(bytes(NUM_BYTES))
+            answer = receive_exactly(connection, 2 * NUM_BYTES)
+            connection.sendall(answer[NUM_BYTES:])  # our own proof does not convince us
+            with pytest.raises(RolloutError, match=r"UnprovenError: it does not know this session"):
+                trainer.result(PATIENCE_S)
+            assert received_until_the_end(connection) == b""
 
 
 def test_a_receiver_that_died_is_noticed():
-    port = int(free_port())
-    process = in_a_process(never_take, port)
-    channel = WeightChannel.connect("127.0.0.1", port, device=CPU, timeout_s=PATIENCE_S)
+    port, listens = int(free_port()), multiprocessing.get_context("spawn").Event()
+    process = in_a_process(never_take, port, listens)
+    assert listens.wait(PATIENCE_S)
+    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
     started = time.monotonic()
     with pytest.raises(RolloutError, match=f"weight port 127.0.0.1:{port} failed while"):
         send_to_all([channel], tensors(0))
