@@ -103,7 +103,7 @@ class RecordReader:
         if desc is None:
             return None
         kind = KIND_BBOX if match["kind"] == b"bbox_2d" else KIND_POLY
-        reason = DropReason.MISSING_DESC if not desc else self._geometry_fault(kind, bins)
+        reason = DropReason.MISSING_DESC if not desc.strip() else self._geometry_fault(kind, bins)
         if reason is not None:
             return RecordReading(start, match.end(), reason)
         positions = tuple(self._coord_positions[coords])
@@ -188,7 +188,7 @@ def _desc_and_geometry(members: list[tuple[str, _Value]]) -> tuple[_Value, str, 
     if others or len(kinds) > 1:
         raise _DropError(DropReason.KEY_INVALID)
     desc, geometry = values["desc"], values[kinds[0]]
-    if desc.type != "string" or not desc.text:
+    if desc.type != "string" or not desc.text.strip():
         raise _DropError(DropReason.MISSING_DESC)
     if geometry.type != "array":
         raise _DropError(DropReason.MISSING_GEOM)

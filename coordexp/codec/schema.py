@@ -9,6 +9,7 @@ token_positions
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,7 +36,8 @@ Span = tuple[int, int]
 class BoxObject:
     """One described object.
 
-    desc: the description, any non-empty text.
+    desc: the description: any text that is more than blanks, in Unicode's NFC form (given in another, it is brought to
+        it), so that one description is one text from the record to the score.
     kind: `"bbox_2d"` (bins x1, y1, x2, y2) or `"poly"` (bins x1, y1, x2, y2, ..., at least three points).
     bins: ints in 0..999, x before y.
     """
@@ -45,6 +47,8 @@ class BoxObject:
     bins: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        if isinstance(self.desc, str) and not unicodedata.is_normalized("NFC", self.desc):
+            object.__setattr__(self, "desc", unicodedata.normalize("NFC", self.desc))
         if type(self.bins) is not tuple or any(type(value) is not int for value in self.bins):
             object.__setattr__(self, "bins", tuple(_plain_int(value) for value in self.bins))
 
@@ -58,7 +62,7 @@ class DropReason(StrEnum):
     """Why a complete record of a rollout is not among its objects. Each dropped record has exactly one."""
 
     MISSING_DESC = "missing_desc"
-    """`desc` is absent, not a string, or the empty string."""
+    """`desc` is absent, not a string, empty, or blanks only."""
     MISSING_GEOM = "missing_geom"
     """No geometry key at all, or its value is not an array."""
     WRONG_ARITY = "wrong_arity"

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterable
+from itertools import takewhile
 
 from coordexp.codec.coord_vocab import coord_token
 from coordexp.codec.scanner import find_container, find_object_end, find_value_end, skip_space
@@ -22,6 +24,7 @@ from coordexp.codec.schema import (
 from coordexp.errors import ConfigError, RecordError, RolloutError
 
 _STRING_OR_COORD = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)|<\|coord_(0|[1-9][0-9]{0,2})\|>', re.DOTALL)
+_ESCAPE_AND_MORE = re.compile(r"(\\(?:u[0-9a-f]{4}|.))([^\x00-\x7f]*+)")
 
 
 def serialize(objects: Iterable[BoxObject], field_order: str = "desc_first") -> str:
@@ -74,16 +77,25 @@ def _record(index: int, obj: BoxObject, field_order: str) -> str:
 
 
 def _quote(desc: str) -> str:
-    """JSON string with non-ASCII kept.
+    """JSON string with non-ASCII kept; in NFC when `desc` is.
 
     `<|` is written `\\u003c|`, so that a description such as `<|im_end|>` or `<|image_pad|>` stays text and
-    never becomes a control token.
+    never becomes a control token. Marks that would combine with the letter of an escape before them (`\\n`
+    and U+0301 make `\\ń` in a tokenizer that normalizes) are escaped themselves.
     """
-    return json.dumps(desc, ensure_ascii=False).replace("<|", "\\u003c|")
+    text = json.dumps(desc, ensure_ascii=False).replace("<|", "\\u003c|")
+    return text if unicodedata.is_normalized("NFC", text) else _ESCAPE_AND_MORE.sub(_escape_marks, text)
+
+
+def _escape_marks(match: re.Match[str]) -> str:
+    """The escape of `match`, the combining marks right after it as escapes, and the rest."""
+    escape, more = match.groups()
+    marks = "".join(takewhile(unicodedata.combining, more))
+    return escape + json.dumps(marks)[1:-1] + more[len(marks) :]
 
 
 def _check_writable(index: int, obj: BoxObject) -> None:
-    if not isinstance(obj.desc, str) or not obj.desc:
+    if not isinstance(obj.desc, str) or not obj.desc.strip():
         raise RecordError(f"object {index} (0-based) has desc {obj.desc!r}, expected a non-empty string")
     try:
         obj.desc.encode("utf-8")

@@ -3,9 +3,10 @@
     ground truth   Y = serialize(objects) + <|im_end|>
     rollout        Y = prefix + append(missed objects) + <|im_end|>
 
-The rollout's prefix keeps the ids the model wrote. Where the prefix ends inside one of them (`]}]}`, say, of which
-`]}` stays), what stays of it is encoded together with what is appended, as it would be in a ground-truth target: a
-model that learned `]}, {` and `]}]}` as one token each must choose between them there.
+The rollout's prefix keeps the ids the model wrote, but for the last one: what the prefix holds of it (`]}` of a token
+`]}]}`, say) is encoded together with what is appended, as it would be in a ground-truth target. A model that learned
+`]},` and `]}` as one token each chooses between going on and stopping there; the token belongs to the tail. Where the
+last token comes out as the model wrote it, it stays part of the prefix.
 
 Matched predictions supervise their coordinate slots with the bins of their ground truth; the missed ground truths
 follow in their own order. When the parser's prefix is the empty container (no container found, or text before it),
@@ -22,7 +23,7 @@ import numpy as np
 from coordexp.codec.coord_vocab import Tokenizer
 from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.pieces import pieces_of
-from coordexp.codec.schema import KIND_BBOX, BoxObject, check_field_order
+from coordexp.codec.schema import CONTAINER_OPEN, KIND_BBOX, BoxObject, check_field_order
 from coordexp.codec.serialize import append_fragment, serialize
 from coordexp.errors import ContractError, RecordError, RolloutError
 from coordexp.geometry import MAX_BIN, box_polygon, polygon_box
@@ -31,7 +32,7 @@ from coordexp.matching.sinkhorn import barycentric_targets
 from coordexp.targets.draft import Bins, TargetDraft
 from coordexp.targets.roles import Role
 from coordexp.targets.sample import DroppedSample, DropReason, EncodedSample, Media
-from coordexp.targets.spelling import spell
+from coordexp.targets.spelling import spell, spell_tail
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class TargetBuilder:
         prompt_ids: tokens up to the first one of the answer, image placeholders expanded.
         Raises RecordError for objects that cannot be written, ContractError for a sample that is too long.
         """
-        written = spell(serialize(objects, self._field_order), self._tok)
-        if written is None:
+        tokens = spell(serialize(objects, self._field_order), self._tok)
+        if tokens is None:
             raise RecordError(
-                f"sample {sample_id}: the tokenizer changes the text of its objects beyond Unicode's NFC, so "
-                "the target's tokens cannot be located. Check the descriptions, and the tokenizer's normalizer"
+                f"sample {sample_id}: the tokenizer changes the text of its objects, so the target's tokens cannot "
+                "be located. Check the descriptions, and the tokenizer's normalizer"
             )
         draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id)
-        draft.append(written, objects, Role.GROUND_TRUTH)
+        draft.append(tokens, objects, Role.GROUND_TRUTH)
         return self._checked(draft.finish(media))
 
     def from_rollout(
@@ -115,14 +116,14 @@ class TargetBuilder:
             fragment = append_fragment(missed, parsed.prefix_text, self._field_order)
         except RolloutError as error:
             return DroppedSample(sample_id, DropReason.PREFIX_NOT_OPEN, str(error))
-        cut = self._pieces.join(parsed.prefix_token_ids[parsed.num_verbatim_prefix_tokens :]).decode()
-        tail = spell(cut + fragment, self._tok)
+        tail = spell_tail(parsed, fragment, self._tok)
         if tail is None:
             return DroppedSample(sample_id, DropReason.TAIL_CHANGED, f"appended text {fragment[:200]!r}")
         true_bins = {pred: self._true_bins(parsed.objects[pred], gts[gt]) for pred, gt in pairs}
         draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id)
-        draft.continue_rollout(parsed, true_bins)
-        draft.append(tail, missed, Role.FN_TAIL, context=cut if parsed.prefix_is_fallback else "")
+        draft.continue_rollout(parsed, true_bins, tail.num_kept)
+        untaught = CONTAINER_OPEN if parsed.prefix_is_fallback else ""
+        draft.append(tail.tokens, missed, Role.FN_TAIL, untaught=untaught)
         return self._checked(draft.finish(media))
 
     def _true_bins(self, pred: BoxObject, gt: BoxObject) -> Bins:

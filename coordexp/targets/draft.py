@@ -8,7 +8,7 @@ import numpy as np
 
 from coordexp.codec.coord_vocab import Tokenizer
 from coordexp.codec.parse import ParsedRollout
-from coordexp.codec.pieces import pieces_of
+from coordexp.codec.pieces import DecodedTokens, pieces_of
 from coordexp.codec.schema import CONTAINER_CLOSE, IM_END, KIND_BBOX, BoxObject
 from coordexp.codec.token_types import TokenType, token_types
 from coordexp.errors import ConfigError, ContractError
@@ -16,7 +16,6 @@ from coordexp.geometry import IntArray
 from coordexp.targets.prefix import prefix_roles
 from coordexp.targets.roles import Role
 from coordexp.targets.sample import EncodedSample, Media
-from coordexp.targets.spelling import Spelling
 
 Bins = Sequence[int]
 
@@ -32,48 +31,47 @@ class TargetDraft:
         self._roles: list[int] = [Role.PROMPT] * len(self._ids)
         self._prompt_length = len(self._ids)
         self._prefix_length = 0
-        self._text = ""
+        self._data = b""
         self._slots: dict[str, list[tuple[Sequence[int], Bins]]] = {"box": [], "poly": []}
         self._num_matched = 0
         self._dropped_invalid = False
 
-    def continue_rollout(self, parsed: ParsedRollout, true_bins: Mapping[int, Bins]) -> None:
-        """Take over the prefix tokens that the model wrote; one that the prefix ends in is yet to be spelled.
+    def continue_rollout(self, parsed: ParsedRollout, true_bins: Mapping[int, Bins], num_kept: int) -> None:
+        """Take over the first `num_kept` tokens of the prefix, as the model wrote them; the rest is yet to be spelled.
 
         true_bins: for the index of each matched prediction, the true bins of its coordinate tokens.
         """
         base = len(self._ids)
-        num_verbatim = parsed.num_verbatim_prefix_tokens
-        written = list(parsed.prefix_token_ids[:num_verbatim])
+        written = list(parsed.prefix_token_ids[:num_kept])
         self._ids += written
-        self._roles += prefix_roles(parsed, true_bins, self._pieces)[:num_verbatim].tolist()
-        self._text += self._pieces.join(written).decode("utf-8", errors="replace")
+        self._roles += prefix_roles(parsed, true_bins, self._pieces)[:num_kept].tolist()
+        self._data += self._pieces.join(written)
         for index, bins in true_bins.items():
             pred = parsed.objects[index]
             self._add_slots([base + at for at in pred.token_positions], pred.kind, bins)
-        self._prefix_length = num_verbatim
+        self._prefix_length = num_kept
         self._num_matched = len(true_bins)
         self._dropped_invalid = parsed.dropped_invalid > 0
 
     def append(
-        self, written: Spelling, objects: Sequence[BoxObject], role: Role, *, context: str = ""
+        self, tokens: DecodedTokens, objects: Sequence[BoxObject], role: Role, *, untaught: str = ""
     ) -> None:
         """Add the records of `objects` and the closing `]}`. Each coordinate token is a slot of its own bin.
 
-        context: how `written` begins when that part is not taught; tokens that hold nothing else are PREFIX.
+        untaught: how `tokens` begin when that part is not taught; those that hold nothing else are PREFIX.
         """
-        base, tokens = len(self._ids), written.tokens
+        base = len(self._ids)
         closing, _ = tokens.tokens_over(len(tokens.data) - len(CONTAINER_CLOSE), len(tokens.data))
-        num_context = sum(end <= len(context.encode()) for end in tokens.ends)
+        num_untaught = sum(end <= len(untaught.encode()) for end in tokens.ends)
         self._ids += tokens.ids
-        self._roles += [Role.PREFIX] * num_context + [role] * (closing - num_context)
+        self._roles += [Role.PREFIX] * num_untaught + [role] * (closing - num_untaught)
         self._roles += [Role.CLOSURE] * (len(tokens.ids) - closing)
-        self._text += written.text
+        self._data += tokens.data
         bin_of = self._pieces.coord_vocab.bin_by_id
         positions = [base + at for at, token_id in enumerate(tokens.ids) if token_id in bin_of]
         if [bin_of[self._ids[at]] for at in positions] != [k for obj in objects for k in obj.bins]:
             raise ContractError(
-                f"sample {self._sample_id}: the coordinates of {written.text[:80]!r}... are not spelled by "
+                f"sample {self._sample_id}: the coordinates of {tokens.text[:80]!r}... are not spelled by "
                 "their coordinate tokens; does the tokenizer merge across added tokens?"
             )
         start = 0
@@ -88,7 +86,7 @@ class TargetDraft:
                 f"{type(self._tok).__name__} does not encode {IM_END} as one token; is it Qwen's?"
             )
         ids, prompt = [*self._ids, self._pieces.im_end_id], self._prompt_length
-        self._check_text(ids[prompt:], self._text + IM_END)
+        text = (self._data + IM_END.encode()).decode("utf-8", errors="replace")
         types_T = np.full(len(ids), TokenType.IGNORE, dtype=np.int8)
         types_T[prompt:] = token_types(ids[prompt:], self._tok)
         box_positions, box_bins = self._flat_slots("box")
@@ -100,7 +98,7 @@ class TargetDraft:
             types_T=types_T,
             prompt_length=prompt,
             prefix_length=self._prefix_length,
-            target_text=self._text + IM_END,
+            target_text=text,
             box_positions_B4=box_positions.reshape(-1, 4),
             box_bins_B4=box_bins.reshape(-1, 4),
             poly_positions_N=poly_positions,
@@ -117,13 +115,3 @@ class TargetDraft:
         slots = self._slots[shape]
         positions = np.array([at for places, _ in slots for at in places], dtype=np.int64)
         return positions, np.array([k for _, bins in slots for k in bins], dtype=np.int64)
-
-    def _check_text(self, target_ids: Sequence[int], text: str) -> None:
-        """ContractError unless the target's tokens, decoded together, are the text they stand for."""
-        decoded = self._pieces.join(target_ids).decode("utf-8", errors="replace")
-        if decoded != text:
-            at = next((i for i, (a, b) in enumerate(zip(decoded, text, strict=False)) if a != b), -1)
-            raise ContractError(
-                f"sample {self._sample_id}: the target's tokens decode to ...{decoded[max(at - 20, 0) : at + 20]!r}"
-                f"..., expected ...{text[max(at - 20, 0) : at + 20]!r}...; parse and build with one tokenizer"
-            )

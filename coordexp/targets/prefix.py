@@ -1,8 +1,8 @@
 """The rollout part of a target: which of its tokens are supervised, and as what.
 
-The tokens are those the model wrote (only the last one may be spelled anew, see `coordexp.codec.parse`). A
-token takes part with a matched record when it lies in it, apart from one separator that it may reach over: a
-token that also holds a piece of an unmatched or dropped record, or any other stray text, teaches nothing.
+The tokens are those the model wrote (the last one may be spelled anew, see `coordexp.targets.spelling`). A token
+takes part with a matched record when it lies in it, apart from one separator that it may reach over: a token that
+also holds a piece of an unmatched or dropped record, or any other stray text, teaches nothing.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Role(IntEnum):
     DROPPED_PREFIX = 5
     """A record that the parser refused: context only."""
     FN_TAIL = 6
-    """Appended records of the ground truths that were missed, with their separators."""
+    """Appended records of the ground truths that were missed, with their separators and the token they begin in."""
     CLOSURE = 7
     """Every token that holds a part of the final `]}`."""
     EOS = 8

@@ -48,7 +48,7 @@ class EncodedSample:
     prompt_length: int
     """Tokens of the prompt; at least 1, since each target token is predicted by the one before it."""
     prefix_length: int = 0
-    """Target tokens that the model wrote itself; 0 for ground truth. (One that the prefix ends in is appended.)"""
+    """Target tokens that the model wrote itself; 0 for ground truth. (A last one that is spelled anew is appended.)"""
     target_text: str
     """What the target's tokens decode to, `<|im_end|>` included."""
     box_positions_B4: IntArray

@@ -13,14 +13,14 @@ from codec_tokenizers import MAKERS
 
 
 @pytest.fixture(scope="session")
-def tokenizers():
-    """Both tokenizers by name."""
-    return {name: make() for name, make in MAKERS.items()}
+def tokenizers(real_tok):
+    """The demo's, the fused one and Qwen's own, by name."""
+    return {name: make() for name, make in MAKERS.items()} | {"real": real_tok}
 
 
-@pytest.fixture(scope="session", params=MAKERS)
+@pytest.fixture(scope="session", params=[*MAKERS, "real"])
 def tok(request, tokenizers):
-    """Each of the two tokenizers in turn."""
+    """Each of the three tokenizers in turn."""
     return tokenizers[request.param]
 
 

@@ -167,8 +167,10 @@ ROWS = {
     "desc coordinate": one(f'{{"desc": <5>, "bbox_2d": {BOX}}}', "missing_desc"),
     # an empty record lacks desc first of all
     "empty record": one("{}", "missing_desc"),
-    # a desc of spaces is not empty
-    "desc of spaces": kept(f'{{"desc": "  ", "bbox_2d": {BOX}}}', BoxObject("  ", "bbox_2d", (1, 2, 3, 4))),
+    # a desc of blanks only is no desc, written plainly, with escapes, or in another order
+    "desc of spaces": one(f'{{"desc": "  ", "bbox_2d": {BOX}}}', "missing_desc"),
+    "desc of escaped blanks": one(f'{{"desc": "\\t\\u00a0\\n", "bbox_2d": {BOX}}}', "missing_desc"),
+    "blank desc behind the box": one(f'{{"bbox_2d" : {BOX}, "desc" : " \u3000"}}', "missing_desc"),
     # braces, brackets and commas inside a desc
     "structure in desc": kept(
         f'{{"desc": "a}}, {{[]", "bbox_2d": {BOX}}}', BoxObject("a}, {[]", "bbox_2d", (1, 2, 3, 4))

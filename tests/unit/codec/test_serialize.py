@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -43,6 +44,9 @@ def test_serialize(objects, field_order, expected):
         ("猫 naïve 🐱", '"猫 naïve 🐱"'),  # non-ASCII is kept
         ("<|im_end|>", r'"\u003c|im_end|>"'),  # a control token stays text
         ("a <b> | c", '"a <b> | c"'),  # other angle brackets are kept
+        ("a\n\u0301b\u0301", r'"a\n\u0301' + 'b\u0301"'),  # a mark never joins the letter of an escape
+        ("\u001a\u0327\u0301\u732b", r'"\u001a\u0327\u0301' + '\u732b"'),
+        ('"\u0301\n\U00010a0d', '"\\"\u0301' + r"\n" + '\U00010a0d"'),  # where it cannot join, it is kept
     ],
 )
 def test_descriptions_are_json_strings(desc, written):
@@ -52,8 +56,33 @@ def test_descriptions_are_json_strings(desc, written):
 
 
 @pytest.mark.parametrize(
+    ("desc", "form"), [("cafe\u0301", "caf\u00e9"), ("\u212b", "\u00c5"), ("\u1100\u1161", "\uac00")]
+)
+def test_a_description_has_one_unicode_form(desc, form):
+    assert BoxObject(desc, "bbox_2d", (0, 0, 1, 1)).desc == form
+    assert BoxObject(desc, "bbox_2d", (0, 0, 1, 1)) == BoxObject(form, "bbox_2d", (0, 0, 1, 1))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    desc=st.text(
+        st.one_of(
+            st.characters(exclude_categories=("Cs",)),
+            st.sampled_from('\n\t\x0b\x1a"\\<|\u0301\u0327\u0338\u0344\u3099\u1161'),
+        )
+    ).filter(str.strip)
+)
+def test_text_is_in_its_normal_form_and_stays_so(desc):
+    """What a tokenizer that normalizes makes of it is what was written."""
+    text = serialize([BoxObject(desc, "bbox_2d", (0, 0, 1, 1))])
+    assert unicodedata.normalize("NFC", text) == text
+    assert json.loads(to_strict_json(text))["objects"][0]["desc"] == unicodedata.normalize("NFC", desc)
+
+
+@pytest.mark.parametrize(
     ("obj", "message"),
     [
+        (BoxObject(" \t\u3000", "bbox_2d", (1, 2, 3, 4)), "expected a non-empty string"),
         (BoxObject("", "bbox_2d", (1, 2, 3, 4)), "desc '', expected a non-empty string"),
         (BoxObject("a\ud800", "bbox_2d", (1, 2, 3, 4)), "lone surrogate"),
         (BoxObject("cat", "bbox", (1, 2, 3, 4)), "kind is 'bbox', expected one of bbox_2d, poly"),

@@ -1,4 +1,4 @@
-"""Tokenizers of the target tests: the two of the codec tests, and ones with exactly the merges a test names."""
+"""Tokenizers of the target tests: the three of the codec tests, and ones with exactly the merges a test names."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def bytewise():
     return tokenizer_with()
 
 
-@pytest.fixture(scope="session", params=MAKERS)
+@pytest.fixture(scope="session", params=[*MAKERS, "real"])
 def tok(request):
-    """The demo's tokenizer, and one whose merges join records, separators and the closing brackets."""
-    return MAKERS[request.param]()
+    """The demo's tokenizer, one whose merges join records, separators and the closing brackets, and Qwen's own."""
+    return request.getfixturevalue("real_tok") if request.param == "real" else MAKERS[request.param]()

@@ -85,9 +85,12 @@ def test_the_target_is_the_prefix_and_the_missed_objects(tok, seed):
     missed = gts if parsed.prefix_is_fallback else [gts[g] for g in match.unmatched_gt]
     prompt_ids = encode(tok, PROMPT)
     assert sample.token_ids_T[: sample.prompt_length].tolist() == prompt_ids
-    verbatim = parsed.prefix_token_ids[: parsed.num_verbatim_prefix_tokens]
-    assert sample.target_ids[: sample.prefix_length].tolist() == verbatim
-    assert verbatim == parsed.response_token_ids[: len(verbatim)]
+    num_verbatim = parsed.num_verbatim_prefix_tokens
+    assert (
+        sample.target_ids[: sample.prefix_length].tolist()
+        == parsed.response_token_ids[: sample.prefix_length]
+    )
+    assert num_verbatim - 1 <= sample.prefix_length <= num_verbatim or parsed.prefix_is_fallback
     expected = parsed.prefix_text + append_fragment(missed, parsed.prefix_text) + "<|im_end|>"
     assert sample.target_text == expected
     assert pieces_of(tok).join(sample.target_ids.tolist()).decode(errors="replace") == expected
@@ -136,7 +139,7 @@ def test_supervised_tokens_of_the_prefix_hold_matched_records_and_separators_onl
         paint[start:stop] = ["matched" if is_taught else "context"] * (stop - start)
     byte = 0
     roles, types = sample.roles_T[sample.prompt_length :], sample.types_T[sample.prompt_length :]
-    for index, token_id in enumerate(parsed.prefix_token_ids[: parsed.num_verbatim_prefix_tokens]):
+    for index, token_id in enumerate(parsed.prefix_token_ids[: sample.prefix_length]):
         piece = pieces_of(tok)[token_id]
         held = set(paint[byte : byte + len(piece)])
         in_gaps = [c for c, what in zip(piece, paint[byte:], strict=False) if what == "gap"]
@@ -156,7 +159,7 @@ def test_supervised_tokens_of_the_prefix_hold_matched_records_and_separators_onl
 
 def other_desc(rng, tok):
     """Tokens of another description, no quote or backslash in it."""
-    return encode(tok, "".join(rng.choices("abcxyz 0猫", k=rng.randint(1, 6))))
+    return encode(tok, "".join(rng.choices("abcxyz0猫", k=rng.randint(1, 6))))
 
 
 def with_other_false_positives(rng, tok, ids, parsed, false_positives, *, same_length):
