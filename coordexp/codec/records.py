@@ -4,6 +4,7 @@
      "objects": [{"desc": "cat", "bbox_2d": [10, 20, 300, 400]}]}
 
 Optional keys: `summary` (text) and `metadata` (an object). Bins may also be written `"<|coord_10|>"`.
+Descriptions are read in Unicode's form NFC.
 Every error names the file, the line (1-based), the object index (0-based) where one is at fault, what was
 found, what was expected and what to do.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 import random
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -20,7 +22,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from coordexp.codec.coord_vocab import coord_token_bin
-from coordexp.codec.schema import GEOMETRY_KINDS, KIND_BBOX, KIND_POLY, NUM_BINS, BoxObject, bins_fault
+from coordexp.codec.schema import (
+    GEOMETRY_KINDS,
+    KIND_BBOX,
+    KIND_POLY,
+    NUM_BINS,
+    BoxObject,
+    bins_fault,
+    is_blank,
+)
 from coordexp.errors import ConfigError, RecordError
 from coordexp.pictures import picture_facts
 
@@ -28,6 +38,7 @@ OBJECT_ORDERINGS = ("sorted", "random")
 
 _REQUIRED_KEYS = ("images", "width", "height", "objects")
 _RECORD_KEYS = (*_REQUIRED_KEYS, "summary", "metadata")
+_MAX_SIDE = 2**31 - 1
 _OBJECT_KEYS = ("desc", *GEOMETRY_KINDS, "poly_points")
 
 
@@ -194,12 +205,13 @@ def _images(value: Any, where: _Place) -> tuple[str, ...]:
     for index, image in enumerate(value):
         if not isinstance(image, str) or not image.strip():
             where.fail(f"images[{index}] is {_shown(image)}, expected a path relative to the data file")
+        _check_unicode(image, f"images[{index}]", where)
     return tuple(value)
 
 
 def _size(obj: Mapping[str, Any], key: str, where: _Place) -> int:
     value = obj[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_SIDE:
         where.fail(f"{key} is {_shown(value)}, expected an int > 0 (pixels of the image file)")
     return value
 
@@ -207,6 +219,8 @@ def _size(obj: Mapping[str, Any], key: str, where: _Place) -> int:
 def _summary(value: Any, where: _Place) -> str | None:
     if value is not None and not isinstance(value, str):
         where.fail(f"summary is {_shown(value)}, expected text (or leave the key out)")
+    if value is not None:
+        _check_unicode(value, "summary", where)
     return value
 
 
@@ -214,6 +228,13 @@ def _metadata(value: Any, where: _Place) -> Mapping[str, Any] | None:
     if value is not None and not isinstance(value, Mapping):
         where.fail(f"metadata is {_shown(value)}, expected a JSON object (or leave the key out)")
     return value
+
+
+def _check_unicode(text: str, name: str, where: _Place) -> None:
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        where.fail(
+            f"{name} {_shown(text)} holds half of a surrogate pair, which is no character. Correct the text"
+        )
 
 
 def _objects(value: Any, where: _Place) -> tuple[BoxObject, ...]:
@@ -227,14 +248,15 @@ def _object(obj: Any, where: _Place) -> BoxObject:
         where.fail(f"is {_shown(obj)}, expected a JSON object with desc and one geometry")
     kind = _geometry_kind(obj, where)
     desc = obj.get("desc")
-    if not isinstance(desc, str) or not desc.strip():
+    if not isinstance(desc, str) or is_blank(desc):
         found = f"is {_shown(desc)}" if "desc" in obj else "is missing"
-        where.fail(f"desc {found}, expected a non-empty description")
+        where.fail(f"desc {found}, expected a description with something to read")
+    _check_unicode(desc, "desc", where)
     bins = _bins(obj[kind], kind, where)
     if kind == KIND_BBOX:
         _check_box_extent(bins, where)
     _check_poly_points(obj, kind, bins, where)
-    return BoxObject(desc, kind, bins)
+    return BoxObject(unicodedata.normalize("NFC", desc), kind, bins)
 
 
 def _geometry_kind(obj: Mapping[str, Any], where: _Place) -> str:

@@ -53,6 +53,18 @@ class BoxObject:
             object.__setattr__(self, "bins", tuple(_plain_int(value) for value in self.bins))
 
 
+_DRAWN_AS_NOTHING = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+"""Letters and signs by their category, blanks on paper."""
+
+
+def is_blank(desc: str) -> bool:
+    """Whether a text shows nothing: white space, control and format characters, or no character at all."""
+    return all(
+        char in _DRAWN_AS_NOTHING or char.isspace() or unicodedata.category(char) in ("Cc", "Cf")
+        for char in desc
+    )
+
+
 def _plain_int(value: object) -> object:
     """Integers of any library as int; everything else (a bool, a float) as it is, for `bins_fault` to refuse."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from coordexp.codec.records import Record, order_objects
 from coordexp.codec.schema import BoxObject
 from coordexp.data.dataset import read_rows, training_row
-from coordexp.data.source import source_of
+from coordexp.data.source import naming_sample, source_of
 from coordexp.swift_bridge.prompts import encode_prompt
 from coordexp.targets.sample import Media
 
@@ -86,7 +86,8 @@ class RawSamples(Dataset[RawSample]):
             raise IndexError(f"sample {index} of {self._length}")
         row = self._rows[index % len(self._rows)]
         raw = json.loads(row[RAW_COLUMN])
-        prompt = encode_prompt(self._template, row)
+        with naming_sample(row):
+            prompt = encode_prompt(self._template, row)
         media = None
         if prompt.pixel_values_PD is not None and prompt.image_grid_thw_I3 is not None:
             media = Media(prompt.pixel_values_PD, np.asarray(prompt.image_grid_thw_I3, dtype=np.int64))

@@ -6,7 +6,8 @@ ms-swift hands one text column, `channel`, from a row through encoding, caching 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -21,20 +22,35 @@ SOURCE_COLUMN = "channel"
 
 @dataclass(frozen=True)
 class SampleSource:
-    """dataset: see `dataset_name`.  sample_id: `FILE:LINE` of the record."""
+    """dataset: see `dataset_name`.  sample_id: `FILE:LINE` of the record.
+
+    in_place_of: `FILE:LINE` of a record that could not be encoded, for which this one is trained; None as a rule.
+    """
 
     dataset: str = ""
     sample_id: str = "unknown sample"
+    in_place_of: str | None = None
 
     def to_text(self) -> str:
         """What stands in the column."""
-        return json.dumps([self.dataset, self.sample_id], ensure_ascii=False)
+        return json.dumps([self.dataset, self.sample_id, self.in_place_of], ensure_ascii=False)
 
     @classmethod
-    def of_sample(cls, sample: dict[str, Any]) -> SampleSource:
+    def of_sample(cls, sample: Mapping[str, Any]) -> SampleSource:
         """The source of a row or encoded sample; nameless for one that did not come from our data files."""
         text = sample.get(SOURCE_COLUMN)
         return cls() if text is None else cls(*json.loads(text))
+
+
+@contextmanager
+def naming_sample(row: Mapping[str, Any]) -> Iterator[None]:
+    """Errors about the data of a row, or of an encoded sample, begin with its file and line."""
+    sample_id = SampleSource.of_sample(row).sample_id
+    try:
+        yield
+    except RecordError as error:
+        text = str(error)
+        raise RecordError(text if text.startswith(sample_id) else f"{sample_id}: {text}") from error
 
 
 def source_of(record: Record) -> SampleSource:

@@ -31,6 +31,8 @@ class PluginFlags:
     sections: dict[str, Any] | None
     config_file: str | None
     swift: dict[str, Any]
+    given: frozenset[str] = frozenset()
+    """Names of the flags that are written, whatever their values."""
 
     @property
     def model(self) -> str | None:
@@ -39,6 +41,11 @@ class PluginFlags:
     @property
     def datasets(self) -> tuple[str, ...]:
         return (*self.swift["dataset"], *self.swift["val_dataset"])
+
+    @property
+    def strict(self) -> bool:
+        """Whether a sample that cannot be encoded stops the run: yes, unless `--strict false` is written."""
+        return bool(self.swift["strict"]) or "strict" not in self.given
 
     @property
     def data_seed(self) -> int:
@@ -69,6 +76,7 @@ def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
         sections=_json_object(own.coordexp),
         config_file=own.coordexp_config,
         swift=vars(swift_values),
+        given=frozenset(word[2:].split("=", 1)[0] for word in argv if word.startswith("--")),
     )
 
 

@@ -1,4 +1,4 @@
-"""Prompts as a template encodes them for training: token ids up to the answer, and the image patches."""
+"""Rows as a template encodes them for training: whole samples, or prompts up to the answer with the image patches."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from swift.dataset import LazyLLMDataset
+from swift.template import MaxLengthError
 from torch import Tensor
 
 from coordexp.errors import ConfigError, RecordError
+
+
+_SHORT_ANSWER = {"role": "assistant", "content": "{"}
+"""Marks where an answer begins: a template encodes prompt and answer each on their own."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +41,39 @@ def rows_of(dataset: Any) -> Any:
     )
 
 
-def encode_prompt(template: Any, row: Mapping[str, Any]) -> EncodedPrompt:
-    """The prompt of a row of user and assistant messages, by the template in train mode.
+def encode_sample(template: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of user and assistant messages as `template` encodes it in train mode, with its `length`.
 
     Raises:
-        RecordError: the template supervises no token, so there is no place where the answer begins.
+        RecordError: it is longer than max_length, or its pictures cannot be read; the row is not named.
     """
-    encoded = template.encode({"messages": row["messages"], "images": row["images"]})
+    try:
+        encoded: dict[str, Any] = template.encode(dict(row), return_length=True)
+    except MaxLengthError as error:
+        raise RecordError(
+            f"is too long ({str(error).rstrip('.')}). Raise global_max_length (max_length in ms-swift's flat form), or "
+            "give the record fewer objects or a smaller picture"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise RecordError(f"cannot be encoded ({error})") from error
+    return encoded
+
+
+def encode_prompt(template: Any, row: Mapping[str, Any]) -> EncodedPrompt:
+    """The prompt of a row that begins with user messages, by the template in train mode; what it answers is left out.
+
+    Raises:
+        RecordError: as `encode_sample`, or the template supervises no token, so that no answer could begin.
+    """
+    question = [message for message in row["messages"] if message["role"] != "assistant"]
+    short = {"messages": [*question, _SHORT_ANSWER], "images": row["images"]}
+    encoded = encode_sample(template, short)
     labels = encoded["labels"]
     start = next((index for index, label in enumerate(labels) if label != -100), None)
     if not start:
         raise RecordError(
-            f"the template supervises none of the {len(labels)} tokens of {row['images']}; expected a user message and "
-            "an answer. Is it longer than max_length?"
+            f"cannot be asked: the template supervises none of its {len(labels)} tokens; expected a user message and "
+            "an answer. Check the template"
         )
     return EncodedPrompt(
         tuple(encoded["input_ids"][:start]), encoded.get("pixel_values"), encoded.get("image_grid_thw")

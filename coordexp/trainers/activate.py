@@ -6,10 +6,12 @@ Everything that can be wrong with flags, settings, tokenizer or data is reported
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from coordexp.codec.coord_vocab import CoordVocab
@@ -22,7 +24,7 @@ from coordexp.config.schema.sections import check_sections_fit
 from coordexp.data.dataset import read_training_rows
 from coordexp.data.raw_samples import read_raw_rows
 from coordexp.data.source import DatasetFilter, SampleSource
-from coordexp.errors import ConfigError
+from coordexp.errors import ConfigError, CoordExpError
 from coordexp.metrics.best import best_metric_problems
 from coordexp.swift_bridge.arguments import PluginFlags, adapter_folders, read_plugin_flags
 from coordexp.swift_bridge.dataset import register_jsonl
@@ -48,10 +50,13 @@ VARIANTS = {
 def activate_from_argv(argv: Sequence[str]) -> None:
     """Register the template, and for `swift sft` the datasets and the trainer that the flags ask for.
 
+    In a worker process nothing is done: what a worker needs is sent to it.
     Other ms-swift commands (infer, export, ...) that replay the plugin of a checkpoint get the template and what
     the checkpoint's model needs.
     Without a trainer variant ms-swift trains as usual.
     """
+    if multiprocessing.current_process().daemon:  # data loaders, packers; ms-swift replays the plugin there
+        return
     check_versions()
     register_coord_template()
     log_to_console()
@@ -78,7 +83,21 @@ def activate_from_argv(argv: Sequence[str]) -> None:
     start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
     prepare_loaded_models(preparation(sections.custom.coord_offset, start))
     use_trainer(VARIANTS[variant])
-    activate(RunSettings(variant=variant, sections=sections, swift=flags.swift))
+    activate(RunSettings(variant, sections, {**flags.swift, "strict": flags.strict}))
+    sys.excepthook = end_in_one_line
+
+
+def end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A `sys.excepthook`: errors raised on purpose end the process with their message and exit code.
+
+    Of one that a data-loader worker raised, the message is what stands after torch's copy of the traceback.
+    """
+    if not isinstance(error, CoordExpError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    message = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].strip()
+    print(f"coordexp: {message}", file=sys.stderr)
+    raise SystemExit(error.exit_code)
 
 
 def log_to_console() -> None:

@@ -54,6 +54,17 @@ def test_bins_may_be_coordinate_tokens():
     assert parse_record(with_object(bbox_2d=tokens)).objects[1] == BoxObject("cat", "bbox_2d", (1, 2, 30, 40))
 
 
+def test_descriptions_are_read_in_one_unicode_form():
+    """Composed and decomposed accents look the same, and are the same description."""
+    written = record(objects=[{**CAT, "desc": desc} for desc in ("caf\u00e9", "cafe\u0301")])
+    assert [obj.desc for obj in parse_record(written).objects] == ["caf\u00e9"] * 2
+
+
+@pytest.mark.parametrize("desc", ["\u200d\U0001f469", "\u0301", ".", "\u200b\u4e2d"])
+def test_one_sign_that_can_be_read_is_a_description(desc):
+    assert parse_record(with_object(desc=desc)).objects[1].desc == desc
+
+
 def test_an_image_without_objects_is_a_record():
     assert parse_record(record(objects=[])).objects == ()
 
@@ -77,6 +88,9 @@ RECORD_FAULTS = [
     (record(objects=...), "key 'objects' is missing"),
     (record(images=[]), r"images is \[\], expected a non-empty list of paths"),
     (record(images="a.jpg"), "images is 'a.jpg', expected a non-empty list"),
+    (record(images=["\udcff.jpg"]), r"images\[0\] .* holds half of a surrogate pair"),
+    (record(summary="\udcff"), "summary .* holds half of a surrogate pair"),
+    (record(width=2**31), "width is 2147483648, expected an int > 0"),
     (record(images=["a.jpg", ""]), r"images\[1\] is '', expected a path"),
     (record(images=[3]), r"images\[0\] is 3, expected a path"),
     (record(width=0), "width is 0, expected an int > 0"),
@@ -92,9 +106,11 @@ RECORD_FAULTS = [
 
 OBJECT_FAULTS = [
     (record(objects=[CAT, "cat"]), "is 'cat', expected a JSON object with desc and one geometry"),
-    (with_object(desc=...), "desc is missing, expected a non-empty description"),
-    (with_object(desc=""), "desc is '', expected a non-empty description"),
-    (with_object(desc=" \t"), r"desc is ' \\t', expected a non-empty description"),
+    (with_object(desc=...), "desc is missing, expected a description with something to read"),
+    (with_object(desc=""), "desc is '', expected a description with something to read"),
+    (with_object(desc=" \t"), r"desc is ' \\t', expected a description with something to read"),
+    (with_object(desc="\u00a0\u200b\u3164\ufeff"), "desc is .*, expected a description with something to read"),
+    (with_object(desc="a \ud83d cat"), "desc .* holds half of a surrogate pair"),
     (with_object(desc=None), "desc is None"),
     (with_object(desc=7), "desc is 7"),
     (with_object(bbox_2d=...), "no geometry: expected exactly one of bbox_2d, poly"),
