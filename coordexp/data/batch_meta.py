@@ -26,6 +26,8 @@ class BatchMeta:
     """Original samples: more than sequences in a pack."""
     types_skipped: bool = False
     """Token types were asked for, but the batch's labels are not those of its samples one after another."""
+    num_replaced: int = 0
+    """Samples that stand in for others, which could not be encoded."""
 
     def put(self, batch: dict[str, Any]) -> None:
         """Into a batch, as plain containers: data loaders move tensors in those to the device, and nothing else."""

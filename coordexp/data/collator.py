@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from coordexp.data.batch_meta import BatchMeta
@@ -27,25 +28,33 @@ def with_meta(collate: Collate, columns: CoordColumns, typer: RowTyper | None = 
     typer: also types the rows, for the token metrics. Rows of a batch whose labels are not those of its samples stay
     without types (`types_skipped`).
     """
+    return partial(_collate_with_meta, collate=collate, columns=columns, typer=typer)
 
-    def collate_with_meta(features: list[Any]) -> dict[str, Any]:
-        samples = unpacked(features)
-        sample_ids = tuple(SampleSource.of_sample(sample).sample_id for sample in samples)
-        typed = None if typer is None else typer.labels_and_types(samples)
-        batch = collate(features)
-        if "labels" not in batch:
-            raise ConfigError(
-                f"the collated batch has no labels (keys: {', '.join(batch)}); is the template in train mode?"
-            )
-        check_pack(batch, len(samples))
-        rows = SupervisedRows.from_labels(batch["labels"], columns)
-        if typed is not None:
-            rows = replace(rows, types_R=row_types(typed, batch["labels"], rows))
-        is_skipped = typed is not None and rows.types_R is None
-        BatchMeta(rows, sample_ids, len(samples), is_skipped).put(batch)
-        return batch
 
-    return collate_with_meta
+def _collate_with_meta(
+    features: list[Any], *, collate: Collate, columns: CoordColumns, typer: RowTyper | None
+) -> dict[str, Any]:
+    """A function of the module, so that spawned workers can be given it."""
+    samples = unpacked(features)
+    sources = [SampleSource.of_sample(sample) for sample in samples]
+    typed = None if typer is None else typer.labels_and_types(samples)
+    batch = collate(features)
+    if "labels" not in batch:
+        raise ConfigError(
+            f"the collated batch has no labels (keys: {', '.join(batch)}); is the template in train mode?"
+        )
+    check_pack(batch, len(samples))
+    rows = SupervisedRows.from_labels(batch["labels"], columns)
+    if typed is not None:
+        rows = replace(rows, types_R=row_types(typed, batch["labels"], rows))
+    BatchMeta(
+        rows,
+        tuple(source.sample_id for source in sources),
+        len(samples),
+        types_skipped=typed is not None and rows.types_R is None,
+        num_replaced=sum(source.in_place_of is not None for source in sources),
+    ).put(batch)
+    return batch
 
 
 def unpacked(features: Sequence[Any]) -> list[dict[str, Any]]:

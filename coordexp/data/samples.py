@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,17 +24,20 @@ class EncodedSamples(Dataset[dict[str, Any]]):
         this `seed`; the sample's source names what it stands for, so that it can be counted.
     """
 
-    def __init__(
-        self, rows: Sequence[Mapping[str, Any]], template: Any, *, strict: bool = True, seed: int = 0
-    ) -> None:
+    def __init__(self, rows: Any, template: Any, *, strict: bool = True, seed: int = 0) -> None:
         self._rows, self._template = rows, template
         self._strict, self._seed = strict, seed
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Raises RecordError naming file and line of a row that cannot be encoded, and what to do."""
+    def __getitem__(self, index: int | str) -> Any:
+        """An encoded sample; under a name, that column of the rows (packers ask for `lengths`).
+
+        Raises RecordError naming file and line of a row that cannot be encoded, and what to do.
+        """
+        if isinstance(index, str):
+            return self._rows[index]
         try:
             return self._encoded(index)
         except RecordError as error:

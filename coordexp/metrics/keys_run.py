@@ -21,6 +21,13 @@ NONFINITE_LOSS_TOTAL = HEALTH.define(
     when="steps where it happens, with skipping switched on",
     better="lower",
 )
+SAMPLES_REPLACED_TOTAL = HEALTH.define(
+    "health/samples_replaced_total",
+    Kind.COUNTER,
+    "Samples trained in place of others that could not be encoded.",
+    unit="samples",
+    when="steps where it happens, in stage 1 with `strict: false`",
+)
 TOKEN_TYPES_SKIPPED_TOTAL = HEALTH.define(
     "health/token_types_skipped_total",
     Kind.COUNTER,

@@ -16,16 +16,21 @@ PrepareModel = Callable[[Any, Any, Path], None]
 """(model, tokenizer, model folder); before tuners, freezing and wrappers. Changes the model in place."""
 
 
+class PreparingLoader(Qwen3VLLoader):
+    """ms-swift's loader, with `prepare` after it. Of the module: templates, which go to workers, refer to it."""
+
+    prepare: PrepareModel
+
+    def load(self) -> Any:
+        model, processor = super().load()
+        if model is not None:
+            type(self).prepare(model, self._get_tokenizer(processor), Path(self.model_info.model_dir))
+        return model, processor
+
+
 def prepare_loaded_models(prepare: PrepareModel) -> None:
     """From here on ms-swift hands every model of type `qwen3_vl` that it loads in this process to `prepare`."""
-
-    class PreparingLoader(Qwen3VLLoader):
-        def load(self) -> Any:
-            model, processor = super().load()
-            if model is not None:
-                prepare(model, self._get_tokenizer(processor), Path(self.model_info.model_dir))
-            return model, processor
-
+    PreparingLoader.prepare = staticmethod(prepare)  # type: ignore[assignment]
     _load_with(PreparingLoader)
 
 

@@ -7,7 +7,7 @@ same packs under any attention implementation: transformers keeps samples apart 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from swift.dataset import PackingDataset
@@ -49,6 +49,14 @@ def pack_dataset(
 def unpacked(dataset: Any) -> Any:
     """The samples of a packed dataset, one by one; any other dataset as it is."""
     return dataset.dataset if isinstance(dataset, PackingDataset) else dataset
+
+
+def replace_packed(dataset: Any, replacement: Callable[[Any], Any]) -> Any:
+    """`replacement` of a dataset; of a packed one, packs of the `replacement` of its samples."""
+    if not isinstance(dataset, PackingDataset):
+        return replacement(dataset)
+    dataset.dataset = replacement(dataset.dataset)
+    return dataset
 
 
 def _check_lengths(dataset: Any, packing_length: int) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from coordexp.errors import ConfigError, RecordError
 
-
 _SHORT_ANSWER = {"role": "assistant", "content": "{"}
 """Marks where an answer begins: a template encodes prompt and answer each on their own."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from swift.model import get_model_processor
 from swift.template import StdTemplateInputs, load_file
 from swift.template.register import register_template
 from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
@@ -70,6 +71,16 @@ class CoordQwen3VLTemplate(Qwen3VLTemplate):
     @staticmethod
     def _replace_image_tags(inputs: StdTemplateInputs) -> None:
         """`<img>PATH</img>` in a text stays text."""
+
+    def _get_model(self) -> Any:
+        if self.model is None and self.dummy_model is None:
+            # In a spawned worker; the stock template would guess the type of the model from its folder, and fail.
+            with torch.device("meta"):
+                loaded = get_model_processor(
+                    self.model_info.model_dir, model_type=self.model_info.model_type, return_dummy_model=True
+                )
+            self.dummy_model = loaded[0]
+        return super()._get_model()
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
         collated = super()._data_collator(batch, padding_to=padding_to)

@@ -22,7 +22,15 @@ STALE_AFTER_S = 600.0
 RECENT_WINDOWS = 3
 """Training windows whose advice is reported, beside that of the last evaluation."""
 _SPEED, _RUNTIME = "train_speed(s/it)", "train_runtime"
-_COUNTED = (keys_run.NONFINITE_METRICS_TOTAL, keys_run.NONFINITE_LOSS_TOTAL)
+_COUNTED = {
+    keys_run.NONFINITE_METRICS_TOTAL: "the console names the keys; lower the learning rate, check max_grad_norm and "
+    "the precision",
+    keys_run.NONFINITE_LOSS_TOTAL: "the console names the samples; lower the learning rate, check max_grad_norm and "
+    "the precision",
+    keys_run.SAMPLES_REPLACED_TOTAL: "set strict: true, and the first sample that cannot be encoded is named with its "
+    "file and line; raise global_max_length or mend the records",
+}
+"""Counts that should be 0 over a whole run, and what to do about them."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "global_step*")
 
 
@@ -61,7 +69,7 @@ def diagnose(run_dir: Path, *, now: float | None = None) -> Diagnosis:
             *([] if is_finished else _stopped(payloads, age)),
             *_stats_behind(run_dir / STATS_FILE, payloads[-1]),
             *_best_checkpoint(run_dir, resolved.get("derived", {}), payloads, is_finished),
-            *_nonfinite(payloads),
+            *_counted(payloads),
             *_unhealthy(payloads),
         ],
     )
@@ -155,15 +163,14 @@ def _best_checkpoint(
     ]
 
 
-def _nonfinite(payloads: Sequence[Payload]) -> list[str]:
+def _counted(payloads: Sequence[Payload]) -> list[str]:
     problems = []
-    for key in _COUNTED:
+    for key, action in _COUNTED.items():
         by_step = {p["global_step"]: p["metrics"][key] for p in payloads if p["metrics"].get(key)}
         if by_step:
             problems.append(
                 f"{key}: {sum(by_step.values()):g} over the run, first at step {min(by_step)}, last at step "
-                f"{max(by_step)}. What to do: the console names keys and samples; lower the learning rate, check "
-                "max_grad_norm and the precision."
+                f"{max(by_step)}. What to do: {action}."
             )
     return problems
 
@@ -176,7 +183,9 @@ def _unhealthy(payloads: Sequence[Payload]) -> list[str]:
     watch = HealthWatch()
     newest: dict[tuple[str, str], str] = {}
     for index, payload in enumerate(payloads):
-        numbers = {key: value for key, value in payload["metrics"].items() if not key.endswith(_COUNTED)}
+        numbers = {
+            key: value for key, value in payload["metrics"].items() if not key.endswith(tuple(_COUNTED))
+        }
         found = watch.look(numbers)
         if index in recent:
             newest |= {(a.kind, a.key): f"step {payload['global_step']}: {a.message}" for a in found}

@@ -143,6 +143,14 @@ RULES: tuple[Rule, ...] = (
         meaning="optimizer steps were skipped because the loss was not finite",
         action="lower the learning rate; look at the samples the console names",
     ),
+    Rule(
+        "samples_replaced",
+        keys_run.SAMPLES_REPLACED_TOTAL,
+        0,
+        above=True,
+        meaning="samples that cannot be encoded were replaced by others, which are trained more often",
+        action="set strict: true, and the first of them is named with its file and line",
+    ),
 )
 """Rules on one window alone."""
 

@@ -22,10 +22,11 @@ from coordexp.losses.inputs import LossInputs
 from coordexp.losses.objective import check_atoms_sum
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
 from coordexp.metrics.catalog import EVAL_PREFIX
-from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, TOKEN_TYPES_SKIPPED_TOTAL
+from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, SAMPLES_REPLACED_TOTAL, TOKEN_TYPES_SKIPPED_TOTAL
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.base import CoordTrainer
+from coordexp.trainers.encoded_datasets import encode_datasets
 from coordexp.trainers.packing import pack_datasets
 from coordexp.trainers.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
 from coordexp.trainers.step.plan import StepPlan
@@ -52,6 +53,7 @@ class Stage1CoordTrainer(CoordTrainer):
         self._plan: StepPlan | None = None
 
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
+        encode_datasets(arguments, self.settings)
         pack_datasets(arguments, self.settings)
 
     def plan_step(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -90,6 +92,8 @@ class Stage1CoordTrainer(CoordTrainer):
         )
         terms = Stage1Terms.merge(parts)
         self.add_metrics(self._numbers(terms, tokens, meta.num_samples))
+        if meta.num_replaced:
+            self.add_metrics({SAMPLES_REPLACED_TOTAL: (float(meta.num_replaced), 1.0)})
         if meta.types_skipped:
             self._report_skipped_types(meta.sample_ids)
         if self.settings.sections.debug.enabled:

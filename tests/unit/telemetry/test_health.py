@@ -40,6 +40,7 @@ CASES = {
     ),
     "coco_failed": ({"rollout/coco_eval_ok": 0}, {"rollout/coco_eval_ok": 1}, "mAP"),
     "nonfinite_metric": ({"health/nonfinite_metrics_total": 2}, {}, "learning rate"),
+    "samples_replaced": ({"health/samples_replaced_total": 3}, {}, "strict: true"),
     "nonfinite_loss": ({"health/nonfinite_loss_total": 1}, {}, "learning rate"),
 }
 
@@ -226,6 +227,16 @@ def test_not_finite_numbers_are_counted_over_the_whole_run(tmp_path):
     assert problem.startswith(
         "health/nonfinite_metrics_total: 3 over the run, first at step 1, last at step 2."
     )
+
+
+def test_replaced_samples_are_counted_over_the_whole_run(tmp_path):
+    records = [("train", 1, {"health/samples_replaced_total": 1.0})]
+    records += [("train", step, {"loss": 1.0}) for step in range(2, 9)]
+    (problem,) = diagnose(write_run(tmp_path / "run", records)).problems
+    assert problem.startswith(
+        "health/samples_replaced_total: 1 over the run, first at step 1, last at step 1."
+    )
+    assert "set strict: true" in problem
 
 
 def test_advice_is_about_the_last_windows_and_the_last_evaluation(tmp_path):

@@ -1,0 +1,41 @@
+"""What importing the plugin does in a worker, and how errors raised on purpose end a process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+
+import pytest
+from torch.utils.data import DataLoader, Dataset
+
+from coordexp.errors import ConfigError, RecordError
+from coordexp.trainers.activate import activate_from_argv, end_in_one_line
+
+FLAGS = ["--model", "nowhere", "--dataset", "gone.jsonl", "--custom_trainer_variant", "stage1_coord"]
+
+
+def test_a_worker_reads_no_data(monkeypatch: pytest.MonkeyPatch):
+    """ms-swift imports the plugin again in spawned workers, with the command line of the run."""
+    monkeypatch.setattr(sys, "argv", ["/somewhere/swift/cli/sft.py"])
+    with pytest.raises(ConfigError, match=r"gone\.jsonl"):
+        activate_from_argv(FLAGS)
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    activate_from_argv(FLAGS)
+
+
+class Broken(Dataset[int]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        raise RecordError("train.jsonl:7: is too long")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_record_ends_in_one_line(num_workers: int, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(RecordError) as caught:
+        next(iter(DataLoader(Broken(), num_workers=num_workers)))
+    with pytest.raises(SystemExit) as ended:
+        end_in_one_line(caught.type, caught.value, caught.tb)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "coordexp: train.jsonl:7: is too long\n"
