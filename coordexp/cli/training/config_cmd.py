@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from coordexp.errors import EXIT_BAD_INPUT, EXIT_OK, ConfigError
 from coordexp.files import write_text
 
 if TYPE_CHECKING:
-    from coordexp.config import RunConfig
+    from coordexp.config import RunConfig, Sections
+    from coordexp.config.checks.problems import Problem, WrittenOf
 
 REFERENCE = Path("runbooks/config.md")
 NOT_RUN_FILES = ("accelerate", "deepspeed", "eval")  # folders of YAML that is no run configuration
@@ -29,7 +30,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Validate YAML run files, or all of a folder, without loading torch. Exit code 2 when "
         "one is wrong.",
     )
-    check.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file or folder")
+    check.add_argument("files", nargs="+", type=Path, metavar="PATH", help="file or folder")
+    check.add_argument(
+        "--paths",
+        action="store_true",
+        help="data, models and plugins that do not exist are errors (without it: warnings)",
+    )
     show = commands.add_parser(
         "show",
         help="print every value of a run and where it was written",
@@ -47,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen `config` subcommand; returns the process exit code."""
     if args.config_command == "check":
-        return _check(args.paths)
+        return _check(args.files, paths_must_exist=args.paths)
     if args.config_command == "show":
         return _show(args.config, args.overrides, as_json=args.json)
     from coordexp.config.reference import render_reference
@@ -57,21 +63,38 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _check(paths: Sequence[Path]) -> int:
-    from coordexp.cli.training.run_checks import RUN_CHECKS
-    from coordexp.config import load_run_config
-
+def _check(paths: Sequence[Path], *, paths_must_exist: bool) -> int:
     files, wrong = list(_run_files(paths)), 0
     for file in files:
         try:
-            load_run_config(file, checks=RUN_CHECKS)
+            warnings = _check_file(file, paths_must_exist=paths_must_exist)
         except ConfigError as error:
             wrong += 1
             print(f"{file}: {error}", file=sys.stderr)
-        else:
-            print(f"{file}: ok")
+            continue
+        for warning in warnings:
+            print(f"{file}: warning: {warning}", file=sys.stderr)
+        print(f"{file}: ok")
     print(f"{len(files)} files, {wrong} wrong")
     return EXIT_BAD_INPUT if wrong else EXIT_OK
+
+
+def _check_file(file: Path, *, paths_must_exist: bool) -> list[str]:
+    """Warnings of a valid file: paths that do not exist, where they need not."""
+    from coordexp.cli.training.run_checks import RUN_CHECKS, missing_paths
+    from coordexp.config import load_run_config
+
+    if paths_must_exist:
+        load_run_config(file, checks=(*RUN_CHECKS, missing_paths))
+        return []
+    missing: list[Problem] = []
+
+    def note(variant: str, sections: Sections, swift: Mapping[str, Any], written: WrittenOf) -> list[Problem]:
+        missing.extend(missing_paths(variant, sections, swift, written))
+        return []
+
+    load_run_config(file, checks=(*RUN_CHECKS, note))
+    return [str(problem) for problem in missing]
 
 
 def _run_files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from coordexp.config.run.machine import package_problems
+from coordexp.config.run.machine import missing_paths, package_problems
 from coordexp.metrics.best import best_metric_problems
+
+__all__ = ["RUN_CHECKS", "missing_paths"]
 
 RUN_CHECKS = (best_metric_problems, package_problems)
 """Handed to `load_run_config` by every command that reads a run file."""

@@ -29,10 +29,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code of the training process."""
-    from coordexp.cli.training.run_checks import RUN_CHECKS
+    from coordexp.cli.training.run_checks import RUN_CHECKS, missing_paths
     from coordexp.config import load_run_config, mask_secrets
 
-    config = load_run_config(args.config, overrides=args.overrides, checks=RUN_CHECKS)
+    checks = RUN_CHECKS if args.dry_run else (*RUN_CHECKS, missing_paths)
+    config = load_run_config(args.config, overrides=args.overrides, checks=checks)
     flags = config.to_swift_argv()
     print("running: " + mask_secrets(shlex.join(["swift", "sft", *flags]), config.swift), flush=True)
     if args.dry_run:

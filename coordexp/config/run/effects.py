@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted
+from coordexp.config.run.run_config import is_our_plugin
 from coordexp.config.schema.sections import Sections
 
 SWIFT_OPTIMIZERS = ("default", "galore", "lorap", "multimodal", "muon", "muonclip")
@@ -79,7 +80,7 @@ def _optimizer(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _has_other_plugins(swift: Mapping[str, Any]) -> bool:
     plugins = swift.get("external_plugins") or []
     paths = plugins if isinstance(plugins, list) else [plugins]
-    return any(not str(path).replace("\\", "/").endswith("coordexp/plugin.py") for path in paths)
+    return any(not is_our_plugin(path) for path in paths)
 
 
 def _links(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

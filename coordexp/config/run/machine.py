@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.config.checks.problems import Problem, WrittenOf, closest
+from coordexp.config.run.run_config import is_our_plugin
 from coordexp.config.schema.sections import Sections
 
 TRACKERS: dict[str, tuple[str, ...]] = {
@@ -104,7 +105,8 @@ def missing_paths(
 def _paths(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("dataset", "val_dataset", "external_plugins"):
         for value in _listed(swift.get(name)):
-            yield name, value
+            if not is_our_plugin(value):  # found wherever coordexp is installed
+                yield name, value
     for name in ("model", "adapters", "resume_from_checkpoint"):
         for value in _listed(swift.get(name)):
             if not _may_be_hub_id(value):

@@ -50,6 +50,30 @@ def test_check_goes_through_all_files_and_exits_2(tmp_path: Path) -> None:
     assert "did you mean max_steps?" in result.stderr
 
 
+def test_paths_that_do_not_exist_are_warnings_or_errors(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").touch()
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "model: ./weights\ndataset: [train.jsonl]\nexternal_plugins: [coordexp/plugin.py]\n"
+        "custom_trainer_variant: stage1\n"
+    )
+    said = f'model = "./weights" in {file}:1: does not exist.'
+    checked = coordexp("config", "check", str(file), cwd=tmp_path)
+    assert (checked.returncode, checked.stderr) == (0, f"{file}: warning: {said}\n")
+    strict = coordexp("config", "check", "--paths", str(file), cwd=tmp_path)
+    assert (strict.returncode, strict.stderr) == (2, f"{file}: {said}\n")
+    (tmp_path / "weights").mkdir()
+    assert coordexp("config", "check", "--paths", str(file), cwd=tmp_path).returncode == 0
+
+
+def test_training_does_not_start_without_its_files(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("model: m\ndataset: [train.jsonl]\n")
+    started = coordexp("train", "run.yaml", cwd=tmp_path)
+    assert (started.returncode, started.stdout) == (2, "")
+    assert started.stderr == 'coordexp train: dataset = "train.jsonl" in run.yaml:2: does not exist.\n'
+    assert coordexp("train", "--dry-run", "run.yaml", cwd=tmp_path).returncode == 0
+
+
 def test_check_of_an_empty_folder_exits_2(tmp_path: Path) -> None:
     result = coordexp("config", "check", str(tmp_path))
     assert (result.returncode, "no YAML files" in result.stderr) == (2, True)
