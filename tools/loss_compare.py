@@ -3,7 +3,9 @@
     python tools/loss_compare.py before.yaml after.yaml --max-steps 5
     python tools/loss_compare.py configs/demo/stage1.yaml configs/demo/stage1.yaml --max-steps 5 \
         --set-a custom.head=plain --set-b custom.head=fused
+    python tools/loss_compare.py run.yaml run.yaml --max-steps 5 --code-a ../before --code-b .
 
+`--code-a`, `--code-b`: checkouts whose code trains A and B (`git worktree add ../before HEAD~1`).
 How a change that must change nothing is shown to change nothing: a refactor, the fused head, another cut of the step
 into micro-batches and ranks. Both runs go through `coordexp train`, one after the other, without evaluation and
 checkpoints, in a temporary folder (`--keep DIR` leaves runs and logs in DIR/a and DIR/b).
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -71,20 +74,34 @@ def read_curve(run_dir: Path) -> dict[int, float]:
     }
 
 
-def train(config: str, overrides: Sequence[str], run_dir: Path) -> dict[int, float]:
+def train(
+    config: str, overrides: Sequence[str], run_dir: Path, code: Path | None = None
+) -> dict[int, float]:
     """Run `coordexp train` into `run_dir`; its loss curve. Raises CoordExpError with the end of the log if it fails."""
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "train.log"
     command = [sys.executable, "-m", "coordexp.cli.main", "train", config, *overrides]
     command += ["--output_dir", str(run_dir)]
     with log.open("w", encoding="utf-8") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment_of(code)
+        )
     if done.returncode:
         tail = log.read_text(encoding="utf-8")[-LOG_TAIL:]
         raise CoordExpError(
             f"training {config} failed with exit status {done.returncode}; its log ends\n{tail}"
         )
     return read_curve(run_dir)
+
+
+def environment_of(code: Path | None) -> dict[str, str]:
+    """The environment in which Python imports `coordexp` from the checkout `code`; None: as it is."""
+    if code is None:
+        return dict(os.environ)
+    if not (code / "coordexp" / "__init__.py").is_file():
+        raise ConfigError(f"{code}: expected a checkout with a folder coordexp")
+    paths = [str(code.resolve()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def check_same_data(
@@ -132,6 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(
             flag, nargs="+", action="extend", default=[], metavar="PATH=VALUE", help=f"override of {of}"
         )
+    for flag, of in (("--code-a", "A"), ("--code-b", "B")):
+        parser.add_argument(flag, type=Path, metavar="DIR", help=f"checkout whose code trains {of}")
     parser.add_argument(
         "--tolerance", type=float, default=1e-5, help="largest relative difference; default 1e-5"
     )
@@ -154,7 +173,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_same_data(args.a, args.b, flags_a, flags_b)
         with tempfile.TemporaryDirectory(prefix="loss_compare_") as scratch:
             folder = args.keep or Path(scratch)
-            rows = compare(train(args.a, flags_a, folder / "a"), train(args.b, flags_b, folder / "b"))
+            rows = compare(
+                train(args.a, flags_a, folder / "a", args.code_a),
+                train(args.b, flags_b, folder / "b", args.code_b),
+            )
     except CoordExpError as error:
         print(f"loss_compare: {error}", file=sys.stderr)
         return error.exit_code
