@@ -74,9 +74,7 @@ def read_curve(run_dir: Path) -> dict[int, float]:
     }
 
 
-def train(
-    config: str, overrides: Sequence[str], run_dir: Path, code: Path | None = None
-) -> dict[int, float]:
+def train(config: str, overrides: Sequence[str], run_dir: Path, code: Path | None = None) -> dict[int, float]:
     """Run `coordexp train` into `run_dir`; its loss curve. Raises CoordExpError with the end of the log if it fails."""
     run_dir.mkdir(parents=True, exist_ok=True)
     log = run_dir / "train.log"

@@ -14,8 +14,10 @@ from rollout_vllm_program import ids, settings
 from support.rollout import load_policy, read_requests
 
 from coordexp.rollout.session.build import build_policy_backend
+from coordexp.rollout.session.session import RolloutSession
 from coordexp.rollout.weights.policy_model import fingerprint
 from coordexp.rollout.weights.sync import policy_tensors
+from coordexp.trainers.step.ranks import most_over_ranks
 
 ZERO3 = {
     "train_micro_batch_size_per_gpu": 1,
@@ -47,6 +49,9 @@ def main() -> None:
         torch.equal(gathered[name], state[name]) for name in state
     )
     facts["sharded_again"] = all(parameter.numel() == 0 for parameter in model.parameters())
+    facts["session_joins_every_call"] = session_answers(sharded, requests[: 1 + 4 * rank], rank) == ids(
+        plain.generate(requests[: 1 + 4 * rank])
+    )
     before = fingerprint(model)
     input_ids = torch.randint(300, (2, 9))
     for _ in range(2):
@@ -57,6 +62,28 @@ def main() -> None:
     whole.load_state_dict({name: tensor.clone() for name, tensor in policy_tensors(model)})
     facts["same_answers_after_training"] = ids(plain.generate(requests)) == ids(sharded.generate(requests))
     (output / f"rank{rank}.json").write_text(json.dumps(facts))
+
+
+def session_answers(backend: Any, requests: Any, rank: int) -> Any:
+    """Answers through a session, two questions at a time: one call on rank 0 and three on rank 1, unless they agree."""
+    session = RolloutSession(
+        lambda: backend,
+        first_question=lambda: Asked(requests[0]),
+        template=backend._template,
+        preflight_timeout_s=120.0,
+        agree=lambda number: most_over_ranks(number, torch.device("cpu")),
+        at_once=2,
+    )
+    questions = [Asked(request) for request in requests]
+    chunks = list(session.generate_all(questions, version=1, seed_base=0))
+    return ids([rollout for _, rollouts in chunks for rollout in rollouts])
+
+
+class Asked:
+    """A request as a question."""
+
+    def __init__(self, request: Any) -> None:
+        self.sample_id, self.messages, self.images = request.request_id, request.messages, request.images
 
 
 main()

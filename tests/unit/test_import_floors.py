@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,41 @@ def test_swift_is_imported_in_one_folder(path: Path):
     roots = {name.split(".")[0] for name in imported_modules(path)}
     assert "swift" not in roots or room_of(path) == "swift_bridge"
     assert "vllm" not in roots or "rollout" in path.parts
+
+
+def test_no_two_folders_import_each_other():
+    """Sub-folders included. A folder's `__init__`, which only gathers names, is not looked at."""
+    folder_of = {name_of(path): path.parent for path in SOURCES}
+    edges: dict[tuple[Path, Path], str] = {}
+    for path in SOURCES:
+        if path.name == "__init__.py":
+            continue
+        for name in imported_modules(path) & folder_of.keys():
+            target = folder_of[name]
+            if target != path.parent:
+                edges[path.parent, target] = f"{name_of(path)} -> {name}"
+    both = {
+        frozenset((a, b)): (edges[a, b], edges[b, a])
+        for a, b in edges
+        if (b, a) in edges and PACKAGE not in (a, b)  # errors, files and geometry stand beside the folders
+    }
+    assert not both, sorted(both.values())
+
+
+def name_of(path: Path) -> str:
+    """The module that a file is."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_file_is_longer_than_500_lines(path: Path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
+
+
+def test_no_folder_holds_more_than_15_files():
+    counts = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
+    assert {str(folder): count for folder, count in counts.items() if count > 15} == {}
 
 
 def test_torch_free_rooms_import_without_torch():

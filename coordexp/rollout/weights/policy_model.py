@@ -119,12 +119,29 @@ def _whole(model: nn.Module, deepspeed_engine: Any) -> Iterator[None]:
         )
     from trl.models.utils import add_hooks, remove_hooks
 
-    with gathered(model.parameters()):
+    with gathered(model.parameters()), _without_step_reset(deepspeed_engine.optimizer.parameter_offload):
         remove_hooks(deepspeed_engine)
         try:
             yield
         finally:
             add_hooks(deepspeed_engine)
+
+
+@contextmanager
+def _without_step_reset(offload: Any) -> Iterator[None]:
+    """Forwards do not count as training steps of DeepSpeed's parameter offload.
+
+    Its hook on the whole model compares notes with all ranks at the start of a forward, as long as it has not yet seen a
+    complete step: ranks that generate with different numbers of forwards would wait for each other forever. It is no
+    hook that `remove_hooks` knows of. DeepSpeed 0.19.
+    """
+    handle, module = offload.fwd_pre_hook, offload.module
+    reset_step = module._forward_pre_hooks[handle.id]
+    handle.remove()
+    try:
+        yield
+    finally:
+        offload.fwd_pre_hook = module.register_forward_pre_hook(reset_step, prepend=True)
 
 
 def bit_sum(tensor: Tensor) -> Tensor:
