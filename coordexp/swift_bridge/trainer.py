@@ -68,6 +68,10 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
         if self.is_world_process_zero():
             self.on_record(mode, logs)
 
+    def announce_evaluation(self, metrics: dict[str, float]) -> None:
+        """Tell the callbacks of an evaluation that did not run through the HF Trainer's own loop."""
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+
     @property
     def unwrapped_model(self) -> nn.Module:
         return self.accelerator.unwrap_model(self.model)

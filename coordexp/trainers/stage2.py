@@ -113,7 +113,7 @@ class Stage2Trainer(CoordTrainer):
         numbers |= {"runtime": seconds, "samples_per_second": len(dataset) / seconds}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in numbers.items()}
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.announce_evaluation(metrics)
         return metrics
 
     # raw samples stay samples until a step is planned

@@ -104,7 +104,7 @@ def make_parts(trainer: Any) -> Stage2Parts:
             desc_monitor,
             template.tokenizer,
             fn_desc_weight=objective.text_weights(Forward.ROLLOUT).get("desc_ce", 0.0),
-            dump_dir=(settings.monitor_dump.out_dir or Path(args.output_dir) / "monitor_dumps")
+            dump_dir=Path(settings.monitor_dump.out_dir or Path(args.output_dir) / "monitor_dumps")
             if is_main
             else None,
         ),

@@ -131,9 +131,9 @@ def _whole(model: nn.Module, deepspeed_engine: Any) -> Iterator[None]:
 def _without_step_reset(offload: Any) -> Iterator[None]:
     """Forwards do not count as training steps of DeepSpeed's parameter offload.
 
-    Its hook on the whole model compares notes with all ranks at the start of a forward, as long as it has not yet seen a
+    Its hook on the whole model compares notes with all ranks at the start of a forward, as long as it has not seen a
     complete step: ranks that generate with different numbers of forwards would wait for each other forever. It is no
-    hook that `remove_hooks` knows of. DeepSpeed 0.19.
+    hook that `remove_hooks` knows of (DeepSpeed 0.19).
     """
     handle, module = offload.fwd_pre_hook, offload.module
     reset_step = module._forward_pre_hooks[handle.id]
