@@ -86,9 +86,17 @@ def add_coord_tokens(
             pad_to_multiple_of=pad_to_multiple_of,
         )
         model.save_pretrained(staging_dir)
-        processor.save_pretrained(staging_dir)
+        save_processor(processor, staging_dir)
         write_stamp(staging_dir, STAMP_NAME, stamp)
     return Expansion(num_added=len(missing), written=True)
+
+
+def save_processor(processor: ProcessorMixin | PreTrainedTokenizerBase, directory: Path) -> None:
+    """Save a processor as it was published, without the notes that loading from a folder leaves in its tokenizer."""
+    tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
+    for note in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(note, None)
+    processor.save_pretrained(directory)
 
 
 def expand_embeddings(

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from coordexp.errors import ConfigError
 from coordexp.files import read_json
 from coordexp.models.coord_offset import OFFSET_FILE, attach_saved_offset, coord_offset_of, fold_coord_offset
+from coordexp.models.coord_tokens import save_processor
 from coordexp.models.staging import staged_directory
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def merge_offset(checkpoint: str | Path, output_dir: str | Path, *, base: str | 
         unties = offset is not None and offset.unties
         fold_coord_offset(model)
         model.save_pretrained(staging_dir)
-        AutoProcessor.from_pretrained(source).save_pretrained(staging_dir)
+        save_processor(AutoProcessor.from_pretrained(source), staging_dir)
     return unties
 
 
