@@ -33,7 +33,7 @@ from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree
 from coordexp.config.schema.pipeline import TokenCeConfig
 from coordexp.errors import ConfigError, CoordExpError, RecordError
-from coordexp.losses.modules import Forward, TokenCE
+from coordexp.losses.modules import ForwardKind, TokenCE
 from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import DroppedSample, EncodedSample, Role, TargetBuilder
 from coordexp.targets.rows import ce_weights
@@ -163,7 +163,7 @@ def token_ce_of(args: argparse.Namespace) -> TokenCE:
 
 def build_sample(
     record: Record, tok: Any, args: argparse.Namespace
-) -> tuple[EncodedSample, list[str], Forward]:
+) -> tuple[EncodedSample, list[str], ForwardKind]:
     """The sample, facts to print above it, and the forward whose weights apply."""
     objects = order_objects(record.objects, args.object_ordering)
     content = [*({"type": "image"} for _ in record.images), {"type": "text", "text": args.prompt}]
@@ -174,7 +174,7 @@ def build_sample(
     builder = TargetBuilder(tok, field_order=args.field_order)
     if args.rollout is None:
         sample = builder.from_ground_truth(prompt_ids, objects, sample_id=args.record)
-        return sample, [f"ground truth: {len(objects)} objects"], Forward.TEACHER_FORCED
+        return sample, [f"ground truth: {len(objects)} objects"], ForwardKind.TEACHER_FORCED
     text = sys.stdin.read() if args.rollout == "-" else args.rollout
     parsed = parse_rollout(tok.encode(text, add_special_tokens=False), tok, field_order=args.field_order)
     match = match_objects(parsed.objects, objects)
@@ -183,7 +183,7 @@ def build_sample(
     )
     if isinstance(found, DroppedSample):
         raise CoordExpError(f"{args.record}: the sample would be dropped ({found.reason}): {found.detail}")
-    return found, rollout_facts(parsed, match, len(objects)), Forward.ROLLOUT
+    return found, rollout_facts(parsed, match, len(objects)), ForwardKind.ROLLOUT
 
 
 def rollout_facts(parsed: ParsedRollout, match: MatchResult, num_gts: int) -> list[str]:
@@ -203,7 +203,9 @@ def rollout_facts(parsed: ParsedRollout, match: MatchResult, num_gts: int) -> li
     return facts
 
 
-def token_views(sample: EncodedSample, tok: Any, token_ce: TokenCE, forward: Forward) -> Iterator[TokenView]:
+def token_views(
+    sample: EncodedSample, tok: Any, token_ce: TokenCE, forward: ForwardKind
+) -> Iterator[TokenView]:
     """Every token of the sample."""
     pieces = pieces_of(tok)
     weights = ce_weights(sample, token_ce, forward).tolist()

@@ -20,7 +20,7 @@ from coordexp.losses.inputs import SupervisedRows, TextRole
 CHANNELS = ("A", "B")
 
 
-class Forward(Enum):
+class ForwardKind(Enum):
     """Channel of a forward, and the provenance of its text atoms, coordinate atoms and diagnostics."""
 
     ANCHOR = ("A", "A1_text", None, "A1")
@@ -169,26 +169,26 @@ class TextWeighting:
 
     def __init__(self, config: TokenCE):
         self.config = config
-        self._tables: dict[tuple[Forward, torch.device], Tensor] = {}
+        self._tables: dict[tuple[ForwardKind, torch.device], Tensor] = {}
 
-    def role_weight(self, forward: Forward, role: TextRole) -> float:
+    def role_weight(self, forward: ForwardKind, role: TextRole) -> float:
         """w_t of a role, before the drop-invalid multiplier."""
         if role in (TextRole.STRUCT, TextRole.CLOSE, TextRole.EOS):
             return 1.0
         if role is TextRole.MATCHED_STRUCT:
-            in_rollout = forward is Forward.ROLLOUT
+            in_rollout = forward is ForwardKind.ROLLOUT
             return self.config.rollout_matched_prefix_struct_weight if in_rollout else 0.0
-        if forward is Forward.ROLLOUT:
+        if forward is ForwardKind.ROLLOUT:
             return self.config.rollout_fn_desc_weight
-        return 0.0 if forward is Forward.SELF_CONTEXT else self.config.desc_ce_weight
+        return 0.0 if forward is ForwardKind.SELF_CONTEXT else self.config.desc_ce_weight
 
-    def __call__(self, rows: SupervisedRows, forward: Forward) -> TextWeights:
+    def __call__(self, rows: SupervisedRows, forward: ForwardKind) -> TextWeights:
         """Weights of the text rows, on their device. ContractError for rows without roles."""
         if rows.roles_R is None or rows.dropped_invalid_R is None:
             raise ContractError("stage-2 rows need a role each; build them with SupervisedRows.from_boxes")
         roles_R = rows.roles_R
         ce_R = self._table(forward, roles_R.device)[roles_R]
-        if forward is Forward.ROLLOUT:
+        if forward is ForwardKind.ROLLOUT:
             boosted_R = rows.dropped_invalid_R & (roles_R == TextRole.STRUCT)
             multiplier = self.config.rollout_drop_invalid_struct_ce_multiplier
             ce_R = torch.where(boosted_R, ce_R * multiplier, ce_R)
@@ -196,7 +196,7 @@ class TextWeighting:
         gated_R = (ce_R > 0) & (roles_R != TextRole.EOS)
         return TextWeights(ce_R, is_desc_R, gated_R & ~is_desc_R if forward.channel == "A" else gated_R)
 
-    def _table(self, forward: Forward, device: torch.device) -> Tensor:
+    def _table(self, forward: ForwardKind, device: torch.device) -> Tensor:
         """w_t by role, float32 [number of roles], copied to each device once."""
         if (forward, device) not in self._tables:
             weights = [self.role_weight(forward, role) for role in TextRole]

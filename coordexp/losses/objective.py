@@ -1,7 +1,7 @@
 """The stage-2 objective: module lists -> weighted atoms under their provenance keys.
 
 Every atom is logged as `loss/<provenance>/<atom>` after all weights, so that the atoms of a step sum to
-its loss. `Forward` says which provenances a forward yields. A trainer does, per optimizer step:
+its loss. `ForwardKind` says which provenances a forward yields. A trainer does, per optimizer step:
 
     counts = sum over packs and ranks of objective.counts(rows, forward)     # before the first forward
     loss, terms = objective(inputs, forward, counts)                         # per forward
@@ -25,7 +25,7 @@ from coordexp.losses.modules import (
     CHANNELS,
     BboxGeo,
     CoordReg,
-    Forward,
+    ForwardKind,
     ObjectiveSpec,
     TextWeighting,
     TokenCE,
@@ -87,7 +87,7 @@ class Stage2Objective:
         self._geo, self._geo_scale = self._module("bbox_geo", BboxGeo)
         self._reg, self._reg_scale = self._module("coord_reg", CoordReg)
 
-    def needs(self, forward: Forward) -> LossNeeds:
+    def needs(self, forward: ForwardKind) -> LossNeeds:
         """What a head has to compute for this forward."""
         weights = self.coord_weights(forward)
         return LossNeeds(
@@ -96,23 +96,23 @@ class Stage2Objective:
             coord_odds="coord_gate" in weights or self.has_diagnostics(forward),
         )
 
-    def has_diagnostics(self, forward: Forward) -> bool:
+    def has_diagnostics(self, forward: ForwardKind) -> bool:
         """Does coord_diag watch this forward?"""
         entry = self.spec.find("coord_diag")
         return entry is not None and entry.weight_in(forward.channel) > 0
 
-    def text_weights(self, forward: Forward) -> dict[str, float]:
+    def text_weights(self, forward: ForwardKind) -> dict[str, float]:
         """Effective weights of the text atoms of the forward; none that is 0."""
         scale = self._text_scale[forward.channel]
         if self._text_weighting is None or scale == 0:
             return {}
-        if forward is Forward.SELF_CONTEXT:
+        if forward is ForwardKind.SELF_CONTEXT:
             scale *= self._text_weighting.config.self_context_struct_ce_weight
             return {"struct_ce": scale} if scale else {}
         has_desc = self._text_weighting.role_weight(forward, TextRole.DESC) > 0
         return {"struct_ce": scale} | ({"desc_ce": scale} if has_desc else {})
 
-    def coord_weights(self, forward: Forward) -> dict[str, float]:
+    def coord_weights(self, forward: ForwardKind) -> dict[str, float]:
         """Effective weights of the coordinate atoms of the forward; none that is 0."""
         if forward.coord is None:
             return {}
@@ -134,7 +134,7 @@ class Stage2Objective:
             weights["text_gate"] = scale * reg.text_gate_weight
         return {name: weight for name, weight in weights.items() if weight}
 
-    def counts(self, rows: SupervisedRows, forward: Forward) -> dict[str, Tensor]:
+    def counts(self, rows: SupervisedRows, forward: ForwardKind) -> dict[str, Tensor]:
         """This forward's share of the denominators, by name, as 0-dim float tensors.
 
         Add them up by name over all forwards of the step and over all ranks. Same names on every rank.
@@ -146,13 +146,15 @@ class Stage2Objective:
             counts[f"{forward.coord}/text_gate"] = gated_R.sum().to(total_weight.dtype)
         return counts
 
-    def denominators(self, forward: Forward) -> tuple[str, ...]:
+    def denominators(self, forward: ForwardKind) -> tuple[str, ...]:
         """Names of those `counts` that divide an atom of the forward."""
         keys = [f"{forward.text}/{name}" for name in self.text_weights(forward)]
         keys += [f"{forward.coord}/{name}" for name in self.coord_weights(forward)]
         return tuple(dict.fromkeys(_denominator_name(key, forward) for key in keys))
 
-    def __call__(self, inputs: LossInputs, forward: Forward, counts: Counts) -> tuple[Tensor, Stage2Terms]:
+    def __call__(
+        self, inputs: LossInputs, forward: ForwardKind, counts: Counts
+    ) -> tuple[Tensor, Stage2Terms]:
         """The forward's share of the step's loss, and its terms. No host sync.
 
         `inputs` must hold what `needs(forward)` names; `counts` are those of the whole optimizer step.
@@ -169,7 +171,7 @@ class Stage2Objective:
         shares = {}
         for key, atom in terms.atoms.items():
             name = key.removeprefix("loss/")
-            forward = next(kind for kind in Forward if name.split("/")[0] in (kind.text, kind.coord))
+            forward = next(kind for kind in ForwardKind if name.split("/")[0] in (kind.text, kind.coord))
             shares[key] = divide(atom.sum, _denominator(name, forward, counts))
         return shares
 
@@ -181,7 +183,7 @@ class Stage2Objective:
         scale = {channel: entry.weight_in(channel) for channel in CHANNELS}
         return (entry.config if any(scale.values()) else None), scale
 
-    def _text_denominators(self, rows: SupervisedRows, forward: Forward) -> tuple[Tensor, Tensor]:
+    def _text_denominators(self, rows: SupervisedRows, forward: ForwardKind) -> tuple[Tensor, Tensor]:
         """Total weight of the text rows, 0-dim, and which of them the text gate acts on, bool [num_text]."""
         if self._text_weighting is None:
             nothing_R = torch.zeros(rows.num_text, dtype=torch.bool, device=rows.targets_R.device)
@@ -189,7 +191,7 @@ class Stage2Objective:
         weights = self._text_weighting(rows, forward)
         return weights.ce_R.sum(), weights.gated_R
 
-    def _text_atoms(self, inputs: LossInputs, forward: Forward) -> dict[str, SumCount]:
+    def _text_atoms(self, inputs: LossInputs, forward: ForwardKind) -> dict[str, SumCount]:
         """struct_ce and desc_ce, over the total weight of all text rows."""
         atom_weights = self.text_weights(forward)
         if self._text_weighting is None or not atom_weights:
@@ -204,7 +206,7 @@ class Stage2Objective:
             for name, weight in atom_weights.items()
         }
 
-    def _coord_atoms(self, inputs: LossInputs, forward: Forward) -> dict[str, SumCount]:
+    def _coord_atoms(self, inputs: LossInputs, forward: ForwardKind) -> dict[str, SumCount]:
         weights = self.coord_weights(forward)
         atom_of = self._box_atoms(inputs, weights) | self._slot_atoms(inputs, weights)
         if "text_gate" in weights:
@@ -250,13 +252,13 @@ class Stage2Objective:
             rows["coord_gate"] = atoms.gate_rows(_present(inputs.coord_log_odds_N, "coord_log_odds_N"))
         return {name: sum_count(values_N) for name, values_N in rows.items()}
 
-    def _text_gate(self, inputs: LossInputs, forward: Forward) -> SumCount:
+    def _text_gate(self, inputs: LossInputs, forward: ForwardKind) -> SumCount:
         """Over the gated rows, unweighted."""
         _, gated_R = self._text_denominators(inputs.rows, forward)
         gate_R = atoms.text_gate_rows(_present(inputs.text_log_odds_R, "text_log_odds_R"))
         return SumCount(torch.where(gated_R, gate_R, 0.0).sum(), gated_R.sum().to(gate_R.dtype))
 
-    def _terms(self, inputs: LossInputs, forward: Forward, logged: dict[str, SumCount]) -> Stage2Terms:
+    def _terms(self, inputs: LossInputs, forward: ForwardKind, logged: dict[str, SumCount]) -> Stage2Terms:
         if not self.has_diagnostics(forward):
             return Stage2Terms(logged, {}, None, inputs.coord_logits_NK.detach()[:0, 0])
         rows = atoms.monitor_rows(
@@ -281,14 +283,14 @@ def check_atoms_sum(loss: float, atoms_by_key: Mapping[str, float], rel_tol: flo
         raise ContractError(f"loss {loss:.8g} is not the sum {total:.8g} of its atoms: {listed or 'none'}")
 
 
-def _denominator(key: str, forward: Forward, counts: Counts) -> Tensor | float:
+def _denominator(key: str, forward: ForwardKind, counts: Counts) -> Tensor | float:
     """What an atom is divided by: a step-wide count; for atoms over coordinate slots, four times that of boxes."""
     count = counts[_denominator_name(key, forward)]
     is_over_slots = key.startswith(f"{forward.coord}/") and not key.endswith(("/text_gate", "/bbox_ciou"))
     return 4 * count if is_over_slots else count
 
 
-def _denominator_name(key: str, forward: Forward) -> str:
+def _denominator_name(key: str, forward: ForwardKind) -> str:
     """The step-wide count behind an atom's denominator."""
     provenance, name = key.split("/")
     if provenance == forward.text:

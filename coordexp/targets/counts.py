@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coordexp.codec.token_types import TokenType
 from coordexp.losses.inputs import SupervisedRows
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.losses.objective import Stage2Objective
 from coordexp.targets.roles import NOT_A_ROW, Role, text_roles
 from coordexp.targets.sample import EncodedSample
@@ -57,7 +57,7 @@ def count_supervision(samples: Iterable[EncodedSample]) -> SupervisionCounts:
 
 
 def step_counts(
-    forwards: Iterable[SupervisedRows], objective: Stage2Objective, forward: Forward
+    forwards: Iterable[SupervisedRows], objective: Stage2Objective, forward: ForwardKind
 ) -> dict[str, Tensor]:
     """This rank's share of a step's denominators: `objective.counts` over all its forwards.
 

@@ -17,7 +17,7 @@ from coordexp.errors import ContractError
 from coordexp.geometry import IntArray
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows
-from coordexp.losses.modules import Forward, TextWeighting, TokenCE
+from coordexp.losses.modules import ForwardKind, TextWeighting, TokenCE
 from coordexp.targets.roles import NOT_A_ROW, text_roles
 from coordexp.targets.sample import EncodedSample
 
@@ -67,7 +67,7 @@ def stage2_rows(
     )
 
 
-def ce_weights(sample: EncodedSample, token_ce: TokenCE, forward: Forward) -> Tensor:
+def ce_weights(sample: EncodedSample, token_ce: TokenCE, forward: ForwardKind) -> Tensor:
     """Cross-entropy weight w_t of every token of a sample in a forward; 0 where it has none.  float32 [T]."""
     positions_R, targets_R, roles_R, dropped_R = _text_rows([sample], [0])
     rows = SupervisedRows(

@@ -14,7 +14,7 @@ from coordexp.control.schedule import policy_version_at
 from coordexp.errors import ConfigError
 from coordexp.head.run import RowsHead
 from coordexp.losses.columns import CoordColumns
-from coordexp.losses.modules import Forward, ObjectiveSpec
+from coordexp.losses.modules import ForwardKind, ObjectiveSpec
 from coordexp.losses.objective import Stage2Objective
 from coordexp.models.coord_offset import fold_module
 from coordexp.models.self_context import SelfContext
@@ -103,7 +103,7 @@ def make_parts(trainer: Any) -> Stage2Parts:
             settings,
             desc_monitor,
             template.tokenizer,
-            fn_desc_weight=objective.text_weights(Forward.ROLLOUT).get("desc_ce", 0.0),
+            fn_desc_weight=objective.text_weights(ForwardKind.ROLLOUT).get("desc_ce", 0.0),
             dump_dir=Path(settings.monitor_dump.out_dir or Path(args.output_dir) / "monitor_dumps")
             if is_main
             else None,

@@ -17,7 +17,7 @@ from coordexp.data.source import DatasetFilter
 from coordexp.errors import ContractError
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.losses.objective import Stage2Objective
 from coordexp.packing.choice import plan_packs
 from coordexp.packing.layout import SampleBatch, pack_samples, pad_samples
@@ -110,7 +110,7 @@ class StepAssembly:
         *,
         step: int,
         channel: Channel,
-        kinds: tuple[Forward, ...],
+        kinds: tuple[ForwardKind, ...],
         filler: Callable[[], EncodedSample],
         rolled_out: RolledOut | None = None,
     ) -> StepPlan:
@@ -141,7 +141,7 @@ class StepAssembly:
         lengths = [sum(sample.num_tokens for sample in pack) for pack in packs]
         return packing_metrics(lengths, self.layout.packing_length, num_segments=sum(map(len, packs)))
 
-    def _totals(self, rows: Sequence[SupervisedRows], kinds: Sequence[Forward]) -> Mapping[str, Tensor]:
+    def _totals(self, rows: Sequence[SupervisedRows], kinds: Sequence[ForwardKind]) -> Mapping[str, Tensor]:
         own: dict[str, Tensor] = {}
         for kind in kinds:
             own |= step_counts(rows, self._objective, kind)

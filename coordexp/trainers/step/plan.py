@@ -18,7 +18,7 @@ from torch import Tensor
 from coordexp.control.schedule import Channel
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.errors import ContractError
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.trainers.rollouts.answers import RolledOut
 from coordexp.trainers.rollouts.metrics import MetricEntries
 
@@ -47,7 +47,7 @@ class StepPlan:
 
     step: int
     """Optimizer steps before this one."""
-    kinds: tuple[Forward, ...]
+    kinds: tuple[ForwardKind, ...]
     """What each planned forward is run for, in order."""
     forwards: tuple[PlannedForward, ...]
     """At least one; equally many on all ranks."""

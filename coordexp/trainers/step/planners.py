@@ -18,7 +18,7 @@ from torch import Tensor
 from coordexp.control.schedule import Channel, channel_at, realized_b_ratio
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.raw_samples import RawSample
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.metrics.keys_stage2 import B_RATIO_REALIZED, STAGE2_CHANNEL_B
 from coordexp.targets.builder import TargetBuilder
 from coordexp.targets.sample import EncodedSample
@@ -48,7 +48,7 @@ def plan_teacher_forced(
     num_coord = sum(meta.rows.num_coord for meta in metas)
     text, coord = add_up(torch.tensor([num_text, num_coord], device=device)).unbind()
     forwards = (PlannedForward(batch, meta) for batch, meta in zip(batches, metas, strict=True))
-    return StepPlan(step, (Forward.TEACHER_FORCED,), tuple(forwards), {TEXT: text, COORD: coord})
+    return StepPlan(step, (ForwardKind.TEACHER_FORCED,), tuple(forwards), {TEXT: text, COORD: coord})
 
 
 class GroundTruthPlanner:
@@ -62,7 +62,9 @@ class GroundTruthPlanner:
     def __init__(self, builder: TargetBuilder, assemble: StepAssembly, *, num_forwards: int = 1) -> None:
         self._builder, self._assemble = builder, assemble
         self.kinds = (
-            (Forward.TEACHER_FORCED,) if num_forwards == 1 else (Forward.ANCHOR, Forward.SELF_CONTEXT)
+            (ForwardKind.TEACHER_FORCED,)
+            if num_forwards == 1
+            else (ForwardKind.ANCHOR, ForwardKind.SELF_CONTEXT)
         )
 
     def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
@@ -75,7 +77,7 @@ class GroundTruthPlanner:
 class RolloutPlanner:
     """Channel B."""
 
-    kinds = (Forward.ROLLOUT,)
+    kinds = (ForwardKind.ROLLOUT,)
 
     def __init__(self, roll_out: RollOut, builder: TargetBuilder, assemble: StepAssembly) -> None:
         self._roll_out, self._builder, self._assemble = roll_out, builder, assemble

@@ -18,7 +18,7 @@ from coordexp.head.run import HeadResult, RowsHead, Supervised
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import LossInputs
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.losses.objective import Stage2Objective, Stage2Terms, check_atoms_sum
 from coordexp.losses.sums import SumCount
 from coordexp.models.self_context import CoordSlots, SelfContext, run_self_context
@@ -31,7 +31,7 @@ class ForwardOutcome:
 
     loss: Tensor
     """0-dim, with graph: this forward's share of the step's loss on this rank."""
-    terms: Mapping[Forward, Stage2Terms]
+    terms: Mapping[ForwardKind, Stage2Terms]
     """Detached, by what the forward was run for."""
     metrics: Mapping[str, SumCount]
     """What is logged."""
@@ -82,7 +82,7 @@ class PlainRunner:
 
     def run_as(
         self,
-        kind: Forward,
+        kind: ForwardKind,
         model: nn.Module,
         unwrapped: nn.Module,
         forward: PlannedForward,
@@ -106,7 +106,7 @@ class PlainRunner:
             shares = self._objective.shares(terms, plan.totals)
             check_atoms_sum(result.loss.item(), {key: share.item() for key, share in shares.items()})
         metrics = terms.metrics()
-        if kind is not Forward.SELF_CONTEXT:  # its inputs are no tokens
+        if kind is not ForwardKind.SELF_CONTEXT:  # its inputs are no tokens
             metrics |= tokens.metrics()
         return ForwardOutcome(result.loss, {kind: terms}, metrics), result.slot_logits_NK
 
@@ -128,7 +128,7 @@ class SelfContextRunner:
         assert forward.slots_N is not None
         slots = CoordSlots(forward.slots_N, self._plain.columns.index(forward.slots_N.device))
         last = self._settings.num_forwards - 1
-        kinds = {0: Forward.ANCHOR, last: Forward.SELF_CONTEXT}
+        kinds = {0: ForwardKind.ANCHOR, last: ForwardKind.SELF_CONTEXT}
 
         def run(iteration: int) -> tuple[ForwardOutcome | None, Tensor | None]:
             slot_rows_N = None if iteration == last else slots.rows_N

@@ -16,7 +16,7 @@ from coordexp.head.projection import HeadProjection, projection_of
 from coordexp.head.run import apply_head, default_chunk_rows
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows, TextRole
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.losses.objective import Stage2Objective, Stage2Terms
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
 
@@ -184,7 +184,7 @@ def stage2_rows(num_boxes=5, num_text=31):
 
 @pytest.mark.parametrize("chunk_rows", [1, 6, 500])  # boxes are kept whole: chunks of 4, 4 and all
 @pytest.mark.parametrize("decode_mode", ["exp", "st"])
-@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("forward", ForwardKind)
 def test_stage2_with_all_modules_equals_plain(forward, decode_mode, chunk_rows):
     rows = stage2_rows()
     objective = Stage2Objective(STAGE2, decode_mode)

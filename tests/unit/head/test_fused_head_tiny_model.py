@@ -13,7 +13,7 @@ from coordexp.head.projection import projection_of
 from coordexp.head.run import apply_head
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows, TextRole
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.losses.objective import Stage2Objective
 from coordexp.losses.stage1 import Stage1Weights, combine, stage1_terms
 
@@ -140,8 +140,12 @@ def stage2_recipe(labels):
         COLUMNS,
     )
     objective = Stage2Objective(ALL_MODULES)
-    counts = objective.counts(rows, Forward.ROLLOUT)
-    return rows, objective.needs(Forward.ROLLOUT), lambda inputs: objective(inputs, Forward.ROLLOUT, counts)
+    counts = objective.counts(rows, ForwardKind.ROLLOUT)
+    return (
+        rows,
+        objective.needs(ForwardKind.ROLLOUT),
+        lambda inputs: objective(inputs, ForwardKind.ROLLOUT, counts),
+    )
 
 
 @pytest.mark.parametrize("recipe", [stage1_recipe, stage2_recipe], ids=["stage 1", "stage 2"])

@@ -13,7 +13,7 @@ from torchvision.ops import complete_box_iou_loss
 from coordexp.errors import ContractError
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import LossInputs, SupervisedRows, TextRole
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.losses.objective import Stage2Objective, Stage2Terms, check_atoms_sum
 
 K, V, START = 1000, 1030, 20
@@ -55,14 +55,14 @@ COORD_ATOMS = [
     "text_gate",
 ]
 PROVENANCES = {
-    Forward.ANCHOR: {"A1_text/struct_ce", "A1_text/desc_ce"},
-    Forward.SELF_CONTEXT: {"A2_text/struct_ce", *(f"A2_coord/{atom}" for atom in COORD_ATOMS)},
-    Forward.TEACHER_FORCED: {
+    ForwardKind.ANCHOR: {"A1_text/struct_ce", "A1_text/desc_ce"},
+    ForwardKind.SELF_CONTEXT: {"A2_text/struct_ce", *(f"A2_coord/{atom}" for atom in COORD_ATOMS)},
+    ForwardKind.TEACHER_FORCED: {
         "A1_text/struct_ce",
         "A1_text/desc_ce",
         *(f"A2_coord/{atom}" for atom in COORD_ATOMS),
     },
-    Forward.ROLLOUT: {
+    ForwardKind.ROLLOUT: {
         "B_rollout_text/struct_ce",
         "B_rollout_text/desc_ce",
         *(f"B_coord/{atom}" for atom in COORD_ATOMS),
@@ -114,10 +114,10 @@ def evaluate(objective, logits, rows, forward, counts=None):
 
 def role_weight(forward, role, dropped):
     """The table of weights, once more, by hand."""
-    if forward is Forward.ROLLOUT:
+    if forward is ForwardKind.ROLLOUT:
         struct = 2.5 if dropped else 1.0
         weights = {TextRole.STRUCT: struct, TextRole.DESC: 0.4, TextRole.MATCHED_STRUCT: 0.6}
-    elif forward is Forward.SELF_CONTEXT:
+    elif forward is ForwardKind.SELF_CONTEXT:
         weights = {TextRole.STRUCT: 1.0, TextRole.DESC: 0.0, TextRole.MATCHED_STRUCT: 0.0}
     else:
         weights = {TextRole.STRUCT: 1.0, TextRole.DESC: 0.7, TextRole.MATCHED_STRUCT: 0.0}
@@ -139,15 +139,15 @@ def reference_atoms(logits, rows, forward):
         if (
             weight > 0
             and role is not TextRole.EOS
-            and not (role is TextRole.DESC and forward is not Forward.ROLLOUT)
+            and not (role is TextRole.DESC and forward is not ForwardKind.ROLLOUT)
         ):
             p_coord = (z[n] / T).softmax(0)[coord].sum()
             gates.append(-torch.log(1 - p_coord))
-    text_scale = SCALES["token_ce"] * (0.3 if forward is Forward.SELF_CONTEXT else 1.0)
+    text_scale = SCALES["token_ce"] * (0.3 if forward is ForwardKind.SELF_CONTEXT else 1.0)
     atoms = {
         f"{forward.text}/{name}": text_scale * sum(values) / total_weight
         for name, values in text.items()
-        if not (name == "desc_ce" and forward is Forward.SELF_CONTEXT)
+        if not (name == "desc_ce" and forward is ForwardKind.SELF_CONTEXT)
     }
     if forward.coord is None:
         return atoms
@@ -194,9 +194,9 @@ def reference_atoms(logits, rows, forward):
     return atoms
 
 
-@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("forward", ForwardKind)
 def test_atoms_loss_and_gradient_match_float64(forward):
-    logits, rows = make_batch(rollout=forward is Forward.ROLLOUT)
+    logits, rows = make_batch(rollout=forward is ForwardKind.ROLLOUT)
     ours_in, ref_in = logits.clone().requires_grad_(), logits.double().requires_grad_()
 
     loss, terms = evaluate(Stage2Objective(make_spec()), ours_in, rows, forward)
@@ -221,7 +221,7 @@ def test_box_decode_mode(mode):
     logits[rows.positions_R[rows.num_text :], START + rows.bins_N] = 14.0  # likeliest, but not certain
     objective = Stage2Objective(make_spec(skip=("token_ce", "coord_reg")), decode_mode=mode)
     z = logits.requires_grad_()
-    loss, _ = evaluate(objective, z, rows, Forward.ROLLOUT)
+    loss, _ = evaluate(objective, z, rows, ForwardKind.ROLLOUT)
     loss.backward()
     assert (loss.item() < 1e-5) == (mode == "st")
     assert torch.isfinite(z.grad).all()
@@ -230,7 +230,7 @@ def test_box_decode_mode(mode):
 # --- rules between atoms -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("forward", ForwardKind)
 def test_zero_weight_atoms_are_absent(forward):
     spec = make_spec(
         token_ce={"desc_ce_weight": 0.0, "rollout_fn_desc_weight": 0.0, "self_context_struct_ce_weight": 0.0},
@@ -253,17 +253,17 @@ def test_modules_act_only_in_their_channels():
     objective = Stage2Objective(make_spec(channels=["B"], diagnostics=False))
     logits, rows = make_batch()
     z = logits.clone().requires_grad_()
-    loss, terms = evaluate(objective, z, rows, Forward.TEACHER_FORCED)
+    loss, terms = evaluate(objective, z, rows, ForwardKind.TEACHER_FORCED)
     loss.backward()
     assert terms.metrics() == {}
     assert loss.item() == 0
     assert z.grad.abs().max() == 0
-    assert set(evaluate(objective, logits, rows, Forward.ROLLOUT)[1].atoms) == {
-        f"loss/{key}" for key in PROVENANCES[Forward.ROLLOUT]
+    assert set(evaluate(objective, logits, rows, ForwardKind.ROLLOUT)[1].atoms) == {
+        f"loss/{key}" for key in PROVENANCES[ForwardKind.ROLLOUT]
     }
 
 
-@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("forward", ForwardKind)
 def test_unsupervised_tokens_cannot_change_anything(forward):
     """Tokens without a row (unmatched predictions among them) may have any logits."""
     logits, rows = make_batch()
@@ -285,7 +285,7 @@ def test_unsupervised_tokens_cannot_change_anything(forward):
     assert results[0][1][free].abs().max() == 0
 
 
-@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("forward", ForwardKind)
 def test_a_step_may_be_cut_into_any_packs(forward):
     """Two packs with the counts of both: loss and logged atoms are those of one batch with all rows."""
     objective = Stage2Objective(make_spec())
@@ -316,12 +316,12 @@ def test_a_step_may_be_cut_into_any_packs(forward):
     )
 
 
-@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("forward", ForwardKind)
 @pytest.mark.parametrize("coord_reg", [{}, {"text_gate_weight": 0.0}], ids=["all", "without_text_gate"])
 def test_atoms_over_one_denominator_can_be_computed_alone(forward, coord_reg):
     """Other counts infinite: what is left adds up, over all denominators, to loss and gradient of the whole."""
     objective = Stage2Objective(make_spec(coord_reg=coord_reg))
-    logits, rows = make_batch(rollout=forward is Forward.ROLLOUT)
+    logits, rows = make_batch(rollout=forward is ForwardKind.ROLLOUT)
     counts = objective.counts(rows, forward)
 
     def loss_and_gradient(divisors):
@@ -356,7 +356,7 @@ def join(a, b, offset):
     )
 
 
-@pytest.mark.parametrize("forward", Forward)
+@pytest.mark.parametrize("forward", ForwardKind)
 def test_a_pack_without_boxes_contributes_no_coordinate_term(forward):
     logits, rows = make_batch(num_boxes=0)
     z = logits.clone().requires_grad_()
@@ -375,7 +375,7 @@ def test_a_pack_without_any_row():
         nothing, nothing, nothing, nothing.bool(), nothing.view(0, 4), nothing.view(0, 4), COLUMNS
     )
     z = torch.randn(5, V, requires_grad=True)
-    loss, terms = evaluate(Stage2Objective(make_spec()), z, rows, Forward.ROLLOUT)
+    loss, terms = evaluate(Stage2Objective(make_spec()), z, rows, ForwardKind.ROLLOUT)
     loss.backward()
     assert loss.item() == 0
     assert z.grad.abs().max() == 0
@@ -388,10 +388,10 @@ def test_a_pack_without_any_row():
 @pytest.mark.parametrize(
     ("forward", "name"),
     [
-        (Forward.TEACHER_FORCED, "A1"),
-        (Forward.ANCHOR, "A1"),
-        (Forward.SELF_CONTEXT, "A2"),
-        (Forward.ROLLOUT, "B"),
+        (ForwardKind.TEACHER_FORCED, "A1"),
+        (ForwardKind.ANCHOR, "A1"),
+        (ForwardKind.SELF_CONTEXT, "A2"),
+        (ForwardKind.ROLLOUT, "B"),
     ],
 )
 def test_diagnostics_are_logged_under_the_forward_they_come_from(forward, name):
@@ -419,7 +419,7 @@ def test_diagnostics_change_no_loss_and_no_gradient():
     results = []
     for watch in (True, False):
         z = logits.clone().requires_grad_()
-        loss, _ = evaluate(Stage2Objective(make_spec(diagnostics=watch)), z, rows, Forward.ROLLOUT)
+        loss, _ = evaluate(Stage2Objective(make_spec(diagnostics=watch)), z, rows, ForwardKind.ROLLOUT)
         loss.backward()
         results.append((loss, z.grad))
     assert torch.equal(results[0][0], results[1][0])
@@ -440,7 +440,7 @@ def test_the_hot_path_never_reads_a_value_from_the_device():
         meta(6), meta(6), meta(6), meta(6, dtype=torch.bool), meta(2, 4), meta(2, 4), COLUMNS
     )
     z = meta(rows.num_rows, V, dtype=torch.float32).requires_grad_()
-    for forward in Forward:
+    for forward in ForwardKind:
         inputs = LossInputs.from_logits(z, rows, COLUMNS, objective.needs(forward))
         loss, terms = objective(inputs, forward, objective.counts(rows, forward))
         loss.backward()
@@ -452,12 +452,15 @@ def test_inputs_made_for_another_purpose_are_refused():
     logits, rows = make_batch()
     objective = Stage2Objective(make_spec())
     inputs = LossInputs.from_logits(
-        logits[rows.positions_R], rows, COLUMNS, replace(objective.needs(Forward.ROLLOUT), text_odds=False)
+        logits[rows.positions_R],
+        rows,
+        COLUMNS,
+        replace(objective.needs(ForwardKind.ROLLOUT), text_odds=False),
     )
     with pytest.raises(ContractError, match="text_log_odds_R is missing"):
-        objective(inputs, Forward.ROLLOUT, objective.counts(rows, Forward.ROLLOUT))
+        objective(inputs, ForwardKind.ROLLOUT, objective.counts(rows, ForwardKind.ROLLOUT))
     with pytest.raises(ContractError, match="role"):
-        objective.counts(replace(rows, roles_R=None), Forward.ROLLOUT)
+        objective.counts(replace(rows, roles_R=None), ForwardKind.ROLLOUT)
 
 
 def test_debug_check_of_the_sum_of_atoms():

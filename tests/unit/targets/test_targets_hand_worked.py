@@ -9,7 +9,7 @@ from support.targets import GTS, PROMPT, RED, WEIGHTS, box, described, geometry,
 from coordexp.codec.parse import parse_rollout
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.schema import BoxObject
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.targets import Role, TargetBuilder
 from coordexp.targets.rows import ce_weights
 
@@ -22,7 +22,7 @@ RESPONSE = (
 
 def test_a_rollout_with_a_match_a_false_positive_a_dropped_record_and_a_miss(bytewise):
     sample = rollout_sample(bytewise, RESPONSE, GTS)
-    assert described(sample, bytewise, Forward.ROLLOUT) == [
+    assert described(sample, bytewise, ForwardKind.ROLLOUT) == [
         ("ask: ", Role.PROMPT, 0.0),
         ('{"objects": [', Role.PREFIX, 0.0),
         ('{"desc": "', Role.MATCHED_PREFIX, 0.75),
@@ -65,7 +65,11 @@ def test_a_rollout_with_a_match_a_false_positive_a_dropped_record_and_a_miss(byt
 
 @pytest.mark.parametrize(
     ("forward", "struct", "desc"),
-    [(Forward.TEACHER_FORCED, 1.0, 0.5), (Forward.ANCHOR, 1.0, 0.5), (Forward.SELF_CONTEXT, 1.0, 0.0)],
+    [
+        (ForwardKind.TEACHER_FORCED, 1.0, 0.5),
+        (ForwardKind.ANCHOR, 1.0, 0.5),
+        (ForwardKind.SELF_CONTEXT, 1.0, 0.0),
+    ],
 )
 def test_ground_truth(bytewise, forward, struct, desc):
     prompt_ids = encode(bytewise, PROMPT)
@@ -91,7 +95,7 @@ def test_ground_truth(bytewise, forward, struct, desc):
 
 def test_an_image_without_objects_teaches_the_empty_container(bytewise):
     sample = TargetBuilder(bytewise).from_ground_truth(encode(bytewise, PROMPT), [], sample_id="a")
-    assert described(sample, bytewise, Forward.TEACHER_FORCED)[1:] == [
+    assert described(sample, bytewise, ForwardKind.TEACHER_FORCED)[1:] == [
         ('{"objects": [', Role.GROUND_TRUTH, 1.0),
         ("]}", Role.CLOSURE, 1.0),
         ("<|im_end|>", Role.EOS, 1.0),
@@ -113,7 +117,7 @@ def test_without_a_trainable_prefix_every_ground_truth_is_appended_to_the_empty_
     response, num_missed = FALLBACK_CASES[case]
     gts = [box("red", 1, 2, 30, 40)]
     sample = rollout_sample(bytewise, response + "<|im_end|>", gts)
-    opening, *tail, closing, eos = described(sample, bytewise, Forward.ROLLOUT)[1:]
+    opening, *tail, closing, eos = described(sample, bytewise, ForwardKind.ROLLOUT)[1:]
     assert opening == ('{"objects": [', Role.PREFIX, 0.0)
     assert "".join(text for text, _, _ in tail) == RED
     assert {role for _, role, _ in tail} == {Role.FN_TAIL}
@@ -124,7 +128,7 @@ def test_without_a_trainable_prefix_every_ground_truth_is_appended_to_the_empty_
 
 def test_all_found_appends_only_the_closing_brackets(bytewise):
     sample = rollout_sample(bytewise, '{"objects": [' + RED + "]}<|im_end|>", [box("red", 1, 2, 30, 40)])
-    assert described(sample, bytewise, Forward.ROLLOUT)[-3:] == [
+    assert described(sample, bytewise, ForwardKind.ROLLOUT)[-3:] == [
         ("]}", Role.MATCHED_PREFIX, 0.75),
         ("]}", Role.CLOSURE, 1.0),
         ("<|im_end|>", Role.EOS, 1.0),
@@ -154,7 +158,7 @@ def test_only_invalid_drops_raise_the_weight_of_the_tail(bytewise):
     assert parse_rollout(response, bytewise).dropped_ambiguous == 1
     sample = rollout_sample(bytewise, response, [box("red", 1, 2, 30, 40)])
     assert not sample.dropped_invalid
-    assert (', {"desc": "', Role.FN_TAIL, 1.0) in described(sample, bytewise, Forward.ROLLOUT)
+    assert (', {"desc": "', Role.FN_TAIL, 1.0) in described(sample, bytewise, ForwardKind.ROLLOUT)
 
 
 # --- tokens that hold more than one thing ---------------------------------------------------------------
@@ -165,7 +169,7 @@ def roles_of_piece(sample, tok, piece):
     places = [
         i for i, token_id in enumerate(sample.token_ids_T.tolist()) if pieces[token_id] == piece.encode()
     ]
-    weights = ce_weights(sample, WEIGHTS, Forward.ROLLOUT).tolist()
+    weights = ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT).tolist()
     return [(Role(sample.roles_T[i]), weights[i]) for i in places]
 
 
@@ -192,7 +196,7 @@ def test_a_token_shared_with_a_false_positive_is_context(make_tokenizer):
         (Role.FP_PREFIX, 0.0),  # c | d
     ]
     # The last `"}]}` is cut after the record; nothing was missed, so the closing makes the same token of it again.
-    assert described(sample, tok, Forward.ROLLOUT)[-2:] == [
+    assert described(sample, tok, ForwardKind.ROLLOUT)[-2:] == [
         ('"}]}', Role.CLOSURE, 1.0),
         ("<|im_end|>", Role.EOS, 1.0),
     ]
@@ -258,7 +262,7 @@ def test_ids_without_text_are_not_taught(bytewise):
     sample = rollout_sample(bytewise, [*ids[:at], unknown, *ids[at:]], [box("red", 1, 2, 30, 40)])
     place = sample.token_ids_T.tolist().index(unknown)
     assert sample.roles_T[place] == Role.PREFIX
-    assert ce_weights(sample, WEIGHTS, Forward.ROLLOUT)[place] == 0
+    assert ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[place] == 0
     assert sample.token_ids_T[sample.box_positions_B4].tolist() == [
         bytewise.convert_tokens_to_ids([f"<|coord_{k}|>" for k in (1, 2, 30, 40)])
     ]
@@ -267,7 +271,7 @@ def test_ids_without_text_are_not_taught(bytewise):
 def test_closing_tokens_that_hold_the_end_of_a_record_are_closure(make_tokenizer):
     tok = make_tokenizer("}]}")
     sample = TargetBuilder(tok).from_ground_truth(encode(tok, PROMPT), GTS, sample_id="a")
-    assert described(sample, tok, Forward.TEACHER_FORCED)[-3:] == [
+    assert described(sample, tok, ForwardKind.TEACHER_FORCED)[-3:] == [
         ("]", Role.GROUND_TRUTH, 1.0),
         ("}]}", Role.CLOSURE, 1.0),
         ("<|im_end|>", Role.EOS, 1.0),
@@ -278,7 +282,7 @@ def test_a_closing_token_that_reaches_into_a_description_keeps_its_weight(make_t
     tok = make_tokenizer('t"}]}')
     builder = TargetBuilder(tok, field_order="geometry_first")
     sample = builder.from_ground_truth(encode(tok, PROMPT), GTS, sample_id="a")
-    assert described(sample, tok, Forward.SELF_CONTEXT)[-3:] == [
+    assert described(sample, tok, ForwardKind.SELF_CONTEXT)[-3:] == [
         ("ca", Role.GROUND_TRUTH, 0.0),
         ('t"}]}', Role.CLOSURE, 1.0),
         ("<|im_end|>", Role.EOS, 1.0),

@@ -20,7 +20,7 @@ from coordexp.codec.serialize import append_fragment, serialize
 from coordexp.codec.token_types import TokenType
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import IGNORE_INDEX, SupervisedRows, TextRole
-from coordexp.losses.modules import Forward, ModuleSpec, ObjectiveSpec, TokenCE
+from coordexp.losses.modules import ForwardKind, ModuleSpec, ObjectiveSpec, TokenCE
 from coordexp.losses.objective import Stage2Objective
 from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import EncodedSample, Role, TargetBuilder
@@ -310,7 +310,7 @@ TOKEN_CE = TokenCE(
 def test_weights_per_token_follow_the_table(tok, seed):
     """w_t of channel B, written down once more from the rules."""
     sample, parsed, _, _ = random_target(seed, tok)
-    weights = ce_weights(sample, TOKEN_CE, Forward.ROLLOUT).tolist()
+    weights = ce_weights(sample, TOKEN_CE, ForwardKind.ROLLOUT).tolist()
     tail_struct = 3.0 if parsed.dropped_invalid else 1.0
     for weight, role, token_type in zip(
         weights, sample.roles_T.tolist(), sample.types_T.tolist(), strict=True
@@ -340,10 +340,10 @@ def test_counts_are_those_of_the_rows(tok, sample_seeds):
     assert 4 * counts.num_boxes == sum(part.num_coord for part in rows)
     assert counts.num_coord == sum(stage1_rows([s], [0], columns).num_coord for s in samples)
     objective = Stage2Objective(ObjectiveSpec((ModuleSpec("token_ce", True, 1.0, ("A", "B"), TOKEN_CE),)))
-    totals = step_counts(rows, objective, Forward.ROLLOUT)
+    totals = step_counts(rows, objective, ForwardKind.ROLLOUT)
     assert set(totals) == {"B_rollout_text", "B_coord/boxes", "B_coord/text_gate"}
     assert totals["B_coord/boxes"].item() == counts.num_boxes
-    weights = [ce_weights(sample, TOKEN_CE, Forward.ROLLOUT) for sample in samples]
+    weights = [ce_weights(sample, TOKEN_CE, ForwardKind.ROLLOUT) for sample in samples]
     assert totals["B_rollout_text"].item() == pytest.approx(sum(float(w.sum()) for w in weights))
     eos = {TextRole.EOS}
     gated = sum(

@@ -14,7 +14,7 @@ from coordexp.codec.pieces import DecodedTokens, pieces_of
 from coordexp.codec.schema import CONTAINER_CLOSE, BoxObject
 from coordexp.codec.serialize import serialize
 from coordexp.errors import RecordError
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.targets import EncodedSample, Role, TargetBuilder
 from coordexp.targets.rows import ce_weights
 
@@ -150,7 +150,7 @@ def test_a_finished_answer_with_a_missed_object_is_taught_to_go_on_where_stage_1
     joined = sample.prompt_length + sample.prefix_length
     assert texts(real_tok, [sample.token_ids_T[joined]]) == ["]},"]
     assert Role(sample.roles_T[joined]) is Role.FN_TAIL
-    assert ce_weights(sample, WEIGHTS, Forward.ROLLOUT)[joined] == 1.0
+    assert ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[joined] == 1.0
 
 
 def test_geometry_first_ends_a_record_in_its_description(real_tok):
@@ -162,7 +162,7 @@ def test_geometry_first_ends_a_record_in_its_description(real_tok):
     assert sample.target_ids.tolist() == encode(real_tok, response_of([DOG, CAT], "geometry_first"))
     joined = sample.prompt_length + sample.prefix_length
     assert texts(real_tok, [sample.token_ids_T[joined]]) == ['"},']
-    assert (Role(sample.roles_T[joined]), ce_weights(sample, WEIGHTS, Forward.ROLLOUT)[joined]) == (
+    assert (Role(sample.roles_T[joined]), ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[joined]) == (
         Role.FN_TAIL,
         1.0,
     )
@@ -184,13 +184,13 @@ def test_an_empty_container_goes_on_in_the_tokens_of_a_ground_truth_target(real_
     joined = sample.prompt_length + sample.prefix_length
     expected = (' [{"', Role.FN_TAIL) if missed else (" []", Role.CLOSURE)
     assert (texts(real_tok, [sample.token_ids_T[joined]])[0], Role(sample.roles_T[joined])) == expected
-    assert ce_weights(sample, WEIGHTS, Forward.ROLLOUT)[joined] == 1.0
+    assert ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[joined] == 1.0
 
 
 def test_without_a_container_the_opening_is_context_and_the_joined_token_is_taught(real_tok):
     sample = rollout_sample(real_tok, "I see a cat.<|im_end|>", [CAT], unmatched(0, 1), prompt="ask: ")
     assert sample.target_ids.tolist() == encode(real_tok, response_of([CAT]))
-    opening, *_ = described(sample, real_tok, Forward.ROLLOUT)[1:]
+    opening, *_ = described(sample, real_tok, ForwardKind.ROLLOUT)[1:]
     assert opening == ('{"objects":', Role.PREFIX, 0.0)
 
 
@@ -203,7 +203,7 @@ def test_an_answer_cut_inside_its_second_record_is_taught_to_stop_or_to_go_on(re
     assert go_on.target_ids.tolist() == ids
     for sample in (stop, go_on):
         decision = sample.prompt_length + sample.prefix_length
-        assert ce_weights(sample, WEIGHTS, Forward.ROLLOUT)[decision] == 1.0
+        assert ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[decision] == 1.0
 
 
 def test_when_nothing_is_missed_a_finished_answer_stays_as_it_was_written(real_tok):
@@ -211,7 +211,7 @@ def test_when_nothing_is_missed_a_finished_answer_stays_as_it_was_written(real_t
     sample = rollout_sample(real_tok, ids, [DOG], pairing([(0, 0)], 1, 1), prompt="ask: ")
     assert sample.target_ids.tolist() == ids
     assert sample.prefix_length == len(ids) - 2
-    assert described(sample, real_tok, Forward.ROLLOUT)[-3:] == [
+    assert described(sample, real_tok, ForwardKind.ROLLOUT)[-3:] == [
         ("]}", Role.MATCHED_PREFIX, 0.75),
         ("]}", Role.CLOSURE, 1.0),
         ("<|im_end|>", Role.EOS, 1.0),

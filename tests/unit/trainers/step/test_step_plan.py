@@ -15,7 +15,7 @@ from coordexp.control.schedule import Channel
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.errors import ContractError
 from coordexp.losses.inputs import SupervisedRows
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
 from coordexp.targets.builder import TargetBuilder
 from coordexp.trainers.step.plan import PlannedForward, StepPlan
@@ -45,7 +45,7 @@ def plan(tok, raws, samples, packing_length, agree=lambda number: number, filler
         samples,
         step=4,
         channel=Channel.A,
-        kinds=(Forward.TEACHER_FORCED,),
+        kinds=(ForwardKind.TEACHER_FORCED,),
         filler=filler or (lambda: pytest.fail("no filler is needed")),
     )
 
@@ -97,7 +97,7 @@ NO_ROWS = BatchMeta(SupervisedRows(torch.zeros(0), torch.zeros(0), 0, torch.zero
 @given(st.integers(1, 40), st.integers(1, 12))
 def test_entries_keep_the_order_and_never_leave_the_last_one_empty(num_forwards, num_entries):
     forwards = tuple(PlannedForward({"number": number}, NO_ROWS) for number in range(num_forwards))
-    entries = StepPlan(0, (Forward.ROLLOUT,), forwards, {}).entries(num_entries)
+    entries = StepPlan(0, (ForwardKind.ROLLOUT,), forwards, {}).entries(num_entries)
     assert len(entries) == num_entries
     assert [forward.inputs["number"] for forward in chain(*entries)] == list(range(num_forwards))
     assert entries[-1]

@@ -13,7 +13,7 @@ from coordexp.codec.serialize import serialize
 from coordexp.codec.token_types import TokenType
 from coordexp.control.schedule import Channel
 from coordexp.head.run import RowsHead
-from coordexp.losses.modules import Forward
+from coordexp.losses.modules import ForwardKind
 from coordexp.models.self_context import SelfContext
 from coordexp.targets.builder import TargetBuilder
 from coordexp.targets.roles import Role
@@ -84,7 +84,7 @@ def test_a_rollout_step_is_planned_run_and_checked(tok, model):
     raws = [raw(tok, 1, CAT, DOG), raw(tok, 2, DOG)]
     answers = [serialize([CAT]) + END, serialize([CAT, DOG]) + END]
     plan = rollout_planner(tok, 400, answers)(raws, 0)
-    assert (plan.channel, plan.kinds, plan.step) == (Channel.B, (Forward.ROLLOUT,), 0)
+    assert (plan.channel, plan.kinds, plan.step) == (Channel.B, (ForwardKind.ROLLOUT,), 0)
     texts = [sample.target_text for sample in plan.rolled_out.samples]
     assert texts == [serialize([CAT, DOG]) + END, serialize([CAT, DOG]) + END]
     assert float(plan.totals["B_coord/boxes"]) == 2 + 1  # matched and missed; the second cat is neither
@@ -136,7 +136,7 @@ def test_a_schedule_picks_the_planner_by_the_step_alone(tok):
     )
     plans = [planner(raws, step) for step in (0, 1, 2)]
     assert [plan.channel for plan in plans] == [Channel.A, Channel.B, Channel.A]
-    assert plans[0].kinds == (Forward.ANCHOR, Forward.SELF_CONTEXT)
+    assert plans[0].kinds == (ForwardKind.ANCHOR, ForwardKind.SELF_CONTEXT)
     assert [plan.facts["stage2/channel_b"] for plan in plans] == [0.0, 1.0, 0.0]
     assert [plan.rolled_out is None for plan in plans] == [True, False, True]
     again = planner(raws, 0)
