@@ -56,7 +56,8 @@ max_steps: 1000
 - `coordexp config check PATH...` validates files without loading torch. `coordexp config show FILE` prints
   every value and where it was written.
 - A key that nobody knows, a value of the wrong type, and a key whose feature is not built yet are errors.
-- ms-swift's arguments are listed by `swift sft --help`.
+- ms-swift's arguments are listed by `swift sft --help`. `truncation_strategy` takes `raise` too: a sample longer than
+  `max_length` stops the run (ms-swift's `delete` with `strict: true`).
 - A run directory holds `resolved_config.json`: all of this resolved, a `derived` section, and `config_hash`,
   which stays the same when only the run's name, seed, output paths, reporting or notes change.
 """

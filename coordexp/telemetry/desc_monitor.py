@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 CACHE_SIZE = 8192
 """Embeddings kept, by text."""
-_BATCH_SIZE = 64
 _HUB_TIMEOUT_S = 5.0
 
 
@@ -87,13 +86,13 @@ def normalized_desc(desc: str) -> str:
 class DescMonitor:
     """Compares (predicted, true) descriptions.
 
-    The embedding model is loaded at the first comparison that needs it, on `device`, and leaves the random state of
-    training alone.
+    The embedding model is loaded at the first comparison that needs it, on `desc_monitor.semantic_device` (`auto`:
+    `device`), and leaves the random state of training alone.
     """
 
     def __init__(self, settings: DescMonitorSettings, *, device: str = "cpu") -> None:
         self.settings = settings
-        self._device = device
+        self._device = device if settings.semantic_device == "auto" else settings.semantic_device
         self._model: Any = None
         self._is_out = settings.mode != "semantic"
         self._cache: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
@@ -130,6 +129,8 @@ class DescMonitor:
         if self._model is None and not self._is_out:
             self._model = _load(self.settings.semantic_model, self._device)
             self._is_out = self._model is None
+            if self._model is not None and self.settings.max_length is not None:
+                self._model.max_seq_length = self.settings.max_length
         return self._model is not None
 
     def _embed(self, texts: Iterable[str]) -> None:
@@ -139,7 +140,7 @@ class DescMonitor:
         if new:
             embeddings = self._model.encode(
                 new,
-                batch_size=_BATCH_SIZE,
+                batch_size=self.settings.batch_size,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
                 show_progress_bar=False,

@@ -116,14 +116,16 @@ def as_html(record: Mapping[str, Any], tokens: Sequence[tuple[str, str]], max_te
 
 
 def cut(text: str, max_chars: int) -> str:
-    """`text`, or its beginning and how much was left out."""
-    if len(text) <= max_chars:
+    """`text`, or its beginning and how much was left out. max_chars: 0 leaves nothing out."""
+    if not max_chars or len(text) <= max_chars:
         return text
     return f"{text[:max_chars]} ... ({len(text) - max_chars} more characters)"
 
 
 def _cut_tokens(tokens: Sequence[tuple[str, str]], max_chars: int) -> list[tuple[str, str]]:
-    """The tokens that end within `max_chars`, and a last one that says how many were left out."""
+    """The tokens that end within `max_chars` (0: all), and a last one that says how many were left out."""
+    if not max_chars:
+        return list(tokens)
     kept: list[tuple[str, str]] = []
     used = 0
     for text, role in tokens:

@@ -38,10 +38,12 @@ class MonitorDumps:
     """Writes the dumps of a run. Only the main process makes one.
 
     Folders that an earlier start of the same run left in `out_dir` count towards `max_events`.
+    logging_steps: optimizer steps between dumps where `every_steps` is null.
     """
 
-    def __init__(self, settings: MonitorDump, out_dir: str | Path) -> None:
+    def __init__(self, settings: MonitorDump, out_dir: str | Path, *, logging_steps: int = 1) -> None:
         self.settings = settings
+        self._every_steps = settings.every_steps or logging_steps
         self.out_dir = Path(out_dir)
         self.num_left_out = 0
         """Dumps that found the queue full."""
@@ -53,7 +55,7 @@ class MonitorDumps:
 
     def wants(self, step: int) -> bool:
         """Whether to build samples for optimizer step `step`: it is one to dump, and dumps are on and not used up."""
-        due = step % self.settings.every_steps == 0
+        due = step % self._every_steps == 0
         return due and self._is_on and self._num_handed_over - self._num_skipped < self.settings.max_events
 
     def submit(self, step: int, samples: Sequence[DumpSample]) -> None:

@@ -34,6 +34,7 @@ from coordexp.trainers.offset_training import OffsetTraining
 from coordexp.trainers.packing import check_template_packs
 from coordexp.trainers.progress import PROGRESS_KEY, Progress
 from coordexp.trainers.runtime import active
+from coordexp.trainers.saving import SaveSchedule
 from coordexp.trainers.step import ranks
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class CoordTrainer(SwiftTrainerBridge):
         self._has_started = False
         self._finite_guard = self._guard_loss()
         self._best = BestCheckpoint(self.args, self.settings)
+        self._saves = SaveSchedule(self.settings.sections.training)
+        self.add_callback(self._saves)
         self._resolved = self._resolve()
         self._sink: MetricsSink | None = None
         self._health = HealthWatch()
@@ -140,12 +143,15 @@ class CoordTrainer(SwiftTrainerBridge):
             self._offset.restore(self.state.best_model_checkpoint)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        is_best = self._best.may_be_best(metrics) and super()._determine_best_metric(metrics, trial)
+        is_too_early = self._saves.is_too_early(self.state)
+        is_best = self._best.may_be_best(
+            metrics, is_too_early=is_too_early
+        ) and super()._determine_best_metric(metrics, trial)
         if is_best and self.args.save_strategy != "no":
             # Save it now: with save_steps other than eval_steps the weights would be gone by the next save. Rotation
             # spares the checkpoint of the best step.
             self.control.should_save = True
-        return is_best
+        return is_best or self._saves.must_save(self.state)  # under save_strategy: best this is what saves
 
     def add_metrics(self, metrics: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
         """Put (sum, count) pairs into the window of the current mode. No host sync."""

@@ -64,9 +64,16 @@ class BestCheckpoint:
             "greater_is_better": self.metric.greater_is_better,
         }
 
-    def may_be_best(self, evaluation: Mapping[str, float]) -> bool:
-        """Whether the numbers of an evaluation count; says each reason why not once."""
-        reason = why_not_best(self.metric, evaluation)
+    def may_be_best(self, evaluation: Mapping[str, float], *, is_too_early: bool = False) -> bool:
+        """Whether the numbers of an evaluation count; says each reason why not once.
+
+        is_too_early: before `training.save_delay_steps`, where nothing is saved.
+        """
+        reason = (
+            "it comes before training.save_delay_steps"
+            if is_too_early
+            else why_not_best(self.metric, evaluation)
+        )
         if reason is not None and reason not in self._said:
             self._said.add(reason)
             logger.warning(

@@ -107,6 +107,7 @@ def make_parts(trainer: Any) -> Stage2Parts:
             dump_dir=Path(settings.monitor_dump.out_dir or Path(args.output_dir) / "monitor_dumps")
             if is_main
             else None,
+            logging_steps=max(1, int(args.logging_steps)),
         ),
     )
 

@@ -83,6 +83,30 @@ def test_the_best_checkpoint_is_announced_recorded_and_linked(run: Path):
     assert run_coordexp("doctor", run).returncode == 0
 
 
+def test_saving_starts_late_and_includes_the_last_step(nano_model: Path, scenes: Path, tmp_path: Path):
+    """A learning rate that wrecks the model: the last step is not the best, and is saved all the same."""
+    flags = sft_flags(
+        nano_model, scenes, tmp_path / "run", max_steps=4, learning_rate=0.5, per_device_train_batch_size=2,
+        eval_strategy="steps", eval_steps=1, save_strategy="best", save_only_model=True,
+        coordexp=json.dumps({"training": {"save_delay_steps": 2, "save_last_epoch": True}}),
+    )  # fmt: skip
+    done = run_swift("sft", *flags)
+    console = done.stdout + done.stderr
+    assert done.returncode == 0, console[-3000:]
+    losses = {
+        record["global_step"]: record["metrics"]["eval_loss"]
+        for record in payloads(tmp_path / "run")[1]
+        if "eval_loss" in record["metrics"]
+    }
+    best = min((step for step in losses if step >= 2), key=lambda step: losses[step])
+    saved = sorted(int(path.name.split("-")[1]) for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert (min(losses), max(saved)) == (1, 4)
+    assert set(saved) >= {best, 4}
+    assert min(saved) >= 2
+    assert (tmp_path / "run" / "best").resolve().name == f"checkpoint-{best}"
+    assert console.count("picks no best checkpoint: it comes before training.save_delay_steps") == 1
+
+
 def test_logged_terms_add_up_to_the_logged_loss(run: Path):
     _, records = payloads(run)
     for record in records:

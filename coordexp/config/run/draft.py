@@ -12,7 +12,7 @@ from coordexp.config.checks import swift_arguments
 from coordexp.config.checks.problems import KeyPath, Place, Problem, closest, dotted, raise_problems
 from coordexp.config.checks.yaml_tree import Tree, read_yaml
 from coordexp.config.schema.sections import launcher_only_problems
-from coordexp.config.schema.training import PACKING_KEYS, Training
+from coordexp.config.schema.training import TRAINER_KEYS, Training
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
 OUR_SECTIONS = ("custom", "stage2_ab", "rollout_matching", "debug", "experiment")
@@ -152,7 +152,7 @@ def _take_flat(tree: Tree, draft: Draft) -> None:
     training = draft.ours.data.get("training")
     if isinstance(training, dict):
         draft.ours.data["training"] = {
-            key: training[key] for key in training if key in PACKING_KEYS
+            key: training[key] for key in training if key in TRAINER_KEYS
         }  # as well
 
 

@@ -35,6 +35,9 @@ BECOMES: dict[KeyPath, str] = {
 }
 
 
+TRUNCATION, RAISE = "truncation_strategy", "raise"
+
+
 class LaunchSections(Sections):
     """Our sections, and the keys of ours that `coordexp train` turns into ms-swift arguments."""
 
@@ -124,11 +127,25 @@ def _checked_ours(tree: Tree) -> tuple[LaunchSections, set[str], list[Problem]]:
 def _checked_swift(draft: Draft) -> tuple[dict[str, Any], list[Problem]]:
     values, problems = {}, []
     for name, written in draft.swift.items():
+        if name == TRUNCATION and written.value == RAISE:
+            continue
         try:
             values[name] = swift_arguments.all_arguments()[name].convert(written.value)
         except ValueError as error:
             problems.append(Problem(written.path, f"{error}.", value=written.value, place=written.place))
+    if TRUNCATION in draft.swift and draft.swift[TRUNCATION].value == RAISE:
+        problems += _stop_at_long_samples(draft, values)
     return values, problems
+
+
+def _stop_at_long_samples(draft: Draft, swift: dict[str, Any]) -> list[Problem]:
+    """`truncation_strategy: raise`, which ms-swift spells delete with strict: true, put into `swift`."""
+    if swift.get("strict") is False:
+        written = draft.swift["strict"]
+        text = f"{TRUNCATION}: raise stops the run at a sample that is too long; remove one of them."
+        return [Problem(written.path, text, value=False, place=written.place)]
+    swift |= {TRUNCATION: "delete", "strict": True}
+    return []
 
 
 def _variant(draft: Draft, launch: LaunchSections) -> tuple[str | None, list[Problem]]:

@@ -125,10 +125,14 @@ class MonitorDump(Section):
     """Samples written for people to look at."""
 
     enabled: bool = Field(default=False, description="Write them.")
-    every_steps: int = Field(default=100, gt=0, description="Optimizer steps between dumps.")
-    max_events: int = Field(default=20, gt=0, description="Dumps of a run at most.")
+    every_steps: int | None = Field(
+        default=100, gt=0, description="Optimizer steps between dumps; null: ms-swift's logging_steps."
+    )
+    max_events: int = Field(default=20, ge=0, description="Dumps of a run at most; 0: none.")
     max_samples: int = Field(default=1, gt=0, description="Samples of a dump.")
-    max_text_chars: int = Field(default=4000, gt=0, description="Text is cut after this many characters.")
+    max_text_chars: int = Field(
+        default=4000, ge=0, description="Text is cut after this many characters; 0: never."
+    )
     min_free_gb: float = Field(default=2.0, ge=0, description="Skip the dump when the disk has less.")
     out_dir: str | None = Field(default=None, description="null: monitor_dumps in the run directory.")
 
@@ -146,6 +150,17 @@ class DescMonitor(Section):
     )
     semantic_threshold: float = Field(
         default=0.6, ge=-1, le=1, description="Cosine similarity that counts as the same."
+    )
+    semantic_device: str = Field(
+        default="auto",
+        min_length=1,
+        description="Device of the sentence-embedding model, such as cpu or cuda:0; auto: that of training.",
+    )
+    batch_size: int = Field(default=64, gt=0, description="Descriptions embedded at once.")
+    max_length: int | None = Field(
+        default=None,
+        gt=0,
+        description="Tokens of a description that are embedded; null: the model's own limit.",
     )
     max_pairs: int = Field(default=64, gt=0, description="Pairs compared at most, per step.")
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from coordexp.config.schema.section import Section
 
@@ -34,9 +34,19 @@ class Training(Section):
     )
     packing_min_fill_ratio: float = Field(default=0.0, ge=0, le=1, description="Refused, as packing_buffer.")
     packing_drop_last: bool = Field(default=False, description="Refused, as packing_buffer.")
+    save_delay_steps: int = Field(
+        default=0,
+        ge=0,
+        description="No checkpoint is saved, and no evaluation picks the best one, before this optimizer step.",
+    )
+    save_last_epoch: bool | None = Field(
+        default=None,
+        description="true: the last step is saved under every save_strategy. false: it is saved only where save_steps "
+        "asks for it or it is the best. null: as the HF Trainer does (saved unless save_strategy is no or best).",
+    )
 
 
-PACKING_KEYS = Training.model_fields.keys() - {"effective_batch_size"}
+TRAINER_KEYS = Training.model_fields.keys() - {"effective_batch_size"}
 """What a trainer reads of `training`; it reaches it in `--coordexp` too."""
 
 
@@ -44,9 +54,16 @@ class DeepSpeed(Section):
     """DeepSpeed, with a name that ms-swift knows (zero2, zero3, ...), a file, or the configuration itself."""
 
     enabled: bool = Field(default=True, description="false: train without DeepSpeed.")
-    config: str | dict[str, Any] = Field(
-        description="zero0 ... zero3, zero2_offload, zero3_offload, FILE or mapping."
+    config: str | dict[str, Any] | None = Field(
+        default=None,
+        description="zero0 ... zero3, zero2_offload, zero3_offload, FILE or mapping. Needed unless enabled is false.",
     )
+
+    @model_validator(mode="after")
+    def _enabled_needs_a_config(self) -> DeepSpeed:
+        if self.enabled and self.config is None:
+            raise ValueError("config is missing; give a name such as zero2, or set enabled: false")
+        return self
 
 
 def accumulation_steps(effective_batch_size: int, per_device_batch_size: int, world_size: int) -> int:

@@ -20,6 +20,7 @@ class RolloutRecord:
     Arguments:
         fn_desc_weight: cross-entropy weight of descriptions of missed objects.
         dump_dir: of the dumps; None on ranks that write none.
+        logging_steps: optimizer steps between logs.
     """
 
     def __init__(
@@ -30,10 +31,15 @@ class RolloutRecord:
         *,
         fn_desc_weight: float,
         dump_dir: Path | None,
+        logging_steps: int = 1,
     ) -> None:
         self._settings, self._desc_monitor, self._tokenizer = settings, desc_monitor, tokenizer
         self._fn_desc_weight = fn_desc_weight
-        self._dumps = None if dump_dir is None else MonitorDumps(settings.monitor_dump, dump_dir)
+        self._dumps = (
+            None
+            if dump_dir is None
+            else MonitorDumps(settings.monitor_dump, dump_dir, logging_steps=logging_steps)
+        )
 
     def __call__(self, rolled_out: RolledOut, step: int) -> MetricEntries:
         """Entries for the log; a few rollouts are dumped on steps that ask for it."""

