@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 
 from coordexp.errors import ConfigError
 
+HUB_FLAGS = ("model_revision", "use_hf", "hub_token")
 OUR_FLAGS = ("custom_trainer_variant", "coordexp", "coordexp_config")
 
 
@@ -80,11 +81,35 @@ def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
     )
 
 
-def adapter_folders(argv: Sequence[str]) -> list[str]:
-    """Values of `--adapters` on the command line of any ms-swift command."""
+@dataclass(frozen=True)
+class LoadFlags:
+    """What any ms-swift command loads, and our own settings beside it.
+
+    hub: `model_revision`, `use_hf` and `hub_token`.
+    """
+
+    model: str | None
+    adapters: tuple[str, ...]
+    hub: dict[str, Any]
+    sections: dict[str, Any] | None
+    config_file: str | None
+
+
+def read_load_flags(argv: Sequence[str]) -> LoadFlags:
+    """The flags of a command other than `sft`; ConfigError for `--coordexp` that is not a JSON object."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("model", "model_revision", "hub_token", *OUR_FLAGS):
+        parser.add_argument(f"--{flag}")
+    parser.add_argument("--use_hf", type=lambda text: text.lower() == "true")
     parser.add_argument("--adapters", nargs="*", default=[])
-    return list(parser.parse_known_args(list(argv))[0].adapters)
+    found = vars(parser.parse_known_args(list(argv))[0])
+    return LoadFlags(
+        found["model"],
+        tuple(found["adapters"]),
+        {name: found[name] for name in HUB_FLAGS},
+        _json_object(found["coordexp"]),
+        found["coordexp_config"],
+    )
 
 
 def reject_unknown_flags(argv: Sequence[str], known: Sequence[str]) -> None:

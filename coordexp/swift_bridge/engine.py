@@ -16,6 +16,7 @@ from swift.utils import get_logger
 
 from coordexp.errors import ConfigError
 from coordexp.swift_bridge.loading import models_as_saved
+from coordexp.swift_bridge.remote_code import TRUST_FLAG, check_remote_code
 from coordexp.swift_bridge.template import register_coord_template
 
 
@@ -44,9 +45,11 @@ def load_engine(
     max_batch_size: int = 16,
     max_length: int | None = None,
     device_map: str | None = None,
+    trust_remote_code: bool = False,
 ) -> TransformersEngine:
     """A TransformersEngine for a checkpoint folder; ConfigError when the folder is no checkpoint.
 
+    trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is a ConfigError.
     prepare_model: gives the loaded model what it lacks (an adapter, LoRA weights) and returns it; None for a plain one.
     """
     path = Path(checkpoint)
@@ -55,8 +58,9 @@ def load_engine(
             f"{path} is not a model folder (no config.json). Give a checkpoint folder, for example "
             "runs/NAME/checkpoint-100, or make a tiny model with `coordexp model tiny --output DIR`."
         )
+    check_remote_code(path, trusted=trust_remote_code, setting=TRUST_FLAG)
     register_coord_template()
-    with models_as_saved():
+    with models_as_saved(trust_remote_code=trust_remote_code):
         model, processor = get_model_processor(
             str(path),
             model_type=model_type,

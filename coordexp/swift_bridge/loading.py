@@ -1,4 +1,4 @@
-"""A seam in ms-swift's loading of Qwen3-VL: a function that sees each model right after it was loaded."""
+"""Seams in ms-swift's loading of Qwen3-VL: code that comes with a model, and a function that sees each loaded model."""
 
 from __future__ import annotations
 
@@ -16,8 +16,20 @@ PrepareModel = Callable[[Any, Any, Path], None]
 """(model, tokenizer, model folder); before tuners, freezing and wrappers. Changes the model in place."""
 
 
-class PreparingLoader(Qwen3VLLoader):
-    """ms-swift's loader, with `prepare` after it. Of the module: templates, which go to workers, refer to it."""
+class CoordQwen3VLLoader(Qwen3VLLoader):
+    """ms-swift's loader, but it runs no Python code that comes with a model."""
+
+    default_trust_remote_code = False
+
+
+class TrustingLoader(CoordQwen3VLLoader):
+    """Runs code that comes with a model; the user has allowed it (`coordexp.swift_bridge.remote_code`)."""
+
+    default_trust_remote_code = True
+
+
+class PreparingLoader(CoordQwen3VLLoader):
+    """With `prepare` after loading. Of the module: templates, which go to workers, refer to it."""
 
     prepare: PrepareModel
 
@@ -28,17 +40,24 @@ class PreparingLoader(Qwen3VLLoader):
         return model, processor
 
 
-def prepare_loaded_models(prepare: PrepareModel) -> None:
+def use_safe_loader() -> None:
+    """From here on models of type `qwen3_vl` are loaded without their own code, unless something was chosen before."""
+    if MODEL_MAPPING[MLLMModelType.qwen3_vl].loader is Qwen3VLLoader:
+        _load_with(CoordQwen3VLLoader)
+
+
+def prepare_loaded_models(prepare: PrepareModel, *, trust_remote_code: bool = False) -> None:
     """From here on ms-swift hands every model of type `qwen3_vl` that it loads in this process to `prepare`."""
     PreparingLoader.prepare = staticmethod(prepare)  # type: ignore[assignment]
+    PreparingLoader.default_trust_remote_code = trust_remote_code
     _load_with(PreparingLoader)
 
 
 @contextmanager
-def models_as_saved() -> Iterator[None]:
+def models_as_saved(*, trust_remote_code: bool = False) -> Iterator[None]:
     """Within this context models of type `qwen3_vl` are loaded as ms-swift does, whatever a run has asked for."""
     before = MODEL_MAPPING[MLLMModelType.qwen3_vl].loader
-    _load_with(Qwen3VLLoader)
+    _load_with(TrustingLoader if trust_remote_code else CoordQwen3VLLoader)
     try:
         yield
     finally:

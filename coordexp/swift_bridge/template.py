@@ -22,6 +22,7 @@ from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
 
 from coordexp.errors import ConfigError
 from coordexp.pictures import open_picture, upright_rgb
+from coordexp.swift_bridge.loading import use_safe_loader
 
 NO_PATH = ("http://", "https://", "data:")
 LONGEST_PATH = 4096  # what is longer is a picture in base64
@@ -93,7 +94,11 @@ class CoordQwen3VLTemplate(Qwen3VLTemplate):
 
 
 def register_coord_template() -> None:
-    """Make `CoordQwen3VLTemplate` the template of model type `qwen3_vl` in this process (idempotent)."""
+    """Make `CoordQwen3VLTemplate` the template of model type `qwen3_vl` in this process (idempotent).
+
+    Models of that type are loaded without Python code of their own from here on.
+    """
+    use_safe_loader()
     register_template(
         QwenTemplateMeta(
             "qwen3_vl",

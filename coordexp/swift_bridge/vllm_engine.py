@@ -40,6 +40,8 @@ def build_vllm_engine(
 ) -> Any:
     """A GRPOVllmEngine that was started from a checkpoint folder.
 
+    It runs Python code that comes with the checkpoint only where the template was loaded so.
+
     engine_settings: arguments of the engine by ms-swift's names (`tensor_parallel_size`, `max_model_len`, ...).
     world_size: training processes; with more than one, vLLM joins their process group.
     own_head: whether the engine must hold embedding and head apart; None leaves it to the model's config.
@@ -50,6 +52,7 @@ def build_vllm_engine(
     class PolicyEngine(GRPOVllmEngine):
         def _prepare_engine(self) -> None:
             self.engine_args.dtype = str(dtype).removeprefix("torch.")
+            self.engine_args.trust_remote_code = self.model_meta.loader.default_trust_remote_code
             super()._prepare_engine()
 
     options: dict[str, Any] = {"logits_processors": list(logits_processors)} if logits_processors else {}

@@ -26,10 +26,11 @@ from coordexp.data.raw_samples import read_raw_rows
 from coordexp.data.source import DatasetFilter, SampleSource
 from coordexp.errors import ConfigError, CoordExpError
 from coordexp.metrics.best import best_metric_problems
-from coordexp.swift_bridge.arguments import PluginFlags, adapter_folders, read_plugin_flags
+from coordexp.swift_bridge.arguments import LoadFlags, PluginFlags, read_load_flags, read_plugin_flags
 from coordexp.swift_bridge.dataset import register_jsonl
 from coordexp.swift_bridge.factory import use_trainer
 from coordexp.swift_bridge.loading import prepare_loaded_models
+from coordexp.swift_bridge.remote_code import TRUST_SETTING, check_models
 from coordexp.swift_bridge.template import register_coord_template
 from coordexp.swift_bridge.versions import check_versions
 from coordexp.trainers.offset_training import preparation, refuse_unmerged, restore_for_inference
@@ -61,11 +62,18 @@ def activate_from_argv(argv: Sequence[str]) -> None:
     register_coord_template()
     log_to_console()
     if Path(sys.argv[0]).name != "sft.py":
-        refuse_unmerged(adapter_folders(argv))
-        prepare_loaded_models(restore_for_inference)
+        load = read_load_flags(argv)
+        refuse_unmerged(load.adapters)
+        trusted = _sections(load).custom.trust_remote_code
+        check_models(load.model, load.adapters, trusted=trusted, setting=TRUST_SETTING, hub=load.hub)
+        prepare_loaded_models(restore_for_inference, trust_remote_code=trusted)
         return
     flags = read_plugin_flags(argv)
     sections = _sections(flags)
+    trusted = sections.custom.trust_remote_code
+    check_models(
+        flags.model, flags.swift["adapters"] or (), trusted=trusted, setting=TRUST_SETTING, hub=flags.swift
+    )
     variant = _variant(flags, sections)
     if variant is None:
         return
@@ -81,7 +89,7 @@ def activate_from_argv(argv: Sequence[str]) -> None:
     _check_tokenizer(flags.model)
     _register_datasets(flags, sections, read_training_rows if variant == "stage1_coord" else read_raw_rows)
     start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
-    prepare_loaded_models(preparation(sections.custom.coord_offset, start))
+    prepare_loaded_models(preparation(sections.custom.coord_offset, start), trust_remote_code=trusted)
     use_trainer(VARIANTS[variant])
     activate(RunSettings(variant, sections, {**flags.swift, "strict": flags.strict}))
     sys.excepthook = end_in_one_line
@@ -111,7 +119,7 @@ def log_to_console() -> None:
     ours.setLevel(logging.INFO)
 
 
-def _sections(flags: PluginFlags) -> Sections:
+def _sections(flags: PluginFlags | LoadFlags) -> Sections:
     if flags.sections is not None and flags.config_file is not None:
         raise ConfigError("--coordexp and --coordexp_config are both given; put the settings in one place.")
     if flags.config_file is not None:

@@ -206,6 +206,7 @@ def main() -> None:
     vllm = build_policy_backend(settings("vllm", repeat_terminate=RULES), **common)
     facts: Facts = {"start_s": time.perf_counter() - started}
     vllm.settings = settings("vllm")
+    facts["trust_remote_code"] = vllm._engine.engine.model_config.trust_remote_code
     facts["random_state_kept_at_start"] = torch.equal(state, torch.get_rng_state())
     parity(facts, model, template, requests, hf, vllm)
     sampling(facts, requests, vllm)

@@ -60,6 +60,10 @@ def test_pictures_of_every_kind_are_seen_alike(facts):
     assert found["distinct_answers"] > len(PICTURES) // 2
 
 
+def test_the_engine_runs_no_code_that_comes_with_the_model(facts):
+    assert facts["trust_remote_code"] is False
+
+
 def test_training_changed_what_is_answered(facts):
     assert facts["changed_answers"] == NUM_SCENES
 

@@ -40,6 +40,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--max-model-len", type=positive_int, help="vllm: longest prompt and answer (default: the model's)"
     )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoint"
+    )
     parser.add_argument("--base-url", help="openai: address of the server, such as http://127.0.0.1:8000/v1")
     parser.add_argument("--served-model", help="openai: the name the server knows the model by")
     parser.add_argument(
@@ -64,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         base_url=args.base_url,
         served_model=args.served_model,
         api_key_env=args.api_key_env,
+        trust_remote_code=args.trust_remote_code,
     )
     job = Inference.prepare(args.model, args.data, args.output, settings)
     with job.opened(overwrite=args.overwrite) as log:

@@ -32,6 +32,7 @@ class InferSettings:
 
     prompt, field_order: None takes what the run of the checkpoint was trained with.
     max_model_len: of the vllm backend; None takes the model's own.
+    trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is refused.
     base_url, served_model, api_key_env: of the openai backend; the key is read from that environment variable.
     """
 
@@ -46,6 +47,7 @@ class InferSettings:
     base_url: str | None = None
     served_model: str | None = None
     api_key_env: str | None = None
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -216,7 +218,7 @@ def load_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, 
     from coordexp.swift_bridge.engine import quiet
 
     quiet()
-    template = load_template(model)
+    template = load_template(model, trust_remote_code=settings.trust_remote_code)
     CoordVocab.from_tokenizer(template.tokenizer)
     if settings.backend == "vllm":
         return _vllm_backend(model, template, settings), template.tokenizer
@@ -247,6 +249,7 @@ def _hf_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, A
         prepare_model=lambda loaded: with_adapter(loaded, model),
         max_batch_size=settings.batch_size,
         torch_dtype=getattr(torch, settings.torch_dtype),
+        trust_remote_code=settings.trust_remote_code,
     )
     tokenizer = engine.template.tokenizer
     CoordVocab.from_tokenizer(tokenizer)

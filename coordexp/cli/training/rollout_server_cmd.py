@@ -46,6 +46,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--enforce-eager", action="store_true", help="without CUDA graphs")
     parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoint"
+    )
+    parser.add_argument(
         "--own-head",
         action="store_true",
         help="keep output head and embedding apart although the model ties them",
@@ -124,9 +127,8 @@ def _load(args: argparse.Namespace) -> Any:
         enforce_eager=args.enforce_eager,
         own_head=args.own_head,
     )
-    return ServedPolicy(
-        str(args.model), load_template(args.model), options, host=args.host, group_port=args.group_port
-    )
+    template = load_template(args.model, trust_remote_code=args.trust_remote_code)
+    return ServedPolicy(str(args.model), template, options, host=args.host, group_port=args.group_port)
 
 
 def _bound(host: str, port: int, flag: str) -> socket.socket:

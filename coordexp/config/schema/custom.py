@@ -152,6 +152,11 @@ class Custom(Section):
         "supervised rows in one piece. `fused`: loss and gradients inside the head's call, chunk by chunk. `auto`: "
         "fused where the logits would take more than 256 MiB.",
     )
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code that comes with the model (`auto_map` in its configuration). false: such a model "
+        "is refused. true: a warning names the code.",
+    )
     on_nonfinite_loss: Literal["stop", "skip_step"] = Field(
         default="stop",
         description="A loss that is NaN or infinite stops the run on all ranks, or (not under DeepSpeed) the update of "

@@ -40,6 +40,7 @@ class VllmRepeatTermination(LogitsProcessor):
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._tokenizer_path = vllm_config.model_config.tokenizer
+        self._trust_remote_code = vllm_config.model_config.trust_remote_code
         self._tokenizer: Any = None
         self._rows: dict[int, _Row] = {}
 
@@ -79,5 +80,7 @@ class VllmRepeatTermination(LogitsProcessor):
 
     def _pieces(self) -> TokenPieces:
         if self._tokenizer is None:
-            self._tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_path)
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                self._tokenizer_path, trust_remote_code=self._trust_remote_code
+            )
         return pieces_of(self._tokenizer)
