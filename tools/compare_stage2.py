@@ -83,10 +83,10 @@ def train(config: Path, run_dir: Path, flags: list[str]) -> Path:
 def numbers_of(checkpoint: Path, data: Path, output: Path) -> dict[str, Any]:
     """Metrics of the greedy answers of a checkpoint to the validation images."""
     from coordexp.cli.demo.demo_cmd import BATCH_SIZE, MAX_NEW_TOKENS
-    from coordexp.cli.evaluation.inference import infer_file
     from coordexp.eval.evaluate import evaluate_directory
     from coordexp.eval.on_policy import on_policy_numbers
     from coordexp.eval.predictions.confidence import score_directory
+    from coordexp.inference.infer import infer_file
 
     lines = infer_file(
         checkpoint, data / "val.jsonl", output, batch_size=BATCH_SIZE, max_new_tokens=MAX_NEW_TOKENS

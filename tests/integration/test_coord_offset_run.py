@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from support.processes import run_swift, sft_flags
 
-from coordexp.cli.evaluation.inference import infer_file
+from coordexp.inference.infer import infer_file
 from coordexp.models.coord_offset import OFFSET_FILE
 from coordexp.models.merge_offset import merge_offset
 

@@ -20,8 +20,8 @@ FLOORS = [
     {"head", "rollout"},
     {"targets", "eval"},
     {"data"},
-    {"trainers"},
-    {"study"},
+    {"trainers", "inference"},
+    {"study", "audit"},
     {"plugin", "cli", "api"},
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

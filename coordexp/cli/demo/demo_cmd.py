@@ -171,10 +171,10 @@ def evaluate_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
     bin_error is that of the answers: mean coordinate error of found boxes, in bins.
     """
     from coordexp.cli.console import progress
-    from coordexp.cli.evaluation.inference import infer_file
     from coordexp.eval.evaluate import evaluate_directory
     from coordexp.eval.on_policy import on_policy_numbers
     from coordexp.eval.predictions.confidence import score_directory
+    from coordexp.inference.infer import infer_file
 
     output = RUN / f"eval_{name}"
     with progress("images", f"rollouts, {name}") as advance:

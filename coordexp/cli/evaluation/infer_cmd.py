@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Check everything, then show a bar and answer; returns the process exit code."""
     from coordexp.cli.console import progress
-    from coordexp.cli.evaluation.inference import Inference, InferSettings
+    from coordexp.inference.infer import Inference, InferSettings
 
     settings = InferSettings(
         backend=args.backend,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coordexp.cli.evaluation.fingerprint import file_fingerprint, model_fingerprint
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.records import Record, read_jsonl
 from coordexp.config.api_key import api_key_from
@@ -20,6 +19,7 @@ from coordexp.eval.predictions.artifacts import GT_VS_PRED, read_jsonl_lines
 from coordexp.eval.predictions.log import PredictionLog
 from coordexp.eval.predictions.predict import predict
 from coordexp.files import read_json
+from coordexp.inference.fingerprint import file_fingerprint, model_fingerprint
 from coordexp.rollout.types import RolloutBackend, RolloutRequest
 
 BACKENDS = ("hf", "vllm", "openai")
