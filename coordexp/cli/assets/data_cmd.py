@@ -87,6 +87,14 @@ def _add_import_parser(
         help="what to do about an image that is not in --image-root (default error); they are counted",
     )  # fmt: skip
     parser.add_argument(
+        "--bad-images", choices=("error", "skip"), default="error",
+        help="what to do about a picture that cannot be decoded, is of another size than annotated or none that the "
+        "model's processor takes (default error)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow-outside", action="store_true", help="follow file names that lead out of --image-root"
+    )
+    parser.add_argument(
         "--polygons", action="store_true", help="outlines of one part become `poly`, others stay boxes"
     )
     parser.add_argument(
@@ -115,12 +123,16 @@ def _add_export_parser(commands: argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _run_import(args: argparse.Namespace) -> int:
-    from coordexp.data.formats.coco_import import ImportOptions, import_coco
-    from coordexp.data.formats.lvis_import import import_lvis
+    from coordexp.cli.console import progress
+    from coordexp.data.formats.coco import import_coco
+    from coordexp.data.formats.lvis import import_lvis
+    from coordexp.data.formats.options import ImportOptions
 
     options = ImportOptions(
         image_root=args.image_root,
+        allow_outside=args.allow_outside,
         missing=args.missing_images,
+        bad=args.bad_images,
         polygons=args.polygons,
         max_poly_points=args.max_poly_points,
         max_objects=args.max_objects,
@@ -128,11 +140,21 @@ def _run_import(args: argparse.Namespace) -> int:
         drop_empty=args.drop_empty,
         dataset=args.dataset,
     )
-    if args.data_command == "from-coco":
-        counts = import_coco(args.annotations, args.output, options)
-    else:
-        counts = import_lvis(args.annotations, args.output, options, name_by=args.names, seed=args.seed)
-    return _show_counts(counts, args.output)
+    with progress("pictures") as on_picture:
+        if args.data_command == "from-coco":
+            converted = import_coco(args.annotations, args.output, options, on_picture=on_picture)
+        else:
+            converted = import_lvis(
+                args.annotations,
+                args.output,
+                options,
+                name_by=args.names,
+                seed=args.seed,
+                on_picture=on_picture,
+            )
+    for finding in converted.findings:
+        print(f"{finding.level}: {finding}")
+    return _show_counts(converted.counts, args.output)
 
 
 def _run_export(args: argparse.Namespace) -> int:

@@ -6,12 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 from coordexp.codec.records import Record, read_jsonl
-from coordexp.data.formats.lvis_import import own_synonyms
+from coordexp.data.formats.lvis import own_synonyms
 from coordexp.errors import RecordError
-from coordexp.eval.coco.annotations import CocoDict
+from coordexp.eval.coco.annotations import CocoDict, plain_categories, read_categories
 from coordexp.eval.coco.evaluate import ImageDetections, to_coco
+from coordexp.eval.coco.external import load_json
 from coordexp.eval.predictions.artifacts import to_pixels
-from coordexp.files import read_json, write_json
+from coordexp.files import write_json
 
 
 def export_coco(data: Path, output: Path, *, categories: Path | None = None) -> Counter[str]:
@@ -54,22 +55,20 @@ def _image_ids(records: list[Record]) -> list[int]:
 
 def _use_categories(dataset: CocoDict, categories: Path, data: Path) -> None:
     """Give the annotations the category ids of another file, found by name, readable name or synonym."""
-    source = read_json(categories)
+    source = load_json(categories)
     if not isinstance(source, dict) or "categories" not in source:
         raise RecordError(f"{categories}: has no categories; expected a COCO or LVIS annotation file.")
-    id_of = {
-        form: category_id
-        for category_id, forms in own_synonyms(source["categories"]).items()
-        for form in forms
-    }
-    id_of |= {category["name"]: category["id"] for category in source["categories"]}
-    names = {category["id"]: category["name"] for category in dataset["categories"]}
-    unknown = sorted(name for name in names.values() if name not in id_of)
+    ids, names, entries = read_categories(source["categories"], prefix=f"{categories}: ")
+    forms = own_synonyms(names, entries, f"{categories}: categories")
+    id_of = {form: category_id for category_id, own in zip(ids, forms, strict=True) for form in own}
+    id_of |= dict(zip(names, ids, strict=True))
+    written = {category["id"]: category["name"] for category in dataset["categories"]}
+    unknown = sorted(name for name in written.values() if name not in id_of)
     if unknown:
         raise RecordError(
             f"{data}: description {unknown[0]!r} (of {len(unknown)} such) is no category of {categories}. "
             "Give the file the data was made from, or leave out --categories."
         )
     for annotation in dataset["annotations"]:
-        annotation["category_id"] = id_of[names[annotation["category_id"]]]
-    dataset["categories"] = source["categories"]
+        annotation["category_id"] = id_of[written[annotation["category_id"]]]
+    dataset["categories"] = plain_categories(ids, names, entries)

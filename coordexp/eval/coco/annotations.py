@@ -33,6 +33,7 @@ from coordexp.eval.coco.fields import (
     read_boxes,
     read_flags,
     read_ids,
+    read_names,
     read_numbers,
     read_texts,
     rows_of,
@@ -49,8 +50,7 @@ PARTS = ("images", "annotations", "categories")
 MAX_SIDE = 1_000_000
 """Pixels of an image side; a picture of more is none that a model or a mask could take."""
 
-_IMAGE_EXTRAS = ("coco_url", "neg_category_ids", "not_exhaustive_category_ids")
-_CATEGORY_EXTRAS = ("supercategory", "synonyms", "frequency")
+_TYPED = ("id", "name", "width", "height", "file_name")
 _WRAPPERS = ("annotations", "predictions", "results", "detections", "preds", "data")
 
 
@@ -61,7 +61,8 @@ class Dataset:
     image_ids, category_ids: as in the file.  file_names: "" where the file has none.  sizes_N2: width and height in
     pixels, 0 where the file has none.  image_M, category_M: rows of the image and the category of an annotation.
     boxes_xywh_M4: pixels.  area_M: of the file, else of the box.  segmentations: as in the file, None where absent.
-    annotation_ids: as in the file, of any kind, for messages.
+    annotation_ids: as in the file, of any kind, for messages.  places: what messages call annotations where the
+    format has no ids ("labels/a.txt:3").
     images, categories: the entries themselves, for keys that only some formats have.
     prefix: of every message about an entry, such as the file's name.
     """
@@ -81,6 +82,7 @@ class Dataset:
     segmentations: Sequence[Any]
     images: Sequence[Mapping[str, Any]]
     categories: Sequence[Mapping[str, Any]]
+    places: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.image_M)
@@ -99,10 +101,16 @@ class Dataset:
         """Category names in the order of the ids."""
         return [self.category_names[row] for row in np.argsort(self.category_rank_K).tolist()]
 
+    def entry(self, index: int) -> str:
+        """An annotation as messages name it that say the file already."""
+        if self.places is not None:
+            return self.places[index]
+        found = self.annotation_ids[index]
+        return f"annotations[{index}]" + ("" if found is None else f" (id {shown(found)})")
+
     def place(self, index: int) -> str:
         """An annotation as messages name it."""
-        found = self.annotation_ids[index]
-        return f"{self.prefix}annotations[{index}]" + ("" if found is None else f" (id {shown(found)})")
+        return self.prefix + self.entry(index)
 
     def as_coco(self, *, segmentations: bool = False) -> CocoDict:
         """The data set in COCO's form, with the ids of the file and every value of the right type.
@@ -111,17 +119,12 @@ class Dataset:
         """
         images = [
             {"id": image_id, "width": int(width) or None, "height": int(height) or None, "file_name": name}
-            | _extras(image, _IMAGE_EXTRAS)
+            | _extras(image)
             for image_id, (width, height), name, image in zip(
                 self.image_ids, self.sizes_N2.tolist(), self.file_names, self.images, strict=True
             )
         ]
-        categories = [
-            {"id": category_id, "name": name} | _extras(category, _CATEGORY_EXTRAS)
-            for category_id, name, category in zip(
-                self.category_ids, self.category_names, self.categories, strict=True
-            )
-        ]
+        categories = plain_categories(self.category_ids, self.category_names, self.categories)
         annotations: CocoResults = [
             {
                 "id": number,
@@ -214,14 +217,13 @@ def read_dataset(value: Any, *, prefix: str = "") -> Dataset:
         raise RecordError(
             f"{prefix}has no {', '.join(missing)}: expected a COCO data set with {', '.join(PARTS)}"
         )
-    image_place, place, category_place = (
-        Place(prefix + key, check_entries(value[key], prefix + key)) for key in PARTS
+    image_place, place = (
+        Place(prefix + key, check_entries(value[key], prefix + key)) for key in ("images", "annotations")
     )
-    images, annotations, categories = image_place.entries, place.entries, category_place.entries
+    images, annotations = image_place.entries, place.entries
+    category_ids, category_names, categories = read_categories(value["categories"], prefix=prefix)
     image_ids = read_ids(column(images, "id"), image_place, "id", what="the image's id")
-    category_ids = read_ids(column(categories, "id"), category_place, "id", what="the category's id")
     check_unique(image_ids, image_place)
-    check_unique(category_ids, category_place)
     image_M = _references(annotations, "image_id", image_ids, place, "images")
     category_M = _references(annotations, "category_id", category_ids, place, "categories")
     sizes_N2 = _sizes(images, image_place)
@@ -242,7 +244,7 @@ def read_dataset(value: Any, *, prefix: str = "") -> Dataset:
         ),
         sizes_N2=sizes_N2,
         category_ids=category_ids,
-        category_names=_category_names(categories, category_place),
+        category_names=category_names,
         annotation_ids=column(annotations, "id"),
         image_M=image_M,
         category_M=category_M,
@@ -253,6 +255,30 @@ def read_dataset(value: Any, *, prefix: str = "") -> Dataset:
         images=images,
         categories=categories,
     )
+
+
+def read_categories(
+    value: Any, *, prefix: str = ""
+) -> tuple[list[Id], list[str], Sequence[Mapping[str, Any]]]:
+    """Ids, names and entries of the categories of a data set.
+
+    Raises RecordError naming an entry whose id or name is missing, of the wrong kind or that of another.
+    """
+    entries = check_entries(value, f"{prefix}categories")
+    place = Place(f"{prefix}categories", entries)
+    ids = read_ids(column(entries, "id"), place, "id", what="the category's id")
+    check_unique(ids, place)
+    return ids, _category_names(entries, place), entries
+
+
+def plain_categories(
+    ids: Sequence[Id], names: Sequence[str], entries: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Categories in COCO's form: id, name, and what else is known of them."""
+    return [
+        {"id": category_id, "name": name} | _extras(entry)
+        for category_id, name, entry in zip(ids, names, entries, strict=True)
+    ]
 
 
 def read_results(
@@ -343,7 +369,7 @@ def _boxes_or_around(
 
 
 def _category_names(categories: Sequence[Mapping[str, Any]], place: Place) -> list[str]:
-    names = read_texts(column(categories, "name"), place, "name", "the name of a class")
+    names = read_names(column(categories, "name"), place, "name", "the name of a class")
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
         if not name:
@@ -363,9 +389,9 @@ def _ranks(ids: Sequence[Id]) -> IntArray:
     return ranks
 
 
-def _extras(entry: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """Further keys of an entry whose values are text, or lists of text and numbers."""
-    return {key: entry[key] for key in keys if key in entry and _is_plain(entry[key])}
+def _extras(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Further keys of an entry whose values are text or whole numbers, or lists of them."""
+    return {key: value for key, value in entry.items() if key not in _TYPED and _is_plain(value)}
 
 
 def _is_plain(value: Any) -> bool:

@@ -174,23 +174,23 @@ def read_ids(values: Sequence[Any], place: Place, key: str, *, what: str) -> lis
     return ids
 
 
-def read_texts(values: Sequence[Any], place: Place, key: str, expected: str) -> list[str]:
-    """The texts of a column in Unicode's composed form (NFC), without blanks around; "" where null or absent.
+def read_names(values: Sequence[Any], place: Place, key: str, expected: str) -> list[str]:
+    """The texts of a column as descriptions: in Unicode's composed form (NFC), without blanks around; "" where absent.
 
     Numbers are read as their digits (classes named 0, 1, 2). Raises RecordError for anything else, and for text that
     UTF-8 cannot hold.
     """
     texts = []
     for index, value in enumerate(values):
-        if value is None:
-            texts.append("")
-        elif isinstance(value, str) and is_writable(value):
-            texts.append(unicodedata.normalize("NFC", value).strip())
-        elif isinstance(value, int) and not isinstance(value, bool) and value.bit_length() <= 64:
-            texts.append(str(value))
-        else:
-            place.fail(index, key, value, expected)
-    return texts
+        if isinstance(value, int) and not isinstance(value, bool) and _are_short([value]):
+            value = str(value)
+        texts.append(_text(value, index, place, key, expected))
+    return [unicodedata.normalize("NFC", text).strip() for text in texts]
+
+
+def read_texts(values: Sequence[Any], place: Place, key: str, expected: str) -> list[str]:
+    """The texts of a column as they are; "" where absent. Raises RecordError for anything else, as `read_names`."""
+    return [_text(value, index, place, key, expected) for index, value in enumerate(values)]
 
 
 def is_writable(text: str) -> bool:
@@ -240,6 +240,14 @@ def parse_number(value: Any) -> float | None:
     """A number, or text that is one completely; None for anything else."""
     found = _number(value)
     return None if math.isnan(found) else found
+
+
+def _text(value: Any, index: int, place: Place, key: str, expected: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not is_writable(value):
+        place.fail(index, key, value, expected)
+    return value
 
 
 def _stranger(ids: Sequence[Id], fault: int, known: Mapping[Id, int], kind: str) -> str:

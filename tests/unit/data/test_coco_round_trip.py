@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +14,10 @@ from PIL import Image
 
 from coordexp.cli.main import main
 from coordexp.codec.records import read_jsonl
+from coordexp.data.formats.coco import import_coco
 from coordexp.data.formats.coco_export import export_coco
-from coordexp.data.formats.coco_import import ImportOptions, import_coco, quantize_widened
+from coordexp.data.formats.convert import widened_bins
+from coordexp.data.formats.options import ImportOptions
 from coordexp.errors import ConfigError, RecordError
 
 REAL = Path(__file__).parents[2] / "fixtures" / "coco_val2014_100" / "instances_val2014_100.json"
@@ -39,8 +42,8 @@ def write(path: Path, value) -> Path:
 
 def convert(folder: Path, value, **options):
     """(records, counts) of a data set."""
-    counts = import_coco(write(folder / "in.json", value), folder / "out.jsonl", ImportOptions(**options))
-    return read_jsonl(folder / "out.jsonl"), counts
+    converted = import_coco(write(folder / "in.json", value), folder / "out.jsonl", ImportOptions(**options))
+    return read_jsonl(folder / "out.jsonl"), converted.counts
 
 
 def corners(box_xywh) -> list[float]:
@@ -73,7 +76,10 @@ def assert_half_a_bin(before: dict, after: dict) -> int:
 
 
 def test_the_real_annotations_come_back_within_half_a_bin(tmp_path: Path):
-    counts = import_coco(REAL, tmp_path / "val.jsonl", ImportOptions())
+    counts, findings = import_coco(REAL, tmp_path / "val.jsonl", ImportOptions())
+    assert [(finding.level, finding.kind, finding.count) for finding in findings] == [
+        ("warning", "boxes_of_two_names", 2)
+    ]
     export_coco(tmp_path / "val.jsonl", tmp_path / "back.json", categories=REAL)
     before, after = json.loads(REAL.read_text()), json.loads((tmp_path / "back.json").read_text())
     assert counts["crowd_left_out"] == sum(a["iscrowd"] for a in before["annotations"]) == 9
@@ -93,7 +99,7 @@ def test_the_real_annotations_come_back_within_half_a_bin(tmp_path: Path):
     ]
 
 
-boxes_xywh = st.tuples(st.floats(0, 190), st.floats(0, 90), st.floats(0.4, 200), st.floats(0.4, 100)).map(
+boxes_xywh = st.tuples(st.floats(0, 190), st.floats(0, 90), st.floats(1.2, 200), st.floats(1.2, 100)).map(
     lambda b: (b[0], b[1], min(b[2], 199 - b[0]), min(b[3], 99 - b[1]))
 )
 
@@ -117,7 +123,9 @@ def test_boxes_inside_the_frame_come_back_within_half_a_bin(boxes):
 @settings(max_examples=200, deadline=None)
 @given(st.floats(-5, 205), st.floats(0.001, 0.6), st.sampled_from([1, 2, 50, 200, 1000]))
 def test_a_collapsed_side_gets_exactly_one_bin_and_stays_near(left, side, width):
-    bins, widened = quantize_widened((left, 3.0, left + side, 60.0), width, 100)
+    boxes = np.array([[left, 3.0, left + side, 60.0]])
+    found, was_widened = widened_bins(boxes, np.array([[width, 100]]))
+    [bins], [widened] = found.tolist(), was_widened.tolist()
     assert 0 <= bins[0] < bins[2] <= 999
     span = max(1, width - 1)
     exact = [min(max(999 * x / span, 0), 999) for x in (left, left + side)]
@@ -207,7 +215,7 @@ def test_images_are_checked_and_named_relative_to_the_data_file(tmp_path: Path):
     records, counts = convert(tmp_path, source, image_root=folder)
     assert read_jsonl(tmp_path / "out.jsonl", require_images=True) == records
     Image.new("RGB", (100, 200)).save(folder / "a" / "b.png")
-    with pytest.raises(RecordError, match=r"is 100 x 200 pixels, but the annotations .* are for 200 x 100"):
+    with pytest.raises(RecordError, match=r"is 100 x 200 pixels, but the annotations are for 200 x 100"):
         convert(tmp_path, source, image_root=folder)
 
 
@@ -215,21 +223,21 @@ def test_images_are_checked_and_named_relative_to_the_data_file(tmp_path: Path):
     ("change", "message"),
     [
         (lambda d: d.pop("categories"), "has no categories"),
-        (lambda d: d["annotations"][1].pop("bbox"), r"annotations\[1\] has no bbox"),
+        (lambda d: d["annotations"][1].pop("bbox"), r"annotations\[1\]\.bbox \(id 101\) is None"),
         (
             lambda d: d["annotations"][1].update(bbox=[1, 2, 3]),
-            r"annotations\[1\] \(id 101\) has bbox \[1, 2, 3\]",
+            r"annotations\[1\]\.bbox \(id 101\) is \[1, 2, 3\]",
         ),
         (lambda d: d["annotations"][1].update(bbox=[1, 2, 3, float("nan")]), r"annotations\[1\].*nan"),
-        (lambda d: d["annotations"][1].update(image_id=1), r"annotations\[1\] \(id 101\) has image_id 1"),
+        (lambda d: d["annotations"][1].update(image_id=1), r"annotations\[1\]\.image_id \(id 101\) is 1"),
         (
             lambda d: d["annotations"][1].update(category_id=1),
-            r"annotations\[1\] \(id 101\) has category_id 1",
+            r"annotations\[1\]\.category_id \(id 101\) is 1",
         ),
         (lambda d: d["images"].append(d["images"][0]), r"images\[1\] repeats id 12"),
-        (lambda d: d["images"][0].update(width=0), r"images\[0\] \(id 12\) has width 0"),
-        (lambda d: d["images"][0].pop("file_name"), "image id 12 has no file_name.*from-lvis"),
-        (lambda d: d["categories"][0].update(name=" "), r"categories\[0\] \(id 7\) has name ' '"),
+        (lambda d: d["images"][0].update(width=0), r"images\[0\]\.width \(id 12\) is 0"),
+        (lambda d: d["images"][0].pop("file_name"), r"images\[0\] \(id 12\) has no file_name.*from-lvis"),
+        (lambda d: d["categories"][0].update(name=" "), r"categories\[0\] \(id 7\) has no name"),
     ],
 )
 def test_faults_are_named_with_file_and_entry(tmp_path: Path, change, message):

@@ -11,8 +11,8 @@ import pytest
 from coordexp.cli.main import main
 from coordexp.codec.records import read_jsonl
 from coordexp.data.formats.coco_export import export_coco
-from coordexp.data.formats.coco_import import ImportOptions
-from coordexp.data.formats.lvis_import import import_lvis, own_synonyms
+from coordexp.data.formats.lvis import import_lvis, own_synonyms
+from coordexp.data.formats.options import ImportOptions
 from coordexp.errors import ConfigError, RecordError
 
 
@@ -57,8 +57,8 @@ LVIS = {
 
 def convert(folder: Path, source=LVIS, **options):
     (folder / "lvis.json").write_text(json.dumps(source), encoding="utf-8")
-    counts = import_lvis(folder / "lvis.json", folder / "out.jsonl", ImportOptions(), **options)
-    return read_jsonl(folder / "out.jsonl"), counts
+    converted = import_lvis(folder / "lvis.json", folder / "out.jsonl", ImportOptions(), **options)
+    return read_jsonl(folder / "out.jsonl"), converted.counts
 
 
 def test_names_are_readable_and_image_knowledge_is_kept(tmp_path: Path):
@@ -81,11 +81,11 @@ def test_names_are_readable_and_image_knowledge_is_kept(tmp_path: Path):
 
 
 def test_synonyms_are_drawn_by_seed_and_lead_back_to_their_category(tmp_path: Path):
-    assert own_synonyms(LVIS["categories"]) == {
-        1: ["bow (weapon)", "longbow"],
-        2: ["baseball bat"],  # "bat" could be either
-        3: ["bat (animal)"],
-    }
+    assert own_synonyms([c["name"] for c in LVIS["categories"]], LVIS["categories"]) == [
+        ["bow (weapon)", "longbow"],
+        ["baseball bat"],  # "bat" could be either
+        ["bat (animal)"],
+    ]
     many = copy.deepcopy(LVIS)
     many["annotations"] = [annotation(i, 397133, 1, i, i, 20, 20) for i in range(1, 41)]
     drawn = {obj.desc for obj in convert(tmp_path, many, name_by="synonyms", seed=1)[0][0].objects}
@@ -106,11 +106,11 @@ def test_faults_are_named(tmp_path: Path):
         convert(tmp_path, name_by="def")
     no_url = copy.deepcopy(LVIS)
     del no_url["images"][1]["coco_url"]
-    with pytest.raises(RecordError, match=r"lvis\.json: image id 37777 has neither coco_url nor file_name"):
+    with pytest.raises(RecordError, match=r"lvis\.json: images\[1\] \(id 37777\) has neither a coco_url"):
         convert(tmp_path, no_url)
     unknown = copy.deepcopy(LVIS)
     unknown["images"][0]["neg_category_ids"] = [9]
-    with pytest.raises(RecordError, match=r"lvis\.json: image id 397133 names category id 9"):
+    with pytest.raises(RecordError, match=r"lvis\.json: images\[0\]\.neg_category_ids names category id 9"):
         convert(tmp_path, unknown)
 
 

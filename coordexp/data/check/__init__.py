@@ -1,0 +1,1 @@
+"""What is wrong or suspicious about annotations and their pictures; import and training refuse in the same words."""
