@@ -5,9 +5,11 @@ vLLM itself is imported when an engine is built; `set_environment` comes before 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from copy import copy
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ def build_vllm_engine(
     seed: int,
     own_head: bool | None,
     logits_processors: Sequence[str] = (),
+    engine_args: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
     """A GRPOVllmEngine that was started from a checkpoint folder.
 
@@ -44,6 +47,7 @@ def build_vllm_engine(
 
     engine_settings: arguments of the engine by ms-swift's names (`tensor_parallel_size`, `max_model_len`, ...).
     world_size: training processes; with more than one, vLLM joins their process group.
+    engine_args: further arguments by vLLM's names; they win over what ms-swift sets.
     own_head: whether the engine must hold embedding and head apart; None leaves it to the model's config.
     """
     set_environment()
@@ -51,6 +55,7 @@ def build_vllm_engine(
 
     class PolicyEngine(GRPOVllmEngine):
         def _prepare_engine(self) -> None:
+            self.engine_args = dataclasses.replace(self.engine_args, **engine_args)
             self.engine_args.dtype = str(dtype).removeprefix("torch.")
             self.engine_args.trust_remote_code = self.model_meta.loader.default_trust_remote_code
             super()._prepare_engine()

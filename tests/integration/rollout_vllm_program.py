@@ -32,7 +32,9 @@ Facts = dict[str, Any]
 
 
 def settings(backend: str, **values: Any) -> RolloutMatching:
-    vllm = {"max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True}
+    vllm: dict[str, Any] = {"max_model_len": 512, "max_num_seqs": 8, "enforce_eager": True}
+    if backend == "vllm":
+        vllm["engine_args"] = {"max_num_batched_tokens": 640, "mm_processor_cache_gb": 0.25}
     return RolloutMatching(
         **{"backend": backend, "max_new_tokens": 48, "decode_batch_size": 8, "vllm": vllm, **values}
     )
@@ -207,6 +209,11 @@ def main() -> None:
     facts: Facts = {"start_s": time.perf_counter() - started}
     vllm.settings = settings("vllm")
     facts["trust_remote_code"] = vllm._engine.engine.model_config.trust_remote_code
+    config = vllm._engine.engine.vllm_config
+    facts["engine"] = {
+        "max_num_batched_tokens": config.scheduler_config.max_num_batched_tokens,
+        "mm_processor_cache_gb": config.model_config.multimodal_config.mm_processor_cache_gb,
+    }
     facts["random_state_kept_at_start"] = torch.equal(state, torch.get_rng_state())
     parity(facts, model, template, requests, hf, vllm)
     sampling(facts, requests, vllm)

@@ -52,6 +52,11 @@ def test_greedy_answers_prompts_and_log_probabilities_agree(facts, moment: str, 
     assert found["distinct_answers"] > NUM_SCENES // 4  # agreement on one constant answer would say little
 
 
+def test_engine_args_reach_the_engine(facts):
+    """One that is ours to set by nobody else, and one over what ms-swift would set."""
+    assert facts["engine"] == {"max_num_batched_tokens": 640, "mm_processor_cache_gb": 0.25}
+
+
 def test_pictures_of_every_kind_are_seen_alike(facts):
     """Turned and mirrored by EXIF, transparent, of 16 bits."""
     found = facts["pictures"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import socket
 import sys
@@ -49,6 +50,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoint"
     )
     parser.add_argument(
+        "--engine-args",
+        type=_json_mapping,
+        default={},
+        metavar="JSON",
+        help="further arguments by vLLM's names, such as '{\"max_num_batched_tokens\": 8192}'",
+    )
+    parser.add_argument(
         "--own-head",
         action="store_true",
         help="keep output head and embedding apart although the model ties them",
@@ -65,11 +73,34 @@ def _share(text: str) -> float:
     return value
 
 
+def _json_mapping(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"a JSON {type(value).__name__}; expected an object of arguments")
+    return value
+
+
+def _check_engine_args(arguments: dict[str, Any]) -> None:
+    from coordexp.config.run.machine import unknown_engine_args
+    from coordexp.config.schema.rollout import OUR_ENGINE_ARGS
+
+    taken = sorted(arguments.keys() & OUR_ENGINE_ARGS.keys() - {"enable_prefix_caching"})
+    if taken:
+        raise ConfigError(f"--engine-args: {', '.join(taken)} cannot be set here; other flags decide them.")
+    unknown = unknown_engine_args(arguments)
+    if unknown:
+        raise ConfigError("--engine-args: " + " ".join(f"{name}: {text}" for name, text in unknown.items()))
+
+
 def run(args: argparse.Namespace) -> int:
     """Take the ports, load the engine, serve until told to stop; returns the process exit code."""
     from coordexp.config.api_key import api_key_from
 
     key = api_key_from("--api-key-env", args.api_key_env)
+    _check_engine_args(args.engine_args)
     if not (args.model / "config.json").is_file():
         raise ConfigError(f"--model {args.model}: no config.json there; give a checkpoint folder.")
     if key is None and args.host not in LOOPBACK:
@@ -126,6 +157,7 @@ def _load(args: argparse.Namespace) -> Any:
         gpu_memory_utilization=args.gpu_memory_utilization,
         enforce_eager=args.enforce_eager,
         own_head=args.own_head,
+        engine_args=args.engine_args,
     )
     template = load_template(args.model, trust_remote_code=args.trust_remote_code)
     return ServedPolicy(str(args.model), template, options, host=args.host, group_port=args.group_port)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +53,50 @@ OPTIM_NEEDS: tuple[tuple[str, str], ...] = (
 
 
 def package_problems(
-    _variant: str, _sections: Sections, swift: Mapping[str, Any], written: WrittenOf
+    _variant: str, sections: Sections, swift: Mapping[str, Any], written: WrittenOf
 ) -> list[Problem]:
-    """Trackers and optimizers that no installed package provides."""
+    """Trackers and optimizers that no installed package provides, arguments that the installed vLLM does not know."""
     problems = []
     for name, text in (*_trackers(swift), *_optim(swift)):
         path, place = written(name)
         problems.append(Problem(path, text, value=swift[name], place=place))
+    rollout = sections.rollout_matching
+    if rollout is not None:
+        problems += [
+            Problem(f"rollout_matching.vllm.engine_args.{name}", text)
+            for name, text in unknown_engine_args(rollout.vllm.engine_args).items()
+        ]
     return problems
+
+
+def unknown_engine_args(arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> what to say, of those that the installed vLLM has no argument for; nothing where there is no vLLM."""
+    known = _engine_argument_names() if arguments else None
+    if known is None:
+        return {}
+    unknown = {}
+    for name in arguments.keys() - known:
+        near = closest(name, known)
+        unknown[name] = "the installed vLLM has no such engine argument" + (
+            f"; did you mean {near}?" if near else "."
+        )
+    return dict(sorted(unknown.items()))
+
+
+@cache
+def _engine_argument_names() -> frozenset[str] | None:
+    """The fields of vLLM's EngineArgs, read from its source: importing vLLM takes seconds. None without vLLM."""
+    found = importlib.util.find_spec("vllm")
+    folders = None if found is None else found.submodule_search_locations
+    source = None if not folders else Path(folders[0]) / "engine" / "arg_utils.py"
+    if source is None or not source.is_file():
+        return None
+    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef) and node.name == "EngineArgs":
+            targets = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            return frozenset(name for name in names if not name.startswith("_"))
+    return None
 
 
 def _trackers(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

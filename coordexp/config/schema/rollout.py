@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -65,6 +65,38 @@ class VllmSync(Section):
     )
 
 
+OUR_ENGINE_ARGS: dict[str, str] = {
+    "gpu_memory_utilization": "write vllm.gpu_memory_utilization",
+    "tensor_parallel_size": "write vllm.tensor_parallel_size",
+    "max_model_len": "write vllm.max_model_len",
+    "max_num_seqs": "write vllm.max_num_seqs",
+    "enforce_eager": "write vllm.enforce_eager",
+    "enable_prefix_caching": "write vllm.enable_prefix_caching",
+    "enable_sleep_mode": "write vllm.sleep_level",
+    "dtype": "the engine has the torch_dtype of training",
+    "seed": "the run's seed is used",
+    "enable_lora": "merged weights are pushed",
+    **dict.fromkeys(
+        (
+            "model",
+            "tokenizer",
+            "tokenizer_mode",
+            "skip_tokenizer_init",
+            "trust_remote_code",
+            "runner",
+            "hf_overrides",
+        ),
+        "the engine serves the model in training",
+    ),
+    **dict.fromkeys(
+        ("distributed_executor_backend", "pipeline_parallel_size", "data_parallel_size", "worker_cls"),
+        "the engine runs inside the training processes",
+    ),
+    "logits_processors": "write repeat_terminate",
+}
+"""Engine arguments that another setting decides, and which."""
+
+
 class Vllm(Section):
     """The vLLM engine."""
 
@@ -84,8 +116,24 @@ class Vllm(Section):
     enforce_eager: bool = Field(default=False, description="Without CUDA graphs.")
     enable_prefix_caching: bool = Field(default=False, description="Reuse cached prompt prefixes.")
     sleep_level: Literal[0, 1, 2] = Field(default=0, description="What the engine frees while training.")
+    engine_args: dict[str, Any] = Field(
+        default={},
+        description="Further arguments of the engine by vLLM's names (max_num_batched_tokens, limit_mm_per_prompt, "
+        "...), checked against the installed vLLM.",
+    )
     server: VllmServers | None = Field(default=None, description="Needed with mode: server.")
     sync: VllmSync = VllmSync()
+
+    @model_validator(mode="after")
+    def _engine_args_are_nobody_elses(self) -> Vllm:
+        for name, instead in OUR_ENGINE_ARGS.items():
+            if name in self.engine_args:
+                raise ValueError(f"engine_args.{name} cannot be set here: {instead}")
+        if self.mode == "server" and self.engine_args:
+            raise ValueError(
+                "engine_args has no effect with mode: server; give them to `coordexp rollout-server --engine-args`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _server_mode(self) -> Vllm:

@@ -120,6 +120,7 @@ class VllmColocateBackend:
                 seed=rank // vllm.tensor_parallel_size,
                 own_head=has_own_head(self._model),
                 logits_processors=[PROCESSOR] if self.settings.repeat_terminate.enabled else [],
+                engine_args=vllm.engine_args,
             )
         except Exception as error:
             raise RolloutError(

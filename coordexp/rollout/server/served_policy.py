@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from socket import socket
 from typing import Any
 
@@ -47,6 +47,8 @@ class EngineOptions:
     gpu_memory_utilization: float = 0.9
     enforce_eager: bool = False
     own_head: bool = False
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments by vLLM's names."""
 
 
 @dataclass(frozen=True)
@@ -326,6 +328,7 @@ def _start(model_dir: str, template: Any, dtype: torch.dtype, options: EngineOpt
         seed=0,
         own_head=options.own_head,
         logits_processors=[PROCESSOR],
+        engine_args=options.engine_args,
     )
 
 

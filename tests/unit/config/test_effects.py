@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from coordexp.config import load_run_config
-from coordexp.config.run.machine import missing_paths, package_problems
+from coordexp.config.run.machine import missing_paths, package_problems, unknown_engine_args
+from coordexp.config.schema.rollout import OUR_ENGINE_ARGS
 from coordexp.errors import ConfigError
 from coordexp.metrics.best import best_metric_problems
 
@@ -58,6 +59,12 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
             (),
             'rollout_matching.vllm.sync.mode = "adapter" in run.yaml:4: adapters are merged and pushed as whole '
             "weights, never alone; use full.",
+        ),
+        (
+            ALIGNED.replace("backend: hf", "backend: vllm\n  vllm: {engine_args: {max_num_seqs: 4}}"),
+            (),
+            "rollout_matching.vllm in run.yaml:4: engine_args.max_num_seqs cannot be set here: write "
+            "vllm.max_num_seqs.",
         ),
         (
             ALIGNED.replace(
@@ -227,3 +234,20 @@ def test_which_models_are_looked_for(tmp_path, monkeypatch, model: str, is_missi
     (tmp_path / "here").mkdir()
     found = missing_paths("stage1_coord", None, {"model": model}, lambda name: (name, None))
     assert [str(problem) for problem in found] == [f'model = "{model}": does not exist.'] * is_missing
+
+
+def test_engine_args_are_checked_against_the_installed_engine(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    text = ALIGNED.replace(
+        "backend: hf",
+        "backend: vllm\n  vllm: {engine_args: {max_num_batched_token: 8, limit_mm_per_prompt: {image: 1}}}",
+    )
+    assert problems_of(tmp_path, text) == (
+        "rollout_matching.vllm.engine_args.max_num_batched_token: the installed vLLM has no such engine argument; did "
+        "you mean max_num_batched_tokens?"
+    )
+
+
+def test_every_engine_arg_that_we_decide_is_one(tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    assert unknown_engine_args(dict.fromkeys(OUR_ENGINE_ARGS)) == {}
