@@ -46,6 +46,9 @@ class TextRole(IntEnum):
 class SupervisedRows:
     """The rows of a forward that carry supervision: text rows first, then coordinate rows.
 
+    Coordinate rows of boxes come first, four a box (x1, y1, x2, y2); then all others, each on its own: vertices of
+    polygons in stage 2, every coordinate in stage 1.
+
     Row r is hidden state `positions_R[r]` of the flattened [B * T] batch and must predict the *next*
     token, `targets_R[r]`. Build it before the forward (on the host, or at the price of one sync).
     """
@@ -58,8 +61,8 @@ class SupervisedRows:
     """The first `num_text` rows have text targets, the other N = R - num_text a coordinate token."""
     bins_N: Tensor
     """int64 [N]: true bins of the coordinate rows."""
-    group: int = 1
-    """Coordinate rows that belong together: 4 when each run of four is one box (x1, y1, x2, y2)."""
+    num_boxes: int = 0
+    """The first 4 * num_boxes coordinate rows are boxes."""
     roles_R: Tensor | None = None
     """int64 [num_text] of TextRole (stage 2)."""
     dropped_invalid_R: Tensor | None = None
@@ -84,27 +87,28 @@ class SupervisedRows:
         return cls(positions_R, targets_R[positions_R], text.numel(), bins_R[coord])
 
     @classmethod
-    def from_boxes(
+    def from_slots(
         cls,
         text_positions_R: Tensor,
         text_targets_R: Tensor,
         roles_R: Tensor,
         dropped_invalid_R: Tensor,
-        box_positions_B4: Tensor,
-        bins_B4: Tensor,
+        slot_positions_N: Tensor,
+        bins_N: Tensor,
         columns: CoordColumns,
+        *,
+        num_boxes: int,
     ) -> SupervisedRows:
-        """Stage-2 rows: text rows with their roles, and the four coordinate rows of each supervised box.
+        """Stage-2 rows: text rows with their roles, and the coordinate slots, boxes first.
 
         All positions are rows of the flattened hidden states, i.e. token position - 1.
         """
-        bins_N = bins_B4.flatten()
         return cls(
-            positions_R=torch.cat([text_positions_R, box_positions_B4.flatten()]),
+            positions_R=torch.cat([text_positions_R, slot_positions_N]),
             targets_R=torch.cat([text_targets_R, columns.index(bins_N.device)[bins_N]]),
             num_text=text_positions_R.numel(),
             bins_N=bins_N,
-            group=4,
+            num_boxes=num_boxes,
             roles_R=roles_R,
             dropped_invalid_R=dropped_invalid_R,
         )
@@ -122,40 +126,41 @@ class SupervisedRows:
     def text_slice(self, start: int, stop: int) -> SupervisedRows:
         """Only the text rows start..stop."""
         rows = slice(start, min(stop, self.num_text))
-        return SupervisedRows(
-            self.positions_R[rows],
-            self.targets_R[rows],
-            rows.stop - rows.start,
-            self.bins_N[:0],
-            self.group,
-            None if self.roles_R is None else self.roles_R[rows],
-            None if self.dropped_invalid_R is None else self.dropped_invalid_R[rows],
-            None if self.types_R is None else self.types_R[rows],
-        )
+        return self._part(rows, rows, slice(0, 0))
 
     def coord_slice(self, start: int, stop: int) -> SupervisedRows:
-        """Only the coordinate rows start..stop (counted from the first coordinate row)."""
+        """Only the coordinate rows start..stop, counted from the first one; boxes must stay whole."""
         rows = slice(self.num_text + start, min(self.num_text + stop, self.num_rows))
-        return SupervisedRows(
-            self.positions_R[rows],
-            self.targets_R[rows],
-            0,
-            self.bins_N[start:stop],
-            self.group,
-            None if self.roles_R is None else self.roles_R[:0],
-            None if self.dropped_invalid_R is None else self.dropped_invalid_R[:0],
-            None if self.types_R is None else self.types_R[rows],
-        )
+        return self._part(rows, slice(0, 0), slice(start, stop))
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SupervisedRows]]:
-        """Pieces of at most `size` rows, text or coordinate, groups kept whole; with their row range."""
+        """Pieces of at most `size` rows, text or coordinate, boxes kept whole; with their row range."""
         for start in range(0, self.num_text, size):
             piece = self.text_slice(start, start + size)
             yield slice(start, start + piece.num_rows), piece
-        coord_size = max(size - size % self.group, self.group)
-        for start in range(0, self.num_coord, coord_size):
-            piece = self.coord_slice(start, start + coord_size)
-            yield slice(self.num_text + start, self.num_text + start + piece.num_rows), piece
+        num_box_rows = 4 * self.num_boxes
+        for first, last, step in (
+            (0, num_box_rows, max(size - size % 4, 4)),
+            (num_box_rows, self.num_coord, size),
+        ):
+            for start in range(first, last, step):
+                piece = self.coord_slice(start, min(start + step, last))
+                yield slice(self.num_text + start, self.num_text + start + piece.num_rows), piece
+
+    def _part(self, rows: slice, text: slice, coord: slice) -> SupervisedRows:
+        """Some rows: where they are among all, among the text rows and among the coordinate rows."""
+        bins_N = self.bins_N[coord]
+        num_box_rows = min(4 * self.num_boxes, coord.stop) - coord.start
+        return SupervisedRows(
+            self.positions_R[rows],
+            self.targets_R[rows],
+            text.stop - text.start,
+            bins_N,
+            max(num_box_rows, 0) // 4,
+            None if self.roles_R is None else self.roles_R[text],
+            None if self.dropped_invalid_R is None else self.dropped_invalid_R[text],
+            None if self.types_R is None else self.types_R[rows],
+        )
 
 
 @dataclass(frozen=True)

@@ -185,7 +185,7 @@ class TextWeighting:
     def __call__(self, rows: SupervisedRows, forward: ForwardKind) -> TextWeights:
         """Weights of the text rows, on their device. ContractError for rows without roles."""
         if rows.roles_R is None or rows.dropped_invalid_R is None:
-            raise ContractError("stage-2 rows need a role each; build them with SupervisedRows.from_boxes")
+            raise ContractError("stage-2 rows need a role each; build them with SupervisedRows.from_slots")
         roles_R = rows.roles_R
         ce_R = self._table(forward, roles_R.device)[roles_R]
         if forward is ForwardKind.ROLLOUT:

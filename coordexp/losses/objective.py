@@ -142,15 +142,10 @@ class Stage2Objective:
         total_weight, gated_R = self._text_denominators(rows, forward)
         counts = {forward.text: total_weight}
         if forward.coord is not None:
-            counts[f"{forward.coord}/boxes"] = torch.full_like(total_weight, rows.num_coord / 4)
+            counts[f"{forward.coord}/boxes"] = torch.full_like(total_weight, rows.num_boxes)
+            counts[f"{forward.coord}/slots"] = torch.full_like(total_weight, rows.num_coord)
             counts[f"{forward.coord}/text_gate"] = gated_R.sum().to(total_weight.dtype)
         return counts
-
-    def denominators(self, forward: ForwardKind) -> tuple[str, ...]:
-        """Names of those `counts` that divide an atom of the forward."""
-        keys = [f"{forward.text}/{name}" for name in self.text_weights(forward)]
-        keys += [f"{forward.coord}/{name}" for name in self.coord_weights(forward)]
-        return tuple(dict.fromkeys(_denominator_name(key, forward) for key in keys))
 
     def __call__(
         self, inputs: LossInputs, forward: ForwardKind, counts: Counts
@@ -217,19 +212,19 @@ class Stage2Objective:
         }
 
     def _box_atoms(self, inputs: LossInputs, weights: Mapping[str, float]) -> dict[str, SumCount]:
-        """bbox_geo: four consecutive coordinate rows are one box."""
+        """bbox_geo: the coordinate rows of boxes, four by four."""
         if not {"bbox_smoothl1", "bbox_ciou"} & set(weights):
             return {}
-        dist = inputs.distribution
-        pred_B4 = box.decode(dist, self.decode_mode).view(-1, 4)
-        gt_B4 = (inputs.rows.bins_N.to(pred_B4.dtype) / (dist.num_bins - 1)).view(-1, 4)
+        dist, of_boxes = inputs.distribution, slice(0, 4 * inputs.rows.num_boxes)
+        pred_B4 = box.decode(dist, self.decode_mode)[of_boxes].view(-1, 4)
+        gt_B4 = (inputs.rows.bins_N[of_boxes].to(pred_B4.dtype) / (dist.num_bins - 1)).view(-1, 4)
         return {
             "bbox_smoothl1": box.bbox_smoothl1(pred_B4, gt_B4),
             "bbox_ciou": box.bbox_ciou(pred_B4, gt_B4),
         }
 
     def _slot_atoms(self, inputs: LossInputs, weights: Mapping[str, float]) -> dict[str, SumCount]:
-        """coord_reg on every coordinate row; only what has a weight is computed."""
+        """coord_reg on every coordinate row, of boxes and polygons alike; only what has a weight is computed."""
         if self._reg is None:
             return {}
         reg, dist, bins_N = self._reg, inputs.distribution, inputs.rows.bins_N
@@ -284,18 +279,14 @@ def check_atoms_sum(loss: float, atoms_by_key: Mapping[str, float], rel_tol: flo
 
 
 def _denominator(key: str, forward: ForwardKind, counts: Counts) -> Tensor | float:
-    """What an atom is divided by: a step-wide count; for atoms over coordinate slots, four times that of boxes."""
-    count = counts[_denominator_name(key, forward)]
-    is_over_slots = key.startswith(f"{forward.coord}/") and not key.endswith(("/text_gate", "/bbox_ciou"))
-    return 4 * count if is_over_slots else count
-
-
-def _denominator_name(key: str, forward: ForwardKind) -> str:
-    """The step-wide count behind an atom's denominator."""
+    """What an atom is divided by: a step-wide count."""
     provenance, name = key.split("/")
     if provenance == forward.text:
-        return forward.text
-    return f"{provenance}/{'text_gate' if name == 'text_gate' else 'boxes'}"
+        return counts[forward.text]
+    if name == "bbox_smoothl1":
+        return 4 * counts[f"{provenance}/boxes"]
+    over = {"bbox_ciou": "boxes", "text_gate": "text_gate"}.get(name, "slots")
+    return counts[f"{provenance}/{over}"]
 
 
 def _present(value: Tensor | None, name: str) -> Tensor:

@@ -8,9 +8,9 @@ The rollout's prefix keeps the ids the model wrote, but for the last one: what t
 `]},` and `]}` as one token each chooses between going on and stopping there; the token belongs to the tail. Where the
 last token comes out as the model wrote it, it stays part of the prefix.
 
-Matched predictions supervise their coordinate slots with the bins of their ground truth; the missed ground truths
-follow in their own order. When the parser's prefix is the empty container (no container found, or text before it),
-every ground truth is missed.
+Matched predictions supervise their coordinate slots with the bins of their ground truth (`_true_bins` says which those
+are for polygons); the missed ground truths follow in their own order. When the parser's prefix is the empty container
+(no container found, or text before it), every ground truth is missed.
 """
 
 from __future__ import annotations
@@ -130,7 +130,12 @@ class TargetBuilder:
         """Target of each coordinate of a matched prediction, in the form the prediction has.
 
         A box learns the box of its ground truth (of a polygon: the tightest one). A polygon learns the
-        barycentric projection of its vertices onto those of its ground truth, in whole bins.
+        barycentric projection of its vertices onto those of its ground truth, rounded to whole bins.
+
+        Rounded, although a Gaussian target could stand around any real number: a slot then has one target for all its
+        numbers (cross-entropy and monitors need a token, which is a whole bin), as the slots of boxes and of appended
+        polygons have. It moves a target by half a bin at most: a quarter of the default sigma of the Gaussian, and
+        less than what an answer can say.
         """
         if pred.kind == KIND_BBOX:
             return gt.bins if gt.kind == KIND_BBOX else polygon_box(gt.bins).astype(np.int64).tolist()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from coordexp.errors import ContractError
-from coordexp.geometry import IntArray
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows
 from coordexp.losses.modules import ForwardKind, TextWeighting, TokenCE
@@ -22,48 +21,24 @@ from coordexp.targets.roles import NOT_A_ROW, text_roles
 from coordexp.targets.sample import EncodedSample
 
 
-def stage1_rows(
-    samples: Sequence[EncodedSample], starts: Sequence[int], columns: CoordColumns
-) -> SupervisedRows:
-    """Rows of all supervised tokens: text first, then the coordinates of boxes and polygons alike.
-
-    The same rows as `SupervisedRows.from_labels` gives for the targets' labels.
-    """
-    text_positions, text_targets, _, _ = _text_rows(samples, starts)
-    slots = [_sorted_slots(sample) for sample in samples]
-    coord_positions = _stacked([at + start - 1 for (at, _), start in _paired(slots, starts)])
-    bins_N = _stacked([bins for _, bins in slots])
-    return SupervisedRows(
-        positions_R=torch.cat([text_positions, coord_positions]),
-        targets_R=torch.cat([text_targets, columns.index(bins_N.device)[bins_N]]),
-        num_text=text_targets.numel(),
-        bins_N=bins_N,
-    )
-
-
-def slot_positions_B4(samples: Sequence[EncodedSample], starts: Sequence[int]) -> Tensor:
-    """int64 [number of boxes, 4]: tokens of the supervised boxes in the flattened batch, as in the rows."""
-    slots = [sample.box_positions_B4 + start for sample, start in zip(samples, starts, strict=True)]
-    return torch.from_numpy(np.concatenate(slots))
+def slot_positions(samples: Sequence[EncodedSample], starts: Sequence[int]) -> Tensor:
+    """int64 [N]: tokens of the supervised coordinates in the flattened batch, in the order of their rows."""
+    pairs = _paired(samples, starts)
+    boxes = [sample.box_positions_B4 + start for sample, start in pairs]
+    polygons = [sample.poly_positions_N + start for sample, start in pairs]
+    return _stacked([*boxes, *polygons])
 
 
 def stage2_rows(
     samples: Sequence[EncodedSample], starts: Sequence[int], columns: CoordColumns
 ) -> SupervisedRows:
-    """Text rows with their roles, then four rows per supervised box.
-
-    The objective of stage 2 is defined on boxes; vertices of polygons have no rows.
-    """
-    text_positions, text_targets, roles_R, dropped_R = _text_rows(samples, starts)
-    box_positions = [sample.box_positions_B4 + start - 1 for sample, start in _paired(samples, starts)]
-    return SupervisedRows.from_boxes(
-        text_positions,
-        text_targets,
-        roles_R,
-        dropped_R,
-        _stacked(box_positions).view(-1, 4),
-        _stacked([sample.box_bins_B4 for sample in samples]).view(-1, 4),
+    """Text rows with their roles, four rows of each supervised box, then the coordinates of supervised polygons."""
+    return SupervisedRows.from_slots(
+        *_text_rows(samples, starts),
+        slot_positions(samples, starts) - 1,
+        _stacked([s.box_bins_B4 for s in samples] + [s.poly_bins_N for s in samples]),
         columns,
+        num_boxes=sum(sample.num_boxes for sample in samples),
     )
 
 
@@ -96,14 +71,6 @@ def _text_rows(
         roles.append(roles_T[at].astype(np.int64))
         dropped.append(np.full(len(at), sample.dropped_invalid))
     return _stacked(positions), _stacked(targets), _stacked(roles), _stacked(dropped).bool()
-
-
-def _sorted_slots(sample: EncodedSample) -> tuple[IntArray, IntArray]:
-    """Positions and true bins of all coordinate slots, in order of position."""
-    positions = np.concatenate([sample.box_positions_B4.ravel(), sample.poly_positions_N])
-    bins = np.concatenate([sample.box_bins_B4.ravel(), sample.poly_bins_N])
-    order = np.argsort(positions)
-    return positions[order], bins[order]
 
 
 def _paired(items: Sequence, starts: Sequence[int]) -> list:  # type: ignore[type-arg]

@@ -163,10 +163,15 @@ class Matching(Section):
     fp_cost: float = Field(default=1.0, ge=0, description="Cost of leaving a prediction unmatched.")
     fn_cost: float = Field(default=1.0, ge=0, description="Cost of leaving a true object unmatched.")
     ot_cost: Literal["l1", "l2"] = Field(
-        default="l2", description="Ground cost of optimal transport between polygons."
+        default="l2",
+        description="Distance between vertices in the transport from a matched polygon to its ground truth.",
     )
-    ot_epsilon: float = Field(default=10.0, gt=0, description="Entropic regularisation of the transport.")
-    ot_iters: int = Field(default=30, ge=1, description="Sinkhorn iterations.")
+    ot_epsilon: float = Field(
+        default=10.0,
+        gt=0,
+        description="Entropic regularisation of the transport, in bins; smaller: nearer to one true vertex each.",
+    )
+    ot_iters: int = Field(default=30, ge=1, description="Sinkhorn iterations of the transport.")
 
 
 class MonitorDump(Section):

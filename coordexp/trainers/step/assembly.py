@@ -23,7 +23,7 @@ from coordexp.packing.choice import plan_packs
 from coordexp.packing.layout import SampleBatch, pack_samples, pad_samples
 from coordexp.packing.position_ids import VisionLayout
 from coordexp.targets.counts import step_counts
-from coordexp.targets.rows import slot_positions_B4, stage2_rows
+from coordexp.targets.rows import slot_positions, stage2_rows
 from coordexp.targets.sample import EncodedSample
 from coordexp.trainers.rollouts.answers import RolledOut
 from coordexp.trainers.rollouts.metrics import MetricEntries, packing_metrics
@@ -76,7 +76,7 @@ class SampleLayout:
         inputs = batch.model_inputs()
         inputs.pop("use_cache")  # the head sets it
         ids = tuple(sample.sample_id for sample in batch.samples)
-        slots_N = slot_positions_B4(batch.samples, batch.starts).flatten()
+        slots_N = slot_positions(batch.samples, batch.starts)
         return PlannedForward(inputs, BatchMeta(rows, ids, batch.num_samples), slots_N)
 
 

@@ -166,19 +166,25 @@ def test_stage1_equals_plain_in_float32_for_any_chunk(chunk_rows):
     assert_same(fused, plain, tolerance=1e-5)
 
 
-def stage2_rows(num_boxes=5, num_text=31):
+def stage2_rows(num_boxes=5, num_text=31, num_vertices=4):
     g = torch.Generator().manual_seed(4)
-    order = torch.arange(num_text + 4 * num_boxes)
+    order = torch.arange(num_text + 4 * num_boxes + 2 * num_vertices)
     low = torch.randint(0, K // 2, (num_boxes, 2), generator=g)
     text_targets = torch.randint(0, 60, (num_text,), generator=g)
-    return SupervisedRows.from_boxes(
+    return SupervisedRows.from_slots(
         order[:num_text],
         text_targets,
         torch.randint(0, len(TextRole), (num_text,), generator=g),
         torch.rand(num_text, generator=g) < 0.5,
-        order[num_text:].view(-1, 4),
-        torch.cat([low, low + K // 3], 1),
+        order[num_text:],
+        torch.cat(
+            [
+                torch.cat([low, low + K // 3], 1).flatten(),
+                torch.randint(0, K, (2 * num_vertices,), generator=g),
+            ]
+        ),
         CONSECUTIVE,
+        num_boxes=num_boxes,
     )
 
 

@@ -130,14 +130,15 @@ def stage1_recipe(labels):
 def stage2_recipe(labels):
     found = SupervisedRows.from_labels(labels, COLUMNS)  # runs of four coordinate rows are boxes
     roles = torch.arange(found.num_text) % len(TextRole)
-    rows = SupervisedRows.from_boxes(
+    rows = SupervisedRows.from_slots(
         found.positions_R[: found.num_text],
         found.targets_R[: found.num_text],
         roles,
         roles == 3,
-        found.positions_R[found.num_text :].view(-1, 4),
-        found.bins_N.view(-1, 4),
+        found.positions_R[found.num_text :],
+        found.bins_N,
         COLUMNS,
+        num_boxes=found.num_coord // 4,
     )
     objective = Stage2Objective(ALL_MODULES)
     counts = objective.counts(rows, ForwardKind.ROLLOUT)

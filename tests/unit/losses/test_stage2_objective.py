@@ -85,24 +85,27 @@ def make_spec(token_ce=None, bbox_geo=None, coord_reg=None, channels=("A", "B"),
     return objective_spec(entries, [diag])
 
 
-def make_batch(seed=0, num_tokens=40, num_boxes=3, rollout=True):
-    """Logits of a flattened batch, and its rows: text of all roles, then boxes, at scattered positions."""
+def make_batch(seed=0, num_tokens=50, num_boxes=3, num_vertices=3, rollout=True):
+    """Logits of a flattened batch, and its rows at scattered positions: text of all roles, boxes, a polygon."""
     g = torch.Generator().manual_seed(seed)
     logits = torch.randn(num_tokens, V, generator=g) * 3
     order = torch.randperm(num_tokens, generator=g)
-    boxes_at, text_at = order[: 4 * num_boxes], order[4 * num_boxes : 4 * num_boxes + 13]
+    num_slots = 4 * num_boxes + 2 * num_vertices
+    slots_at, text_at = order[:num_slots], order[num_slots : num_slots + 13]
     low = torch.randint(0, 400, (num_boxes, 2), generator=g)
     bins_B4 = torch.cat([low, low + torch.randint(1, 500, (num_boxes, 2), generator=g)], 1)
+    poly_bins_N = torch.randint(0, K, (2 * num_vertices,), generator=g)
     roles = [TextRole.STRUCT] * 4 + [TextRole.DESC] * 3 + [TextRole.CLOSE, TextRole.EOS] * 2
     roles += [TextRole.MATCHED_STRUCT if rollout else TextRole.STRUCT] * 2
-    rows = SupervisedRows.from_boxes(
+    rows = SupervisedRows.from_slots(
         text_positions_R=text_at,
         text_targets_R=torch.randint(0, START, (13,), generator=g),
         roles_R=torch.tensor(roles),
         dropped_invalid_R=torch.rand(13, generator=g) < 0.5,
-        box_positions_B4=boxes_at.view(-1, 4),
-        bins_B4=bins_B4,
+        slot_positions_N=slots_at,
+        bins_N=torch.cat([bins_B4.flatten(), poly_bins_N]),
         columns=COLUMNS,
+        num_boxes=num_boxes,
     )
     return logits, rows
 
@@ -170,13 +173,15 @@ def reference_atoms(logits, rows, forward):
         slots["coord_entropy"].append(-(p * log_p).sum())
         slots["coord_gate"].append((row / T).logsumexp(0) - (c / T).logsumexp(0))
         centres.append((p * k).sum() / 999)
-    pred_B4, gt_B4 = torch.stack(centres).view(-1, 4), rows.bins_N.double().view(-1, 4) / 999
+    of_boxes = slice(0, 4 * rows.num_boxes)
+    pred_B4 = torch.stack(centres[of_boxes]).view(-1, 4)
+    gt_B4 = rows.bins_N[of_boxes].double().view(-1, 4) / 999
     lo, hi = torch.minimum(pred_B4[:, :2], pred_B4[:, 2:]), torch.maximum(pred_B4[:, :2], pred_B4[:, 2:])
     geo, reg = SCALES["bbox_geo"], SCALES["coord_reg"]
     d = (pred_B4 - gt_B4).abs()  # below 1, so the quadratic part of smooth L1
     atoms[f"{forward.coord}/bbox_smoothl1"] = geo * 1.5 * (d**2 / 2).mean()
     atoms[f"{forward.coord}/bbox_ciou"] = (
-        geo * 0.8 * complete_box_iou_loss(torch.cat([lo, hi], 1), gt_B4, "mean")
+        geo * 0.8 * complete_box_iou_loss(999 * torch.cat([lo, hi], 1), 999 * gt_B4, "mean")
     )
     extra = 0.05 if forward.channel == "A" else 0.0
     weights = {
@@ -331,34 +336,39 @@ def test_atoms_over_one_denominator_can_be_computed_alone(forward, coord_reg):
         return loss.detach(), z.grad
 
     whole, gradient = loss_and_gradient(counts)
-    names = objective.denominators(forward)
+    names = [name for name in counts if not ("text_gate" in name and "text_gate_weight" in coord_reg)]
     off = dict.fromkeys(counts, torch.tensor(math.inf))
     parts = [loss_and_gradient(off | {name: counts[name]}) for name in names]
     assert sum(loss for loss, _ in parts).item() == pytest.approx(whole.item(), rel=1e-6)
     torch.testing.assert_close(sum(z_grad for _, z_grad in parts), gradient, rtol=1e-6, atol=1e-9)
     assert all(loss.item() > 0 for loss, _ in parts)  # no pass without an atom
-    unused = counts.keys() - set(names)
-    assert unused == {name for name in counts if "text_gate" in name and "text_gate_weight" in coord_reg}
 
 
 def join(a, b, offset):
     """Rows of two batches laid end to end."""
     text = lambda name: torch.cat([getattr(rows, name)[: rows.num_text] for rows in (a, b)])  # noqa: E731
     shifted = replace(b, positions_R=b.positions_R + offset)
-    return SupervisedRows.from_boxes(
+
+    def slots(of_a, of_b):
+        """Boxes of both, then the other slots of both."""
+        cut_a, cut_b = 4 * a.num_boxes, 4 * b.num_boxes
+        return torch.cat([of_a[:cut_a], of_b[:cut_b], of_a[cut_a:], of_b[cut_b:]])
+
+    return SupervisedRows.from_slots(
         torch.cat([a.positions_R[: a.num_text], shifted.positions_R[: b.num_text]]),
         text("targets_R"),
         torch.cat([a.roles_R, b.roles_R]),
         torch.cat([a.dropped_invalid_R, b.dropped_invalid_R]),
-        torch.cat([a.positions_R[a.num_text :], shifted.positions_R[b.num_text :]]).view(-1, 4),
-        torch.cat([a.bins_N, b.bins_N]).view(-1, 4),
+        slots(a.positions_R[a.num_text :], shifted.positions_R[b.num_text :]),
+        slots(a.bins_N, b.bins_N),
         COLUMNS,
+        num_boxes=a.num_boxes + b.num_boxes,
     )
 
 
 @pytest.mark.parametrize("forward", ForwardKind)
-def test_a_pack_without_boxes_contributes_no_coordinate_term(forward):
-    logits, rows = make_batch(num_boxes=0)
+def test_a_pack_without_slots_contributes_no_coordinate_term(forward):
+    logits, rows = make_batch(num_boxes=0, num_vertices=0)
     z = logits.clone().requires_grad_()
     loss, terms = evaluate(Stage2Objective(make_spec()), z, rows, forward)
     loss.backward()
@@ -369,10 +379,58 @@ def test_a_pack_without_boxes_contributes_no_coordinate_term(forward):
     assert not any(key.startswith("coord_diag") for key in terms.metrics())
 
 
+def without_polygons(rows):
+    """The same rows up to the last box."""
+    end = rows.num_text + 4 * rows.num_boxes
+    return replace(
+        rows,
+        positions_R=rows.positions_R[:end],
+        targets_R=rows.targets_R[:end],
+        bins_N=rows.bins_N[: 4 * rows.num_boxes],
+    )
+
+
+def test_polygons_change_nothing_for_the_boxes_beside_them():
+    """Box losses, their gradient and denominators are the same; what is summed over slots is added to."""
+    objective = Stage2Objective(make_spec())
+    logits, rows = make_batch()
+    found = {}
+    for name, some in (("both", rows), ("boxes", without_polygons(rows))):
+        z = logits.clone().requires_grad_()
+        counts = objective.counts(some, ForwardKind.ROLLOUT)
+        _, terms = evaluate(objective, z, some, ForwardKind.ROLLOUT)
+        spec = make_spec(skip=("token_ce", "coord_reg"))
+        geo_loss, _ = evaluate(Stage2Objective(spec), z, some, ForwardKind.ROLLOUT)
+        found[name] = terms.atoms, counts, torch.autograd.grad(geo_loss, z)[0]
+    (both, both_counts, both_grad), (boxes, boxes_counts, boxes_grad) = found["both"], found["boxes"]
+    torch.testing.assert_close(both_grad, boxes_grad, rtol=1e-6, atol=1e-9)
+    for name in ("B_coord/boxes", "B_coord/text_gate", "B_rollout_text"):
+        assert both_counts[name] == boxes_counts[name]
+    assert (both_counts["B_coord/slots"], boxes_counts["B_coord/slots"]) == (18, 12)
+    for key in boxes:
+        if key.split("/")[-1] in ("bbox_smoothl1", "bbox_ciou", "text_gate", "struct_ce", "desc_ce"):
+            torch.testing.assert_close(both[key], boxes[key])
+        else:
+            assert both[key].sum > boxes[key].sum
+            assert (both[key].count, boxes[key].count) == (18, 12)
+
+
+@pytest.mark.parametrize("decode_mode", ["exp", "st"])
+def test_a_pack_of_polygons_alone_has_every_slot_loss_and_no_box_loss(decode_mode):
+    logits, rows = make_batch(num_boxes=0, num_vertices=5)
+    z = logits.clone().requires_grad_()
+    loss, terms = evaluate(Stage2Objective(make_spec(), decode_mode), z, rows, ForwardKind.ROLLOUT)
+    loss.backward()
+    assert torch.isfinite(z.grad).all()
+    assert (z.grad[rows.positions_R[rows.num_text :]].abs().sum(1) > 0).all()
+    for name in COORD_ATOMS:
+        assert (terms.atoms[f"loss/B_coord/{name}"].sum > 0) == (not name.startswith("bbox"))
+
+
 def test_a_pack_without_any_row():
     nothing = torch.zeros(0, dtype=torch.int64)
-    rows = SupervisedRows.from_boxes(
-        nothing, nothing, nothing, nothing.bool(), nothing.view(0, 4), nothing.view(0, 4), COLUMNS
+    rows = SupervisedRows.from_slots(
+        nothing, nothing, nothing, nothing.bool(), nothing, nothing, COLUMNS, num_boxes=0
     )
     z = torch.randn(5, V, requires_grad=True)
     loss, terms = evaluate(Stage2Objective(make_spec()), z, rows, ForwardKind.ROLLOUT)
@@ -409,7 +467,7 @@ def test_diagnostics_are_logged_under_the_forward_they_come_from(forward, name):
     p = z[:, START : START + K].softmax(-1)
     error = (p @ torch.arange(K, dtype=torch.float64) - rows.bins_N).abs()
     assert diagnostics[f"coord_diag/{name}/expected_bin_mae"] == pytest.approx(error.mean().item(), rel=1e-5)
-    assert diagnostics[f"coord_diag/{name}/coord_tokens_total"] == 12
+    assert diagnostics[f"coord_diag/{name}/coord_tokens_total"] == 18  # 3 boxes, 3 vertices
     mass = z.softmax(-1)[:, START : START + K].sum(-1).mean().item()
     assert diagnostics[f"coord_diag/{name}/coord_vocab_mass_mean"] == pytest.approx(mass, rel=1e-5)
 
@@ -436,8 +494,8 @@ def test_the_hot_path_never_reads_a_value_from_the_device():
         return torch.empty(*shape, dtype=dtype, device="meta")
 
     objective = Stage2Objective(make_spec(), decode_mode="st")
-    rows = SupervisedRows.from_boxes(
-        meta(6), meta(6), meta(6), meta(6, dtype=torch.bool), meta(2, 4), meta(2, 4), COLUMNS
+    rows = SupervisedRows.from_slots(
+        meta(6), meta(6), meta(6), meta(6, dtype=torch.bool), meta(11), meta(11), COLUMNS, num_boxes=2
     )
     z = meta(rows.num_rows, V, dtype=torch.float32).requires_grad_()
     for forward in ForwardKind:

@@ -24,7 +24,7 @@ from coordexp.packing.choice import plan_packs
 from coordexp.packing.layout import block_causal_mask, pack_samples, pad_samples
 from coordexp.packing.position_ids import VisionLayout, position_ids
 from coordexp.targets import Media, TargetBuilder
-from coordexp.targets.rows import slot_positions_B4, stage1_rows, stage2_rows
+from coordexp.targets.rows import slot_positions, stage2_rows
 
 TOLERANCE = 2e-5  # float32 logits of order 1 to 10; a sample that sees its neighbour is off by more than 0.1
 LAYOUT = VisionLayout(image_token_id=9, spatial_merge_size=2)
@@ -183,12 +183,14 @@ def test_supervised_rows_select_the_same_logits_packed_padded_and_alone(nano, si
 
 # --- layout ---------------------------------------------------------------------------------------------
 
+words, corners = (
+    st.sampled_from(["cat", "red box", "猫"]),
+    st.tuples(st.integers(0, 999), st.integers(0, 999)),
+)
 object_lists = st.lists(
-    st.builds(
-        lambda desc, x, y: box(desc, min(x), min(y), max(x), max(y)),
-        st.sampled_from(["cat", "red box", "猫"]),
-        st.tuples(st.integers(0, 999), st.integers(0, 999)),
-        st.tuples(st.integers(0, 999), st.integers(0, 999)),
+    st.builds(lambda desc, x, y: box(desc, min(x), min(y), max(x), max(y)), words, corners, corners)
+    | st.builds(
+        lambda desc, *points: BoxObject(desc, "poly", sum(points, ())), words, corners, corners, corners
     ),
     max_size=3,
 )
@@ -211,21 +213,21 @@ def test_a_pack_sliced_at_its_starts_gives_back_every_sample(nano, contents):
         ids = batch.input_ids_BT.flatten()
         positions = batch.position_ids_4BT.flatten(1)
         rows, slots = (
-            stage1_rows(batch.samples, batch.starts, columns),
-            slot_positions_B4(batch.samples, batch.starts),
+            stage2_rows(batch.samples, batch.starts, columns),
+            slot_positions(batch.samples, batch.starts),
         )
         assert batch.num_samples == len(samples)
         assert batch.num_tokens == sum(sample.num_tokens for sample in samples)
-        assert ids[slots].flatten().tolist() == [
-            columns.ids[k] for s in samples for k in s.box_bins_B4.ravel()
-        ]
+        of_boxes = [columns.ids[k] for s in samples for k in s.box_bins_B4.ravel()]
+        assert ids[slots].tolist() == of_boxes + [columns.ids[k] for s in samples for k in s.poly_bins_N]
+        assert torch.equal(slots - 1, rows.positions_R[rows.num_text :])
         for sample, start in zip(samples, batch.starts, strict=True):
             span = slice(start, start + sample.num_tokens)
             assert ids[span].tolist() == sample.token_ids_T.tolist()
             alone = pack_samples([sample], nano.layout)
             assert positions[:, span].tolist() == alone.position_ids_4BT[:, 0].tolist()
             own = (rows.positions_R >= span.start) & (rows.positions_R < span.stop)
-            expected = stage1_rows(alone.samples, alone.starts, columns)
+            expected = stage2_rows(alone.samples, alone.starts, columns)
             assert (rows.positions_R[own] - start).tolist() == expected.positions_R.tolist()
             assert rows.targets_R[own].tolist() == expected.targets_R.tolist()
             own_coords = own[rows.num_text :]

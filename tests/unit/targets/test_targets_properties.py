@@ -25,7 +25,7 @@ from coordexp.losses.objective import Stage2Objective
 from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import EncodedSample, Role, TargetBuilder
 from coordexp.targets.counts import count_supervision, step_counts
-from coordexp.targets.rows import ce_weights, stage1_rows, stage2_rows
+from coordexp.targets.rows import ce_weights, stage2_rows
 
 seeds = st.integers(0, 2**32 - 1)
 MANY = settings(max_examples=80, deadline=None)
@@ -247,8 +247,8 @@ def random_ground_truth(seed, tok, poly_share=0.3):
 
 @FEW
 @given(sample_seeds=st.lists(seeds, min_size=1, max_size=4), packed=st.booleans())
-def test_stage1_rows_are_those_of_the_labels(tok, sample_seeds, packed):
-    """Reference: unshifted labels of the targets, shifted and sorted by `SupervisedRows.from_labels`."""
+def test_rows_of_ground_truth_are_those_of_the_labels(tok, sample_seeds, packed):
+    """Reference: unshifted labels of the targets, shifted by `SupervisedRows.from_labels`. Boxes come first."""
     columns = CoordColumns(CoordVocab.from_tokenizer(tok).ids)
     samples = [random_ground_truth(seed, tok) for seed in sample_seeds]
     lengths = [sample.num_tokens for sample in samples]
@@ -261,10 +261,21 @@ def test_stage1_rows_are_those_of_the_labels(tok, sample_seeds, packed):
         target = torch.tensor(sample.target_ids)
         labels[start + sample.prompt_length :][: len(target)] = target
     expected = SupervisedRows.from_labels(labels.view(shape), columns)
-    rows = stage1_rows(samples, starts, columns)
+    rows = stage2_rows(samples, starts, columns)
     assert rows.num_text == expected.num_text
-    for name in ("positions_R", "targets_R", "bins_N"):
-        torch.testing.assert_close(getattr(rows, name), getattr(expected, name), rtol=0, atol=0)
+    order = torch.cat(
+        [torch.arange(rows.num_text), rows.num_text + rows.positions_R[rows.num_text :].argsort()]
+    )
+    for name in ("positions_R", "targets_R"):
+        assert torch.equal(getattr(rows, name)[order], getattr(expected, name))
+    assert torch.equal(rows.bins_N[order[rows.num_text :] - rows.num_text], expected.bins_N)
+    assert rows.num_boxes == sum(sample.num_boxes for sample in samples)
+    of_boxes = rows.positions_R[rows.num_text :][: 4 * rows.num_boxes] + 1
+    assert of_boxes.tolist() == [
+        int(at) + start
+        for sample, start in zip(samples, starts, strict=True)
+        for at in sample.box_positions_B4.ravel()
+    ]
 
 
 @FEW
@@ -282,7 +293,8 @@ def test_stage2_rows_point_at_the_token_before(tok, sample_seeds):
     assert set(types[coord].tolist()) <= {TokenType.COORD}
     assert TokenType.COORD not in types[text].tolist()
     assert rows.targets_R[rows.num_text :].tolist() == [columns.ids[k] for k in rows.bins_N.tolist()]
-    assert rows.num_coord == 4 * sum(sample.num_boxes for sample in samples)
+    num_slots = sum(sample.box_positions_B4.size + len(sample.poly_positions_N) for sample in samples)
+    assert rows.num_coord == num_slots
     # Rows of a batch are the rows of its samples, moved.
     parts = [stage2_rows([sample], [start], columns) for sample, start in zip(samples, starts, strict=True)]
     for name in ("positions_R", "targets_R"):
@@ -290,9 +302,10 @@ def test_stage2_rows_point_at_the_token_before(tok, sample_seeds):
         assert whole[: rows.num_text].tolist() == [
             v for part in parts for v in getattr(part, name)[: part.num_text].tolist()
         ]
-        assert whole[rows.num_text :].tolist() == [
-            v for part in parts for v in getattr(part, name)[part.num_text :].tolist()
-        ]
+        of_slots = [getattr(part, name)[part.num_text :].tolist() for part in parts]
+        boxes = [v for part, own in zip(parts, of_slots, strict=True) for v in own[: 4 * part.num_boxes]]
+        polygons = [v for part, own in zip(parts, of_slots, strict=True) for v in own[4 * part.num_boxes :]]
+        assert whole[rows.num_text :].tolist() == boxes + polygons
     assert rows.roles_R.tolist() == [role for part in parts for role in part.roles_R.tolist()]
 
 
@@ -334,15 +347,17 @@ def test_counts_are_those_of_the_rows(tok, sample_seeds):
     samples = [random_target(seed, tok)[0] for seed in sample_seeds]
     rows = [stage2_rows([sample], [0], columns) for sample in samples]
     counts = count_supervision(samples)
-    assert counts.num_samples == len(samples)
-    assert counts.num_tokens == counts.num_prompt + counts.num_prefix + counts.num_appended
-    assert counts.num_text == sum(part.num_text for part in rows)
-    assert 4 * counts.num_boxes == sum(part.num_coord for part in rows)
-    assert counts.num_coord == sum(stage1_rows([s], [0], columns).num_coord for s in samples)
     objective = Stage2Objective(ObjectiveSpec((ModuleSpec("token_ce", True, 1.0, ("A", "B"), TOKEN_CE),)))
     totals = step_counts(rows, objective, ForwardKind.ROLLOUT)
-    assert set(totals) == {"B_rollout_text", "B_coord/boxes", "B_coord/text_gate"}
-    assert totals["B_coord/boxes"].item() == counts.num_boxes
+    assert set(totals) == {"B_rollout_text", "B_coord/boxes", "B_coord/slots", "B_coord/text_gate"}
+    assert totals["B_coord/boxes"].item() == sum(sample.num_boxes for sample in samples)
+    assert totals["B_coord/slots"].item() == sum(part.num_coord for part in rows)
+    in_prefix = [
+        int(sample.roles_T[part.positions_R[part.num_text :] + 1].tolist().count(Role.MATCHED_PREFIX))
+        for sample, part in zip(samples, rows, strict=True)
+    ]
+    assert counts.num_prefix_coord == sum(in_prefix)
+    assert counts.num_matched == sum(sample.num_matched for sample in samples)
     weights = [ce_weights(sample, TOKEN_CE, ForwardKind.ROLLOUT) for sample in samples]
     assert totals["B_rollout_text"].item() == pytest.approx(sum(float(w.sum()) for w in weights))
     eos = {TextRole.EOS}
@@ -353,7 +368,7 @@ def test_counts_are_those_of_the_rows(tok, sample_seeds):
     assert totals["B_coord/text_gate"].item() == gated
 
 
-def test_counts_of_a_small_sample(bytewise):
+def test_lengths_and_rows_of_a_small_sample(bytewise):
     """4 prompt tokens; prefix `{"objects": [` (13) + one record; a miss with the desc `ab`; `]}` and the end."""
     record = '{"desc": "c", "bbox_2d": [<|coord_10|>, <|coord_20|>, <|coord_300|>, <|coord_400|>]}'
     parsed = parse_rollout(encode(bytewise, '{"objects": [' + record + "]}"), bytewise)
@@ -366,13 +381,11 @@ def test_counts_of_a_small_sample(bytewise):
         generation_prompt_ids=[1, 2, 3, 4],
         sample_id="a",
     )
-    counts = count_supervision([sample, sample])
     record_tokens = len('{"desc": "c", "bbox_2d": [') + 4 + 3 * len(", ") + len("]}")
-    assert counts.num_samples == 2
-    assert counts.num_prompt == 8
-    assert counts.num_prefix == 2 * (13 + record_tokens)
-    assert counts.num_appended == 2 * (len(", ") + record_tokens + 1 + len("]}") + 1)
-    assert counts.num_appended_desc == 2 * 2
-    assert (counts.num_boxes, counts.num_coord, counts.num_prefix_coord) == (4, 16, 8)
-    assert counts.num_matched == 2
-    assert counts.num_text == 2 * (record_tokens - 4 - 1 + len(", ") + record_tokens - 4 + 1 + len("]}") + 1)
+    assert sample.prefix_length == 13 + record_tokens
+    assert sample.appended_length == len(", ") + record_tokens + 1 + len("]}") + 1
+    rows = stage2_rows([sample], [0], CoordColumns(CoordVocab.from_tokenizer(bytewise).ids))
+    assert rows.num_text == record_tokens - 4 - 1 + len(", ") + record_tokens - 4 + 1 + len("]}") + 1
+    assert (rows.num_boxes, rows.num_coord) == (2, 8)
+    counts = count_supervision([sample, sample])
+    assert (counts.num_prefix_coord, counts.num_matched) == (8, 2)

@@ -130,7 +130,7 @@ def test_rows_keep_everything_on_their_way_to_the_device(tok, samples):
     forward = layout(tok, 1000).forward(samples, {"data.jsonl:0"})
     moved = forward.on(torch.device("cpu"), forward.inputs)
     rows, arrived = forward.meta.rows, moved.meta.rows
-    assert (arrived.num_text, arrived.group) == (rows.num_text, rows.group)
+    assert (arrived.num_text, arrived.num_boxes) == (rows.num_text, rows.num_boxes)
     for name in ("positions_R", "targets_R", "bins_N", "roles_R", "dropped_invalid_R", "types_R"):
         assert torch.equal(getattr(arrived, name), getattr(rows, name))
     assert torch.equal(moved.slots_N, forward.slots_N)
@@ -145,4 +145,4 @@ def test_meta_travels_through_a_batch_unchanged(tok, samples):
     assert list(batch) == ["input_ids"]
     assert (taken.num_samples, taken.types_skipped) == (3, False)
     assert torch.equal(taken.rows.types_R, meta.rows.types_R)
-    assert taken.rows.group == 4
+    assert taken.rows.num_boxes == 1 + 2 + 3

@@ -102,13 +102,14 @@ def test_a_rollout_step_is_planned_run_and_checked(tok, model):
 
 def objective_shares(metrics, plan):
     """Each atom over its denominator, by the names of the totals."""
-    boxes, gated = plan.totals["B_coord/boxes"], plan.totals["B_coord/text_gate"]
+    boxes, slots, gated = (plan.totals[f"B_coord/{name}"] for name in ("boxes", "slots", "text_gate"))
     shares = {}
     for key, atom in metrics.items():
         if key.startswith("loss/B_rollout_text/"):
             shares[key] = atom.sum / plan.totals["B_rollout_text"]
         elif key.startswith("loss/"):
-            over = {"bbox_ciou": boxes, "text_gate": gated}.get(key.split("/")[-1], 4 * boxes)
+            special = {"bbox_ciou": boxes, "bbox_smoothl1": 4 * boxes, "text_gate": gated}
+            over = special.get(key.split("/")[-1], slots)
             shares[key] = atom.sum / over
     return shares
 
