@@ -13,8 +13,8 @@ from support.self_context import slot_logits
 from support.stage1_head import ALL_TERMS, Batch, forward, load, make_batch, with_lora
 from torch import nn
 
+from coordexp.head import run as head_settings
 from coordexp.head.run import HeadResult, RowsHead, Supervised
-from coordexp.losses import head as head_settings
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.stage1 import combine, stage1_terms
 from coordexp.models.coord_offset import attach_coord_offset
