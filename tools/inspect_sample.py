@@ -33,6 +33,7 @@ from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree
 from coordexp.config.schema.pipeline import TokenCeConfig
 from coordexp.errors import ConfigError, CoordExpError, RecordError
+from coordexp.files import write_text
 from coordexp.losses.modules import ForwardKind, TokenCE
 from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import DroppedSample, EncodedSample, Role, TargetBuilder
@@ -42,7 +43,11 @@ from coordexp.telemetry.token_page import ROLE_COLORS, PageToken, render_token_p
 
 @dataclass(frozen=True)
 class TokenView:
-    """One token as it is shown. true_bin: of a supervised coordinate slot, else None."""
+    """One token as it is shown.
+
+    text: a character of several tokens stands with the last of them, the others have none.
+    true_bin: of a supervised coordinate slot, else None.
+    """
 
     index: int
     token_id: int
@@ -69,9 +74,8 @@ class TokenView:
         """The token for the page, with all about it in its tooltip."""
         taught = "" if self.true_bin is None else f" · true bin {self.true_bin}"
         role, kind = label(self.role), self.type.name.lower()
-        tooltip = (
-            f"token {self.index} · id {self.token_id} · {role} · {kind} · weight {self.weight:g}{taught}"
-        )
+        part = "" if self.text else " · part of a character"
+        tooltip = f"token {self.index} · id {self.token_id} · {role} · {kind} · weight {self.weight:g}{taught}{part}"
         return PageToken(self.text, role, kind, self.is_supervised, self.note, tooltip)
 
 
@@ -208,10 +212,10 @@ def token_views(
 ) -> Iterator[TokenView]:
     """Every token of the sample."""
     pieces = pieces_of(tok)
-    weights = ce_weights(sample, token_ce, forward).tolist()
+    ids, weights = sample.token_ids_T.tolist(), ce_weights(sample, token_ce, forward).tolist()
     true_bins = {at: true_bin for slot in taught_slots(sample) for at, true_bin in zip(*slot, strict=True)}
-    for index, token_id in enumerate(sample.token_ids_T.tolist()):
-        text = pieces[token_id].decode("utf-8", errors="backslashreplace") or f"(no text: id {token_id})"
+    for index, (token_id, text) in enumerate(zip(ids, pieces.texts(ids), strict=True)):
+        text = text if pieces[token_id] else f"(no text: id {token_id})"
         role, token_type = Role(sample.roles_T[index]), TokenType(sample.types_T[index])
         yield TokenView(index, token_id, text, role, token_type, weights[index], true_bins.get(index))
 
@@ -274,7 +278,7 @@ def write_page(
     """Write the page: one file without links to anything else."""
     page = render_token_page(title, facts, [view.on_page for view in views], slots)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def label(role: Role) -> str:

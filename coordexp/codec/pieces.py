@@ -7,6 +7,7 @@ tokenizer's own decode gives.
 
 from __future__ import annotations
 
+import codecs
 import weakref
 from array import array
 from bisect import bisect_left, bisect_right
@@ -84,6 +85,17 @@ class TokenPieces(dict[int, bytes]):
     def join(self, ids: Iterable[int]) -> bytes:
         """The bytes of a token list."""
         return b"".join(map(self.__getitem__, ids))
+
+    def texts(self, ids: Iterable[int]) -> list[str]:
+        """What each token adds to the text: joined, they are the full decode.
+
+        A character that several tokens make together stands with the last of them; the others add nothing.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        texts = [decoder.decode(self[token_id]) for token_id in ids]
+        if texts:
+            texts[-1] += decoder.decode(b"", final=True)
+        return texts
 
     def before_im_end(self, token_ids: Iterable[int]) -> list[int]:
         """The ids before the first `<|im_end|>` token, all of them when there is none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from coordexp.config.run.resolved import RESOLVED_FILE
 from coordexp.config.schema.custom import Custom
 from coordexp.data.dataset import conversation
 from coordexp.errors import ConfigError, RecordError
+from coordexp.eval.predictions.answer_limit import LEAST_LIMIT, answer_limit
 from coordexp.eval.predictions.artifacts import GT_VS_PRED, read_jsonl_lines
 from coordexp.eval.predictions.log import PredictionLog
 from coordexp.eval.predictions.predict import predict
@@ -31,6 +32,7 @@ class InferSettings:
     """How to answer; decoding is greedy.
 
     prompt, field_order: None takes what the run of the checkpoint was trained with.
+    max_new_tokens: None derives it from the longest ground truth.
     max_model_len: of the vllm backend; None takes the model's own.
     trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is refused.
     base_url, served_model, api_key_env: of the openai backend; the key is read from that environment variable.
@@ -39,7 +41,7 @@ class InferSettings:
     backend: str = "hf"
     limit: int | None = None
     batch_size: int = 16
-    max_new_tokens: int = 1024
+    max_new_tokens: int | None = None
     torch_dtype: str = "float32"
     prompt: str | None = None
     field_order: str | None = None
@@ -64,6 +66,11 @@ class InferSettings:
         api_key_from("--api-key-env", self.api_key_env)  # before anything is loaded
 
     @property
+    def longest_answer(self) -> int:
+        """Tokens; where nothing was said or derived, the least limit that is ever derived."""
+        return self.max_new_tokens or LEAST_LIMIT
+
+    @property
     def chunk_size(self) -> int:
         """Images between two writes."""
         return self.batch_size * (1 if self.backend == "hf" else _CHUNK_OF_BATCHES)
@@ -80,6 +87,7 @@ class Inference:
     records: list[Record]
     prompt: str
     field_order: str
+    max_new_tokens: int
 
     @classmethod
     def prepare(cls, model: Path, data: Path, output: Path, settings: InferSettings) -> Inference:
@@ -89,10 +97,15 @@ class Inference:
         if not records:
             raise RecordError(f"{data}: holds no record; expected one JSON object per line.")
         custom = trained_with(model)
+        field_order = settings.field_order or custom.object_field_order
+        limit = settings.max_new_tokens or answer_limit(
+            records, load_tokenizer(model), field_order=field_order
+        )
         return cls(
             model, data, output, settings, records,
             prompt=settings.prompt or custom.prompt,
-            field_order=settings.field_order or custom.object_field_order,
+            field_order=field_order,
+            max_new_tokens=limit,
         )  # fmt: skip
 
     def opened(self, *, overwrite: bool) -> AbstractContextManager[PredictionLog]:
@@ -112,7 +125,7 @@ class Inference:
 
     def load_backend(self) -> tuple[RolloutBackend, Any]:
         """The backend with the model loaded, and its tokenizer."""
-        return load_backend(self.model, self.settings)
+        return load_backend(self.model, replace(self.settings, max_new_tokens=self.max_new_tokens))
 
     def answer(
         self,
@@ -159,7 +172,7 @@ class Inference:
             "backend": settings.backend,
             "decoding": {
                 "temperature": 0.0,
-                "max_new_tokens": settings.max_new_tokens,
+                "max_new_tokens": self.max_new_tokens,
                 **(server if settings.backend == "openai" else {"torch_dtype": settings.torch_dtype}),
             },
         }
@@ -193,6 +206,11 @@ def infer_file(
 
 def check_checkpoint(model: Path, backend: str) -> None:
     """ConfigError unless the folder holds what the backend loads."""
+    if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ConfigError(
+            f"{model} is not a model folder (no config.json). Give a checkpoint folder, for example "
+            "runs/NAME/checkpoint-100, or make a tiny model with `coordexp model tiny --output DIR`."
+        )
     from coordexp.models.coord_offset import OFFSET_FILE
     from coordexp.models.merge_offset import is_adapter
 
@@ -203,11 +221,21 @@ def check_checkpoint(model: Path, backend: str) -> None:
             "make a plain checkpoint with `coordexp model merge-offset` or `swift export --merge_lora`, or use "
             "--backend hf."
         )
-    if not (is_adapter(model) or (model / "config.json").is_file()):
-        raise ConfigError(
-            f"{model} is not a model folder (no config.json). Give a checkpoint folder, for example "
-            "runs/NAME/checkpoint-100, or make a tiny model with `coordexp model tiny --output DIR`."
-        )
+
+
+def load_tokenizer(model: Path) -> Any:
+    """The tokenizer of a checkpoint (of an adapter without one: that of its base model).
+
+    Raises ConfigError when it lacks coordinate tokens.
+    """
+    from transformers import AutoTokenizer
+
+    from coordexp.models.merge_offset import base_model
+
+    has_own = (model / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(model if has_own else base_model(model))
+    CoordVocab.from_tokenizer(tokenizer)
+    return tokenizer
 
 
 def load_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, Any]:
@@ -229,7 +257,7 @@ def load_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, 
         str(settings.base_url),
         str(settings.served_model),
         template.tokenizer,
-        settings.max_new_tokens,
+        settings.longest_answer,
         settings.batch_size,
         key,
     )
@@ -253,7 +281,7 @@ def _hf_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, A
     )
     tokenizer = engine.template.tokenizer
     CoordVocab.from_tokenizer(tokenizer)
-    backend = HfBackend(engine, max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+    backend = HfBackend(engine, max_new_tokens=settings.longest_answer, batch_size=settings.batch_size)
     return backend, tokenizer
 
 
@@ -266,7 +294,7 @@ def _vllm_backend(model: Path, template: Any, settings: InferSettings) -> Rollou
         model,
         template,
         dtype=getattr(torch, settings.torch_dtype),
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=settings.longest_answer,
         batch_size=settings.batch_size,
         max_model_len=settings.max_model_len,
     )

@@ -25,7 +25,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--limit", type=positive_int, help="only the first N images")
     parser.add_argument("--batch-size", type=positive_int, default=16, help="answers at a time (default 16)")
     parser.add_argument(
-        "--max-new-tokens", type=positive_int, default=1024, help="of an answer (default 1024)"
+        "--max-new-tokens",
+        type=positive_int,
+        help="of an answer (default: half as many again as the longest ground truth has, at least 1024)",
     )
     parser.add_argument("--torch-dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     trained = "default: what the checkpoint's run was trained with"
@@ -70,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         trust_remote_code=args.trust_remote_code,
     )
     job = Inference.prepare(args.model, args.data, args.output, settings)
+    if args.max_new_tokens is None:
+        print(f"--max-new-tokens {job.max_new_tokens}, from the longest ground truth of {args.data}")
     with job.opened(overwrite=args.overwrite) as log:
         if log.num_done == len(job.records):
             log.finish()
@@ -80,5 +84,10 @@ def run(args: argparse.Namespace) -> int:
         backend, tokenizer = job.load_backend()
         with progress("images") as advance:
             job.answer(log, backend, tokenizer, on_images=advance)
+    if log.num_cut:
+        print(
+            f"{log.num_cut} of {len(job.records)} answers were cut at the limit of {job.max_new_tokens} tokens; a "
+            "higher --max-new-tokens lets them end, unless they repeat themselves"
+        )
     print(f"wrote {len(job.records)} images to {args.output}; next: coordexp score --run {args.output}")
     return EXIT_OK

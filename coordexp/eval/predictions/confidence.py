@@ -11,6 +11,7 @@ of the scored file. Predictions and trace are checked to be of the same run, lin
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -189,7 +190,7 @@ def _mean_logprob(positions: Sequence[int], trace: Mapping[str, Any]) -> float |
 def _is_written_by(desc: str, tokens: Sequence[str]) -> bool:
     """Whether the tokens hold the description; one with JSON escapes may be spelled in several ways."""
     text = b"".join(map(token_bytes, tokens)).decode("utf-8", errors="replace")
-    return desc in text or "\\" in text
+    return desc in unicodedata.normalize("NFC", text) or "\\" in text
 
 
 def _check_same_images(lines: Sequence[dict[str, Any]], traces: Sequence[dict[str, Any]]) -> None:

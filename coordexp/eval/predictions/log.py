@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.predictions.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE
+from coordexp.eval.predictions.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE, read_jsonl_lines
 from coordexp.files import json_line, read_json, write_json
 
 PARTIAL = ".partial"
@@ -31,12 +31,17 @@ _LOCK = ".infer.lock"
 
 
 class PredictionLog:
-    """Appends to the files of one run. `num_done`: images whose lines are on disk."""
+    """Appends to the files of one run.
+
+    num_done: images whose lines are on disk.
+    num_cut: of a finished run, answers that were cut at the limit of their length; also in `infer_run.json`.
+    """
 
     def __init__(self, directory: Path, num_images: int, num_done: int) -> None:
         self.directory = directory
         self.num_images = num_images
         self.num_done = num_done
+        self.num_cut = 0
         self._streams: list[IO[bytes]] = []
 
     @classmethod
@@ -97,6 +102,10 @@ class PredictionLog:
                 partial.touch()
             if partial.exists():
                 partial.replace(self.directory / name)
+        self.num_cut = _count_cut(self.directory / TOKEN_TRACE)
+        if self.num_cut:
+            meta = self.directory / RUN_META
+            write_json(meta, {**read_json(meta), "num_cut_at_max_new_tokens": self.num_cut})
 
     def close(self) -> None:
         """Close the files, leaving them as they are."""
@@ -188,6 +197,11 @@ def _line_ends(path: Path) -> list[int]:
                 )
             ends.append((ends[-1] if ends else 0) + len(raw))
     return ends
+
+
+def _count_cut(trace: Path) -> int:
+    """Answers of a token trace that did not end by themselves."""
+    return sum(row.get("finish_reason") == "length" for row in read_jsonl_lines(trace, ("image_id",)))
 
 
 def _present(directory: Path, name: str) -> Path | None:

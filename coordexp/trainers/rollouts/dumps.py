@@ -33,11 +33,11 @@ def dump_sample(
     """
     pieces, sample, parsed = pieces_of(tok), outcome.sample, outcome.parsed
     built = sample if isinstance(sample, EncodedSample) else None
-    preds = parsed.objects
+    preds, prompt_ids = parsed.objects, outcome.rollout.prompt_token_ids
     matched = tuple(outcome.match.matched)
     return DumpSample(
         sample_id=sample_id,
-        prompt="".join(text for text, _ in _prompt_tokens(outcome.rollout.prompt_token_ids, pieces)),
+        prompt="".join(text for text, _ in _prompt_tokens(prompt_ids, pieces.texts(prompt_ids))),
         rollout=parsed.text,
         target="" if built is None else built.target_text,
         target_tokens=() if built is None else tuple(_tokens(built, pieces)),
@@ -74,26 +74,20 @@ def _facts(outcome: RolloutOutcome) -> dict[str, Any]:
 def _tokens(sample: EncodedSample, pieces: TokenPieces) -> list[tuple[str, str]]:
     """(text, role name) of every token; runs of one prompt token (image placeholders) as one."""
     split = sample.prompt_length
-    target = [
-        (_text(token_id, pieces), Role(role).name.lower().replace("_", " "))
-        for token_id, role in zip(
-            sample.token_ids_T[split:].tolist(), sample.roles_T[split:].tolist(), strict=True
-        )
-    ]
-    return _prompt_tokens(sample.token_ids_T[:split].tolist(), pieces) + target
+    texts = pieces.texts(sample.token_ids_T.tolist())
+    roles = [Role(role).name.lower().replace("_", " ") for role in sample.roles_T[split:].tolist()]
+    target = list(zip(texts[split:], roles, strict=True))
+    return _prompt_tokens(sample.token_ids_T[:split].tolist(), texts[:split]) + target
 
 
-def _prompt_tokens(token_ids: Sequence[int], pieces: TokenPieces) -> list[tuple[str, str]]:
+def _prompt_tokens(token_ids: Sequence[int], texts: Sequence[str]) -> list[tuple[str, str]]:
     tokens: list[tuple[str, str]] = []
-    for token_id, run in groupby(token_ids):
-        text, count = _text(token_id, pieces), len(list(run))
-        texts = [text] * count if count <= _LONGEST_RUN else [text, f" (x {count}) "]
-        tokens += [(text, Role.PROMPT.name.lower()) for text in texts]
+    for _, run in groupby(zip(token_ids, texts, strict=True), key=lambda token: token[0]):
+        shown = [text for _, text in run]
+        if len(shown) > _LONGEST_RUN:
+            shown = [shown[0], f" (x {len(shown)}) "]
+        tokens += [(text, Role.PROMPT.name.lower()) for text in shown]
     return tokens
-
-
-def _text(token_id: int, pieces: TokenPieces) -> str:
-    return pieces[token_id].decode("utf-8", errors="backslashreplace")
 
 
 def _picture(

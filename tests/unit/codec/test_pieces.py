@@ -34,6 +34,21 @@ def test_any_token_list_decodes_as_the_tokenizer_decodes_it(tok, data):
     assert pieces_of(tok).join(ids).decode("utf-8", errors="replace") == full_decode(tok, ids)
 
 
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_texts_of_tokens_are_the_full_decode_in_parts(tok, data):
+    ids = data.draw(st.lists(st.integers(0, len(tok) - 1), max_size=30))
+    texts = pieces_of(tok).texts(ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == full_decode(tok, ids)
+
+
+def test_a_character_of_several_tokens_stands_with_the_last_of_them(demo):
+    ids = encode(demo, "a猫!")
+    assert pieces_of(demo).texts(ids) == ["a", "", "", "猫", "!"]
+    assert pieces_of(demo).texts(ids[:3]) == ["a", "", "\ufffd"]
+
+
 def test_added_tokens_outside_the_byte_alphabet_are_their_own_text():
     tok = make_demo()
     tok.add_tokens([AddedToken("grüner Kreis"), AddedToken("猫")])

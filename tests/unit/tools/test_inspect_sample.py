@@ -161,6 +161,20 @@ def test_another_tokenizer_and_field_order(tool, data, tmp_path):
     assert "objects" not in [token[0] for token in tokens]  # one token per byte
 
 
+def test_descriptions_are_shown_as_text_whatever_their_tokens(tool, data, real_model):
+    desc = "🧑\u200d🚀 猫と犬 e\u0301"
+    record = RECORD | {"objects": [{"desc": desc, "bbox_2d": [1, 2, 30, 40]}]}
+    data.write_text(json.dumps(record), encoding="utf-8")
+    code, printed, html = run(tool, data, "--model", str(real_model))
+    assert code == 0
+    tokens = Page(html).tokens
+    assert "🧑\u200d🚀 猫と犬 \u00e9" in "".join(token[0] for token in tokens)
+    assert all("\\x" not in shown for shown in (printed, html))
+    parts = [token for token in tokens if token[3][-1] == "part of a character"]
+    assert len(parts) == 2
+    assert {token[0] for token in parts} == {""}
+
+
 BAD_INPUT = {
     "no line": ("{file}", "expected FILE.jsonl:LINE with a line number from 1"),
     "a word for a line": ("{file}:one", "expected FILE.jsonl:LINE with a line number from 1"),

@@ -1,0 +1,26 @@
+"""How long an answer may become: derived from the ground truth that is to be found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from heapq import nlargest
+
+from coordexp.codec.coord_vocab import Tokenizer
+from coordexp.codec.records import Record
+from coordexp.codec.serialize import serialize
+
+LEAST_LIMIT = 1024
+"""Tokens of about 40 boxes; no limit is below it."""
+
+_ROOM = 1.5  # answers may be longer than the longest ground truth by half
+_MULTIPLE = 64
+_CANDIDATES = 32  # the longest texts are encoded; the most tokens are those of one of them
+
+
+def answer_limit(records: Sequence[Record], tok: Tokenizer, *, field_order: str = "desc_first") -> int:
+    """A `max_new_tokens` that every ground truth of `records` fits in, with room for half as many objects again."""
+    texts = (serialize(record.objects, field_order) for record in records)
+    longest = nlargest(_CANDIDATES, texts, key=lambda text: len(text.encode()))
+    num_tokens = max((len(tok.encode(text, add_special_tokens=False)) for text in longest), default=0)
+    return max(LEAST_LIMIT, math.ceil(_ROOM * num_tokens / _MULTIPLE) * _MULTIPLE)
