@@ -17,11 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
 from coordexp.errors import ConfigError, ContractError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 HeadBody = Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, ...]]
 """(head, hidden states [B, T, H]) -> what the model returns as `logits`."""
@@ -29,7 +32,7 @@ HeadBody = Callable[[nn.Module, Tensor], Tensor | tuple[Tensor, ...]]
 
 def output_head(model: nn.Module) -> nn.Module:
     """The module that maps hidden states to logits; ConfigError when the model has none."""
-    head = model.get_output_embeddings()
+    head: nn.Module | None = cast("PreTrainedModel", model).get_output_embeddings()
     if head is None:
         raise ConfigError(
             f"{type(model).__name__} has no output embedding (lm_head); the coordinate objective needs a causal "

@@ -117,6 +117,8 @@ def attach_coord_offset(model: PreTrainedModel, coord_ids: Sequence[int], *, tie
                 f"custom.coord_offset: the model has a {type(module).__name__} where a plain torch.nn."
                 f"{plain.__name__} on one device is expected; load it unquantised and without a device map."
             )
+    assert isinstance(embedding, nn.Embedding)
+    assert isinstance(head, nn.Linear)
     dtype = torch.promote_types(embedding.weight.dtype, torch.float32)
     device = embedding.weight.device
     ids_K = torch.tensor(list(coord_ids), device=device)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -114,19 +114,25 @@ def expand_embeddings(
     matrix grew, become mean(old rows) + NOISE_SCALE * std(old rows) * noise. An untied output head is treated
     the same way from its own rows.
     """
-    old_size = model.get_input_embeddings().weight.shape[0]
+    old_size = _weight_of(model.get_input_embeddings()).shape[0]
     padded = -(-len(tokenizer) // pad_to_multiple_of) * pad_to_multiple_of
     new_size = max(old_size, padded)
     if new_size > old_size:
         model.resize_token_embeddings(new_size, mean_resizing=False)
     rows_to_init = sorted({*new_ids, *range(old_size, new_size)})
-    matrices = [model.get_input_embeddings().weight]
+    matrices = [_weight_of(model.get_input_embeddings())]
     head = model.get_output_embeddings()
     if head is not None and head.weight is not matrices[0]:
-        matrices.append(head.weight)
+        matrices.append(_weight_of(head))
     generator = torch.Generator().manual_seed(seed)
     for weight_VH in matrices:
         _init_rows(weight_VH, old_ids, rows_to_init, generator)
+
+
+def _weight_of(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 @torch.no_grad()

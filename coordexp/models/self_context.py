@@ -20,12 +20,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from coordexp.errors import ContractError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 EmbedMode = Literal["soft", "st", "hard"]
 GradMode = Literal["unroll", "em_detach"]
@@ -102,7 +105,7 @@ def embedded_slots(
     Raises:
         ContractError: the model did not embed a batch of token ids [B, T] within the context.
     """
-    embedding = model.get_input_embeddings()
+    embedding = cast("PreTrainedModel", model).get_input_embeddings()
     in_table = False
     num_batches = 0
 

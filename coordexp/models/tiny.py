@@ -140,7 +140,12 @@ def build_tiny_model(
 
 def tiny_config(size: TinyModelSize, tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
     """The model configuration for `size`; media and stop token ids come from `tokenizer`."""
-    id_of = tokenizer.convert_tokens_to_ids
+
+    def id_of(token: str) -> int:
+        found = tokenizer.convert_tokens_to_ids(token)
+        assert isinstance(found, int)
+        return found
+
     padded = -(-len(tokenizer) // size.vocab_multiple) * size.vocab_multiple
     vocab_size = max(padded, size.min_vocab_rows)
     return Qwen3VLConfig(
@@ -237,7 +242,7 @@ def _init_model(
     """Random float32 weights from `seed`; the caller's random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(config).float().eval()
+        model: Qwen3VLForConditionalGeneration = Qwen3VLForConditionalGeneration(config).float().eval()
     generation = model.generation_config
     generation.eos_token_id = [tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>")]
     generation.pad_token_id = tokenizer.convert_tokens_to_ids("<|endoftext|>")

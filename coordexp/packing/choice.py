@@ -10,7 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Sequence
 
-from binpacking import to_constant_volume
+from binpacking.to_constant_volume import to_constant_volume
 
 from coordexp.errors import ContractError
 

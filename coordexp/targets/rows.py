@@ -73,10 +73,10 @@ def _text_rows(
     return _stacked(positions), _stacked(targets), _stacked(roles), _stacked(dropped).bool()
 
 
-def _paired(items: Sequence, starts: Sequence[int]) -> list:  # type: ignore[type-arg]
-    if len(items) != len(starts):
-        raise ContractError(f"{len(items)} samples but {len(starts)} starts: give one start per sample")
-    return list(zip(items, starts, strict=True))
+def _paired(samples: Sequence[EncodedSample], starts: Sequence[int]) -> list[tuple[EncodedSample, int]]:
+    if len(samples) != len(starts):
+        raise ContractError(f"{len(samples)} samples but {len(starts)} starts: give one start per sample")
+    return list(zip(samples, starts, strict=True))
 
 
 def _stacked(arrays: Sequence[np.ndarray]) -> Tensor:
