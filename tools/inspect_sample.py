@@ -36,7 +36,7 @@ from coordexp.errors import ConfigError, CoordExpError, RecordError
 from coordexp.files import write_text
 from coordexp.losses.modules import ForwardKind, TokenCE
 from coordexp.matching import MatchResult, match_objects
-from coordexp.targets import DroppedSample, EncodedSample, Role, TargetBuilder
+from coordexp.targets import DroppedSample, EncodedSample, TargetBuilder, TokenRole
 from coordexp.targets.rows import ce_weights
 from coordexp.telemetry.token_page import ROLE_COLORS, PageToken, render_token_page
 
@@ -52,7 +52,7 @@ class TokenView:
     index: int
     token_id: int
     text: str
-    role: Role
+    role: TokenRole
     type: TokenType
     weight: float
     true_bin: int | None
@@ -216,7 +216,7 @@ def token_views(
     true_bins = {at: true_bin for slot in taught_slots(sample) for at, true_bin in zip(*slot, strict=True)}
     for index, (token_id, text) in enumerate(zip(ids, pieces.texts(ids), strict=True)):
         text = text if pieces[token_id] else f"(no text: id {token_id})"
-        role, token_type = Role(sample.roles_T[index]), TokenType(sample.types_T[index])
+        role, token_type = TokenRole(sample.roles_T[index]), TokenType(sample.types_T[index])
         yield TokenView(index, token_id, text, role, token_type, weights[index], true_bins.get(index))
 
 
@@ -226,7 +226,7 @@ def taught_slots(sample: EncodedSample) -> list[tuple[list[int], list[int]]]:
     The objective on rollouts has no loss on vertices, so there polygons are not shown as taught.
     """
     slots = list(zip(sample.box_positions_B4.tolist(), sample.box_bins_B4.tolist(), strict=True))
-    if len(sample.poly_positions_N) and (sample.roles_T == Role.GROUND_TRUTH).any():
+    if len(sample.poly_positions_N) and (sample.roles_T == TokenRole.GROUND_TRUTH).any():
         slots.append((sample.poly_positions_N.tolist(), sample.poly_bins_N.tolist()))
     return slots
 
@@ -237,7 +237,7 @@ def slot_rows(sample: EncodedSample, tok: Any) -> list[dict[str, str]]:
     return [
         {
             "tokens": f"{positions[0]}-{positions[-1]}",
-            "role": label(Role(sample.roles_T[positions[0]])),
+            "role": label(TokenRole(sample.roles_T[positions[0]])),
             "written": " ".join(str(bin_of(int(sample.token_ids_T[at]))) for at in positions),
             "taught": " ".join(map(str, bins)),
         }
@@ -281,7 +281,7 @@ def write_page(
     write_text(path, page)
 
 
-def label(role: Role) -> str:
+def label(role: TokenRole) -> str:
     """A role in words."""
     return role.name.lower().replace("_", " ")
 

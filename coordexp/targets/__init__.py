@@ -1,6 +1,6 @@
 """What to supervise: token ids with a role for every token, and the coordinate slots with their true bins.
 
-roles     Role of a token, and how role and type decide over its supervision
+roles     TokenRole of a token, and how role and type decide over its supervision
 sample    EncodedSample: one prompt with its target, from ground truth or from a rollout
 builder   TargetBuilder makes samples; a sample whose end cannot be located becomes a DroppedSample
 draft     a target in the making, piece by piece
@@ -13,7 +13,7 @@ counts    how much is supervised: what metrics and step-wide denominators need
 from __future__ import annotations
 
 from coordexp.targets.builder import TargetBuilder
-from coordexp.targets.roles import Role
-from coordexp.targets.sample import DroppedSample, DropReason, EncodedSample, Media
+from coordexp.targets.roles import TokenRole
+from coordexp.targets.sample import DroppedSample, EncodedSample, Media, SampleDropReason
 
-__all__ = ["DropReason", "DroppedSample", "EncodedSample", "Media", "Role", "TargetBuilder"]
+__all__ = ["DroppedSample", "EncodedSample", "Media", "SampleDropReason", "TargetBuilder", "TokenRole"]

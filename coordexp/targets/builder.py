@@ -30,8 +30,8 @@ from coordexp.geometry import MAX_BIN, box_polygon, polygon_box
 from coordexp.matching.hungarian import MatchResult
 from coordexp.matching.sinkhorn import barycentric_targets
 from coordexp.targets.draft import Bins, TargetDraft
-from coordexp.targets.roles import Role
-from coordexp.targets.sample import DroppedSample, DropReason, EncodedSample, Media
+from coordexp.targets.roles import TokenRole
+from coordexp.targets.sample import DroppedSample, EncodedSample, Media, SampleDropReason
 from coordexp.targets.spelling import spell, spell_tail
 
 
@@ -87,7 +87,7 @@ class TargetBuilder:
                 "be located. Check the descriptions, and the tokenizer's normalizer"
             )
         draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id)
-        draft.append(tokens, objects, Role.GROUND_TRUTH)
+        draft.append(tokens, objects, TokenRole.GROUND_TRUTH)
         return self._checked(draft.finish(media))
 
     def from_rollout(
@@ -115,15 +115,17 @@ class TargetBuilder:
         try:
             fragment = append_fragment(missed, parsed.prefix_text, self._field_order)
         except RolloutError as error:
-            return DroppedSample(sample_id, DropReason.PREFIX_NOT_OPEN, str(error))
+            return DroppedSample(sample_id, SampleDropReason.PREFIX_NOT_OPEN, str(error))
         tail = spell_tail(parsed, fragment, self._tok)
         if tail is None:
-            return DroppedSample(sample_id, DropReason.TAIL_CHANGED, f"appended text {fragment[:200]!r}")
+            return DroppedSample(
+                sample_id, SampleDropReason.TAIL_CHANGED, f"appended text {fragment[:200]!r}"
+            )
         true_bins = {pred: self._true_bins(parsed.objects[pred], gts[gt]) for pred, gt in pairs}
         draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id)
         draft.continue_rollout(parsed, true_bins, tail.num_kept)
         untaught = CONTAINER_OPEN if parsed.prefix_is_fallback else ""
-        draft.append(tail.tokens, missed, Role.FN_TAIL, untaught=untaught)
+        draft.append(tail.tokens, missed, TokenRole.FN_TAIL, untaught=untaught)
         return self._checked(draft.finish(media))
 
     def _true_bins(self, pred: BoxObject, gt: BoxObject) -> Bins:

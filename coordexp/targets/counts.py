@@ -16,7 +16,7 @@ from torch import Tensor
 from coordexp.losses.inputs import SupervisedRows
 from coordexp.losses.modules import ForwardKind
 from coordexp.losses.objective import Stage2Objective
-from coordexp.targets.roles import Role
+from coordexp.targets.roles import TokenRole
 from coordexp.targets.sample import EncodedSample
 
 
@@ -54,7 +54,7 @@ def step_counts(
 
 def _num_prefix_coord(sample: EncodedSample) -> int:
     slots = np.concatenate([sample.box_positions_B4.ravel(), sample.poly_positions_N])
-    return int((sample.roles_T[slots] == Role.MATCHED_PREFIX).sum())
+    return int((sample.roles_T[slots] == TokenRole.MATCHED_PREFIX).sum())
 
 
 def _no_rows() -> SupervisedRows:

@@ -14,7 +14,7 @@ from coordexp.codec.token_types import TokenType, token_types
 from coordexp.errors import ConfigError, ContractError
 from coordexp.geometry import IntArray
 from coordexp.targets.prefix import prefix_roles
-from coordexp.targets.roles import Role
+from coordexp.targets.roles import TokenRole
 from coordexp.targets.sample import EncodedSample, Media
 
 Bins = Sequence[int]
@@ -28,7 +28,7 @@ class TargetDraft:
         self._pieces = pieces_of(tok)
         self._sample_id = sample_id
         self._ids: list[int] = list(map(int, prompt_ids))
-        self._roles: list[int] = [Role.PROMPT] * len(self._ids)
+        self._roles: list[int] = [TokenRole.PROMPT] * len(self._ids)
         self._prompt_length = len(self._ids)
         self._prefix_length = 0
         self._data = b""
@@ -54,7 +54,7 @@ class TargetDraft:
         self._dropped_invalid = parsed.dropped_invalid > 0
 
     def append(
-        self, tokens: DecodedTokens, objects: Sequence[BoxObject], role: Role, *, untaught: str = ""
+        self, tokens: DecodedTokens, objects: Sequence[BoxObject], role: TokenRole, *, untaught: str = ""
     ) -> None:
         """Add the records of `objects` and the closing `]}`. Each coordinate token is a slot of its own bin.
 
@@ -64,8 +64,8 @@ class TargetDraft:
         closing, _ = tokens.tokens_over(len(tokens.data) - len(CONTAINER_CLOSE), len(tokens.data))
         num_untaught = sum(end <= len(untaught.encode()) for end in tokens.ends)
         self._ids += tokens.ids
-        self._roles += [Role.PREFIX] * num_untaught + [role] * (closing - num_untaught)
-        self._roles += [Role.CLOSURE] * (len(tokens.ids) - closing)
+        self._roles += [TokenRole.PREFIX] * num_untaught + [role] * (closing - num_untaught)
+        self._roles += [TokenRole.CLOSURE] * (len(tokens.ids) - closing)
         self._data += tokens.data
         bin_of = self._pieces.coord_vocab.bin_by_id
         positions = [base + at for at, token_id in enumerate(tokens.ids) if token_id in bin_of]
@@ -94,7 +94,7 @@ class TargetDraft:
         return EncodedSample(
             sample_id=self._sample_id,
             token_ids_T=np.array(ids),
-            roles_T=np.array([*self._roles, Role.EOS], dtype=np.int8),
+            roles_T=np.array([*self._roles, TokenRole.EOS], dtype=np.int8),
             types_T=types_T,
             prompt_length=prompt,
             prefix_length=self._prefix_length,

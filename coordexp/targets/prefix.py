@@ -17,42 +17,42 @@ from coordexp.codec.parse import ParsedObject, ParsedRollout
 from coordexp.codec.pieces import DecodedTokens, TokenPieces
 from coordexp.codec.scanner import find_container
 from coordexp.errors import ContractError
-from coordexp.targets.roles import Int8Array, Role
+from coordexp.targets.roles import Int8Array, TokenRole
 
 _SEPARATOR = re.compile(rb"[ \t\n\r]*+,?[ \t\n\r]*+")
 
 
 def prefix_roles(parsed: ParsedRollout, matched_preds: Collection[int], pieces: TokenPieces) -> Int8Array:
-    """Role of each token of `parsed.prefix_token_ids`.
+    """TokenRole of each token of `parsed.prefix_token_ids`.
 
     matched_preds: indices into `parsed.objects` that have a partner. They are ignored when the prefix is the
     fallback, which holds no record.  Returns int8 [prefix length].
     """
-    roles_P = np.full(len(parsed.prefix_token_ids), Role.PREFIX, dtype=np.int8)
+    roles_P = np.full(len(parsed.prefix_token_ids), TokenRole.PREFIX, dtype=np.int8)
     if parsed.prefix_is_fallback or not parsed.records:
         return roles_P
-    roles_R = np.full(len(parsed.response_token_ids), Role.PREFIX, dtype=np.int8)
+    roles_R = np.full(len(parsed.response_token_ids), TokenRole.PREFIX, dtype=np.int8)
     for matched in (True, False):  # context comes last: a token shared with a matched record is context
         for record, role in zip(parsed.records, _record_roles(parsed, matched_preds), strict=True):
-            if (role is Role.MATCHED_PREFIX) is matched:
+            if (role is TokenRole.MATCHED_PREFIX) is matched:
                 roles_R[slice(*record.token_span)] = role
-    untaught = (roles_R == Role.MATCHED_PREFIX) & _holds_stray_text(parsed, pieces)
-    roles_R[untaught] = Role.PREFIX
+    untaught = (roles_R == TokenRole.MATCHED_PREFIX) & _holds_stray_text(parsed, pieces)
+    roles_R[untaught] = TokenRole.PREFIX
     num_verbatim = parsed.num_verbatim_prefix_tokens
     roles_P[:num_verbatim] = roles_R[:num_verbatim]
     roles_P[num_verbatim:] = roles_R[num_verbatim : num_verbatim + 1]  # the cut token, spelled anew
     return roles_P
 
 
-def _record_roles(parsed: ParsedRollout, matched_preds: Collection[int]) -> list[Role]:
-    """Role of each of `parsed.records`."""
-    roles: list[Role] = []
+def _record_roles(parsed: ParsedRollout, matched_preds: Collection[int]) -> list[TokenRole]:
+    """TokenRole of each of `parsed.records`."""
+    roles: list[TokenRole] = []
     num_objects = 0
     for record in parsed.records:
         if not isinstance(record, ParsedObject):
-            roles.append(Role.DROPPED_PREFIX)
+            roles.append(TokenRole.DROPPED_PREFIX)
             continue
-        roles.append(Role.MATCHED_PREFIX if num_objects in matched_preds else Role.FP_PREFIX)
+        roles.append(TokenRole.MATCHED_PREFIX if num_objects in matched_preds else TokenRole.FP_PREFIX)
         num_objects += 1
     return roles
 

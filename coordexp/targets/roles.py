@@ -26,7 +26,7 @@ from coordexp.losses.inputs import TextRole
 Int8Array = NDArray[np.int8]
 
 
-class Role(IntEnum):
+class TokenRole(IntEnum):
     """Part of the sequence that a token belongs to; mutually exclusive."""
 
     PROMPT = 0
@@ -49,26 +49,26 @@ class Role(IntEnum):
     """The final `<|im_end|>`."""
 
 
-SLOT_ROLES = (Role.GROUND_TRUTH, Role.MATCHED_PREFIX, Role.FN_TAIL)
+SLOT_ROLES = (TokenRole.GROUND_TRUTH, TokenRole.MATCHED_PREFIX, TokenRole.FN_TAIL)
 """Roles whose coordinate tokens may be supervised."""
 
 NOT_A_ROW = -1
 """In arrays of TextRole: the token has no cross-entropy."""
 
 _TEXT_ROLES = {
-    (Role.GROUND_TRUTH, TokenType.STRUCT): TextRole.STRUCT,
-    (Role.GROUND_TRUTH, TokenType.DESC): TextRole.DESC,
-    (Role.FN_TAIL, TokenType.STRUCT): TextRole.STRUCT,
-    (Role.FN_TAIL, TokenType.DESC): TextRole.DESC,
-    (Role.MATCHED_PREFIX, TokenType.STRUCT): TextRole.MATCHED_STRUCT,
-    (Role.CLOSURE, TokenType.STRUCT): TextRole.CLOSE,
-    (Role.CLOSURE, TokenType.DESC): TextRole.CLOSE,
-    (Role.EOS, TokenType.EOS): TextRole.EOS,
+    (TokenRole.GROUND_TRUTH, TokenType.STRUCT): TextRole.STRUCT,
+    (TokenRole.GROUND_TRUTH, TokenType.DESC): TextRole.DESC,
+    (TokenRole.FN_TAIL, TokenType.STRUCT): TextRole.STRUCT,
+    (TokenRole.FN_TAIL, TokenType.DESC): TextRole.DESC,
+    (TokenRole.MATCHED_PREFIX, TokenType.STRUCT): TextRole.MATCHED_STRUCT,
+    (TokenRole.CLOSURE, TokenType.STRUCT): TextRole.CLOSE,
+    (TokenRole.CLOSURE, TokenType.DESC): TextRole.CLOSE,
+    (TokenRole.EOS, TokenType.EOS): TextRole.EOS,
 }
 
 
 def _lookup_table() -> Int8Array:
-    table = np.full((len(Role), len(TokenType)), NOT_A_ROW, dtype=np.int8)
+    table = np.full((len(TokenRole), len(TokenType)), NOT_A_ROW, dtype=np.int8)
     for (role, token_type), text_role in _TEXT_ROLES.items():
         table[role, token_type] = text_role
     return table

@@ -16,7 +16,7 @@ from coordexp.codec.schema import IM_END, NUM_BINS
 from coordexp.codec.token_types import TokenType
 from coordexp.errors import ContractError
 from coordexp.geometry import IntArray
-from coordexp.targets.roles import SLOT_ROLES, Int8Array, Role
+from coordexp.targets.roles import SLOT_ROLES, Int8Array, TokenRole
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class EncodedSample:
     token_ids_T: IntArray
     """int64 [T]: prompt (image placeholders expanded), target, and its final `<|im_end|>`."""
     roles_T: Int8Array
-    """int8 [T] of Role."""
+    """int8 [T] of TokenRole."""
     types_T: Int8Array
     """int8 [T] of TokenType; IGNORE for the prompt."""
     prompt_length: int
@@ -100,7 +100,7 @@ class EncodedSample:
         return self.num_tokens - self.prompt_length - self.prefix_length
 
 
-class DropReason(StrEnum):
+class SampleDropReason(StrEnum):
     """Why a rollout gives no sample: the end of its target cannot be located for certain."""
 
     PREFIX_NOT_OPEN = "prefix_not_open"
@@ -114,7 +114,7 @@ class DroppedSample:
     """Stands for a sample that was not built. Count it as `stage2_ab/channel_b/closure_supervision/N_drop`."""
 
     sample_id: str
-    reason: DropReason
+    reason: SampleDropReason
     detail: str
     """What was found, for logs."""
 
@@ -130,7 +130,7 @@ def _layout_fault(sample: EncodedSample) -> str | None:
     if sample.prefix_length < 0 or sample.appended_length < 0:
         return f"prefix_length is {sample.prefix_length} in a target of {num_tokens - prompt} tokens"
     for name, is_prompt_T in (
-        ("roles_T", sample.roles_T == Role.PROMPT),
+        ("roles_T", sample.roles_T == TokenRole.PROMPT),
         ("types_T", sample.types_T == TokenType.IGNORE),
     ):
         if not is_prompt_T[:prompt].all() or is_prompt_T[prompt:].any():
@@ -142,13 +142,13 @@ def _end_fault(sample: EncodedSample) -> str | None:
     """The target ends in its only `<|im_end|>`, with the closing tokens right before it."""
     last = sample.num_tokens - 1
     for name, is_eos_T in (
-        ("role", sample.roles_T == Role.EOS),
+        ("role", sample.roles_T == TokenRole.EOS),
         ("type", sample.types_T == TokenType.EOS),
     ):
         found = np.flatnonzero(is_eos_T).tolist()
         if found != [last]:
             return f"tokens of {name} EOS are at {found}, expected only the last one, {last}"
-    closing = np.flatnonzero(sample.roles_T == Role.CLOSURE)
+    closing = np.flatnonzero(sample.roles_T == TokenRole.CLOSURE)
     if closing.size == 0 or not np.array_equal(closing, np.arange(last - closing.size, last)):
         return f"CLOSURE tokens are at {closing.tolist()}, expected one or more right before token {last}"
     if not sample.target_text.endswith("]}" + IM_END):
@@ -174,7 +174,7 @@ def _slot_fault(sample: EncodedSample) -> str | None:
     is_slot = (sample.types_T[positions] == TokenType.COORD) & np.isin(sample.roles_T[positions], SLOT_ROLES)
     if not is_slot.all():
         at = int(positions[~is_slot][0])
-        role, token_type = Role(sample.roles_T[at]).name, TokenType(sample.types_T[at]).name
+        role, token_type = TokenRole(sample.roles_T[at]).name, TokenType(sample.types_T[at]).name
         return f"supervised coordinate at token {at}, which has role {role} and type {token_type}"
     if len(np.unique(positions)) != len(positions):
         return "a coordinate token is supervised twice"

@@ -11,7 +11,7 @@ from coordexp.codec.pieces import pieces_of
 from coordexp.codec.schema import BoxObject
 from coordexp.losses.modules import TokenCE
 from coordexp.matching import MatchResult, match_objects
-from coordexp.targets import Role, TargetBuilder
+from coordexp.targets import TargetBuilder, TokenRole
 from coordexp.targets.rows import ce_weights
 
 WEIGHTS = TokenCE(
@@ -61,7 +61,7 @@ def described(sample, tok, forward):
     pieces, weights = pieces_of(tok), ce_weights(sample, WEIGHTS, forward).tolist()
     tokens = list(zip(sample.token_ids_T.tolist(), sample.roles_T.tolist(), weights, strict=True))
     return [
-        (pieces.join(i for i, _, _ in run).decode(), Role(role), weight)
+        (pieces.join(i for i, _, _ in run).decode(), TokenRole(role), weight)
         for (role, weight), run in ((key, list(group)) for key, group in groupby(tokens, lambda t: t[1:]))
     ]
 

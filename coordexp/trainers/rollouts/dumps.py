@@ -12,7 +12,7 @@ from coordexp.codec.pieces import TokenPieces, pieces_of
 from coordexp.codec.schema import KIND_BBOX, BoxObject
 from coordexp.eval.report.pictures import XYXY, side_by_side
 from coordexp.geometry import dequantize_boxes, polygon_box
-from coordexp.targets import EncodedSample, Role
+from coordexp.targets import EncodedSample, TokenRole
 from coordexp.telemetry.dumps import DumpSample
 from coordexp.trainers.rollouts.metrics import RolloutOutcome
 
@@ -75,7 +75,7 @@ def _tokens(sample: EncodedSample, pieces: TokenPieces) -> list[tuple[str, str]]
     """(text, role name) of every token; runs of one prompt token (image placeholders) as one."""
     split = sample.prompt_length
     texts = pieces.texts(sample.token_ids_T.tolist())
-    roles = [Role(role).name.lower().replace("_", " ") for role in sample.roles_T[split:].tolist()]
+    roles = [TokenRole(role).name.lower().replace("_", " ") for role in sample.roles_T[split:].tolist()]
     target = list(zip(texts[split:], roles, strict=True))
     return _prompt_tokens(sample.token_ids_T[:split].tolist(), texts[:split]) + target
 
@@ -86,7 +86,7 @@ def _prompt_tokens(token_ids: Sequence[int], texts: Sequence[str]) -> list[tuple
         shown = [text for _, text in run]
         if len(shown) > _LONGEST_RUN:
             shown = [shown[0], f" (x {len(shown)}) "]
-        tokens += [(text, Role.PROMPT.name.lower()) for text in shown]
+        tokens += [(text, TokenRole.PROMPT.name.lower()) for text in shown]
     return tokens
 
 

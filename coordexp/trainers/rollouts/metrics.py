@@ -31,10 +31,10 @@ from coordexp.metrics.keys_stage2 import (
     strict_drop_reason,
 )
 from coordexp.rollout.types import Rollout
-from coordexp.targets import DroppedSample, EncodedSample, Role
+from coordexp.targets import DroppedSample, EncodedSample, TokenRole
 from coordexp.targets.counts import count_supervision
 
-_TAIL_ROLES = (Role.FN_TAIL, Role.CLOSURE, Role.EOS)
+_TAIL_ROLES = (TokenRole.FN_TAIL, TokenRole.CLOSURE, TokenRole.EOS)
 
 MetricEntries = dict[str, float | tuple[float, float]]
 """Key -> a number, or the (sum, count) of a mean or rate."""
@@ -226,7 +226,7 @@ def _tail_length(sample: EncodedSample) -> int:
 
 def _num_tail_desc(sample: EncodedSample) -> int:
     """Tokens of the appended records inside descriptions. (One that reaches into the closing is supervised.)"""
-    return int(((sample.roles_T == Role.FN_TAIL) & (sample.types_T == TokenType.DESC)).sum())
+    return int(((sample.roles_T == TokenRole.FN_TAIL) & (sample.types_T == TokenType.DESC)).sum())
 
 
 _SAMPLE_LENGTHS: tuple[tuple[str, str, Callable[[EncodedSample], int]], ...] = (

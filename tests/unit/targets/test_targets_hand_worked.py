@@ -10,7 +10,7 @@ from coordexp.codec.parse import parse_rollout
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.schema import BoxObject
 from coordexp.losses.modules import ForwardKind
-from coordexp.targets import Role, TargetBuilder
+from coordexp.targets import TargetBuilder, TokenRole
 from coordexp.targets.rows import ce_weights
 
 RESPONSE = (
@@ -23,24 +23,28 @@ RESPONSE = (
 def test_a_rollout_with_a_match_a_false_positive_a_dropped_record_and_a_miss(bytewise):
     sample = rollout_sample(bytewise, RESPONSE, GTS)
     assert described(sample, bytewise, ForwardKind.ROLLOUT) == [
-        ("ask: ", Role.PROMPT, 0.0),
-        ('{"objects": [', Role.PREFIX, 0.0),
-        ('{"desc": "', Role.MATCHED_PREFIX, 0.75),
-        ("red box", Role.MATCHED_PREFIX, 0.0),
-        ('", "bbox_2d": [', Role.MATCHED_PREFIX, 0.75),
-        *geometry(Role.MATCHED_PREFIX, 0.75, 12, 22, 310, 402),
-        ("]}", Role.MATCHED_PREFIX, 0.75),
-        (", ", Role.PREFIX, 0.0),
-        (RESPONSE[RESPONSE.index('{"desc": "dog') : RESPONSE.index(', {"desc": ""')], Role.FP_PREFIX, 0.0),
-        (", ", Role.PREFIX, 0.0),
-        ('{"desc": ""}', Role.DROPPED_PREFIX, 0.0),
-        (', {"desc": "', Role.FN_TAIL, 2.0),  # an invalid prediction was dropped: structure counts twice
-        ("cat", Role.FN_TAIL, 0.25),
-        ('", "bbox_2d": [', Role.FN_TAIL, 2.0),
-        *geometry(Role.FN_TAIL, 2.0, 500, 501, 900, 901),
-        ("]}", Role.FN_TAIL, 2.0),
-        ("]}", Role.CLOSURE, 1.0),
-        ("<|im_end|>", Role.EOS, 1.0),
+        ("ask: ", TokenRole.PROMPT, 0.0),
+        ('{"objects": [', TokenRole.PREFIX, 0.0),
+        ('{"desc": "', TokenRole.MATCHED_PREFIX, 0.75),
+        ("red box", TokenRole.MATCHED_PREFIX, 0.0),
+        ('", "bbox_2d": [', TokenRole.MATCHED_PREFIX, 0.75),
+        *geometry(TokenRole.MATCHED_PREFIX, 0.75, 12, 22, 310, 402),
+        ("]}", TokenRole.MATCHED_PREFIX, 0.75),
+        (", ", TokenRole.PREFIX, 0.0),
+        (
+            RESPONSE[RESPONSE.index('{"desc": "dog') : RESPONSE.index(', {"desc": ""')],
+            TokenRole.FP_PREFIX,
+            0.0,
+        ),
+        (", ", TokenRole.PREFIX, 0.0),
+        ('{"desc": ""}', TokenRole.DROPPED_PREFIX, 0.0),
+        (', {"desc": "', TokenRole.FN_TAIL, 2.0),  # an invalid prediction was dropped: structure counts twice
+        ("cat", TokenRole.FN_TAIL, 0.25),
+        ('", "bbox_2d": [', TokenRole.FN_TAIL, 2.0),
+        *geometry(TokenRole.FN_TAIL, 2.0, 500, 501, 900, 901),
+        ("]}", TokenRole.FN_TAIL, 2.0),
+        ("]}", TokenRole.CLOSURE, 1.0),
+        ("<|im_end|>", TokenRole.EOS, 1.0),
     ]
     text = RESPONSE.removesuffix("]}<|im_end|>")
     assert sample.target_text == (
@@ -74,9 +78,9 @@ def test_a_rollout_with_a_match_a_false_positive_a_dropped_record_and_a_miss(byt
 def test_ground_truth(bytewise, forward, struct, desc):
     prompt_ids = encode(bytewise, PROMPT)
     sample = TargetBuilder(bytewise).from_ground_truth(prompt_ids, GTS, sample_id="train.jsonl:1")
-    gt = Role.GROUND_TRUTH
+    gt = TokenRole.GROUND_TRUTH
     assert described(sample, bytewise, forward) == [
-        ("ask: ", Role.PROMPT, 0.0),
+        ("ask: ", TokenRole.PROMPT, 0.0),
         ('{"objects": [{"desc": "', gt, struct),
         ("red box", gt, desc),
         ('", "bbox_2d": [', gt, struct),
@@ -86,8 +90,8 @@ def test_ground_truth(bytewise, forward, struct, desc):
         ('", "bbox_2d": [', gt, struct),
         *geometry(gt, struct, 500, 501, 900, 901),
         ("]}", gt, struct),
-        ("]}", Role.CLOSURE, 1.0),
-        ("<|im_end|>", Role.EOS, 1.0),
+        ("]}", TokenRole.CLOSURE, 1.0),
+        ("<|im_end|>", TokenRole.EOS, 1.0),
     ]
     assert sample.box_bins_B4.tolist() == [list(obj.bins) for obj in GTS]
     assert (sample.prefix_length, sample.num_matched, sample.dropped_invalid) == (0, 0, False)
@@ -96,9 +100,9 @@ def test_ground_truth(bytewise, forward, struct, desc):
 def test_an_image_without_objects_teaches_the_empty_container(bytewise):
     sample = TargetBuilder(bytewise).from_ground_truth(encode(bytewise, PROMPT), [], sample_id="a")
     assert described(sample, bytewise, ForwardKind.TEACHER_FORCED)[1:] == [
-        ('{"objects": [', Role.GROUND_TRUTH, 1.0),
-        ("]}", Role.CLOSURE, 1.0),
-        ("<|im_end|>", Role.EOS, 1.0),
+        ('{"objects": [', TokenRole.GROUND_TRUTH, 1.0),
+        ("]}", TokenRole.CLOSURE, 1.0),
+        ("<|im_end|>", TokenRole.EOS, 1.0),
     ]
     assert sample.box_positions_B4.shape == (0, 4)
 
@@ -118,10 +122,10 @@ def test_without_a_trainable_prefix_every_ground_truth_is_appended_to_the_empty_
     gts = [box("red", 1, 2, 30, 40)]
     sample = rollout_sample(bytewise, response + "<|im_end|>", gts)
     opening, *tail, closing, eos = described(sample, bytewise, ForwardKind.ROLLOUT)[1:]
-    assert opening == ('{"objects": [', Role.PREFIX, 0.0)
+    assert opening == ('{"objects": [', TokenRole.PREFIX, 0.0)
     assert "".join(text for text, _, _ in tail) == RED
-    assert {role for _, role, _ in tail} == {Role.FN_TAIL}
-    assert (closing, eos) == (("]}", Role.CLOSURE, 1.0), ("<|im_end|>", Role.EOS, 1.0))
+    assert {role for _, role, _ in tail} == {TokenRole.FN_TAIL}
+    assert (closing, eos) == (("]}", TokenRole.CLOSURE, 1.0), ("<|im_end|>", TokenRole.EOS, 1.0))
     assert sample.num_matched == 0
     assert sample.num_boxes == num_missed
 
@@ -129,9 +133,9 @@ def test_without_a_trainable_prefix_every_ground_truth_is_appended_to_the_empty_
 def test_all_found_appends_only_the_closing_brackets(bytewise):
     sample = rollout_sample(bytewise, '{"objects": [' + RED + "]}<|im_end|>", [box("red", 1, 2, 30, 40)])
     assert described(sample, bytewise, ForwardKind.ROLLOUT)[-3:] == [
-        ("]}", Role.MATCHED_PREFIX, 0.75),
-        ("]}", Role.CLOSURE, 1.0),
-        ("<|im_end|>", Role.EOS, 1.0),
+        ("]}", TokenRole.MATCHED_PREFIX, 0.75),
+        ("]}", TokenRole.CLOSURE, 1.0),
+        ("<|im_end|>", TokenRole.EOS, 1.0),
     ]
 
 
@@ -144,7 +148,7 @@ def test_a_truncated_record_leaves_the_target_and_its_ground_truth_is_missed(byt
     )
     assert sample.box_bins_B4.tolist() == [[1, 2, 30, 40], [500, 501, 900, 901]]
     roles = sample.roles_T[sample.box_positions_B4][:, 0].tolist()
-    assert roles == [Role.MATCHED_PREFIX, Role.FN_TAIL]
+    assert roles == [TokenRole.MATCHED_PREFIX, TokenRole.FN_TAIL]
 
 
 def test_only_invalid_drops_raise_the_weight_of_the_tail(bytewise):
@@ -158,7 +162,7 @@ def test_only_invalid_drops_raise_the_weight_of_the_tail(bytewise):
     assert parse_rollout(response, bytewise).dropped_ambiguous == 1
     sample = rollout_sample(bytewise, response, [box("red", 1, 2, 30, 40)])
     assert not sample.dropped_invalid
-    assert (', {"desc": "', Role.FN_TAIL, 1.0) in described(sample, bytewise, ForwardKind.ROLLOUT)
+    assert (', {"desc": "', TokenRole.FN_TAIL, 1.0) in described(sample, bytewise, ForwardKind.ROLLOUT)
 
 
 # --- tokens that hold more than one thing ---------------------------------------------------------------
@@ -170,7 +174,7 @@ def roles_of_piece(sample, tok, piece):
         i for i, token_id in enumerate(sample.token_ids_T.tolist()) if pieces[token_id] == piece.encode()
     ]
     weights = ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT).tolist()
-    return [(Role(sample.roles_T[i]), weights[i]) for i in places]
+    return [(TokenRole(sample.roles_T[i]), weights[i]) for i in places]
 
 
 def geometry_first(desc, *bins):
@@ -191,14 +195,14 @@ def test_a_token_shared_with_a_false_positive_is_context(make_tokenizer):
     match = pairing([(0, 0), (1, 1), (3, 2)], num_preds=4, num_gts=3)
     sample = rollout_sample(tok, response, gts, match, field_order="geometry_first")
     assert roles_of_piece(sample, tok, '"}, {"') == [
-        (Role.MATCHED_PREFIX, 0.75),  # a | b
-        (Role.FP_PREFIX, 0.0),  # b | c
-        (Role.FP_PREFIX, 0.0),  # c | d
+        (TokenRole.MATCHED_PREFIX, 0.75),  # a | b
+        (TokenRole.FP_PREFIX, 0.0),  # b | c
+        (TokenRole.FP_PREFIX, 0.0),  # c | d
     ]
     # The last `"}]}` is cut after the record; nothing was missed, so the closing makes the same token of it again.
     assert described(sample, tok, ForwardKind.ROLLOUT)[-2:] == [
-        ('"}]}', Role.CLOSURE, 1.0),
-        ("<|im_end|>", Role.EOS, 1.0),
+        ('"}]}', TokenRole.CLOSURE, 1.0),
+        ("<|im_end|>", TokenRole.EOS, 1.0),
     ]
 
 
@@ -212,18 +216,18 @@ def test_a_missed_object_is_appended_in_the_tokens_of_a_ground_truth_target(make
         sample.token_ids_T[: sample.prompt_length], gts, sample_id="truth"
     )
     assert sample.token_ids_T.tolist() == truth.token_ids_T.tolist()
-    assert roles_of_piece(sample, tok, "]}, {") == [(Role.FN_TAIL, 1.0)]
+    assert roles_of_piece(sample, tok, "]}, {") == [(TokenRole.FN_TAIL, 1.0)]
 
 
 def test_the_opening_of_an_empty_container_is_context(make_tokenizer):
     tok = make_tokenizer('[{"')
     sample = rollout_sample(tok, "no idea<|im_end|>", [box("red", 1, 2, 30, 40)], pairing([], 0, 1))
     assert sample.prefix_length == 0
-    assert roles_of_piece(sample, tok, '[{"') == [(Role.FN_TAIL, 1.0)]
+    assert roles_of_piece(sample, tok, '[{"') == [(TokenRole.FN_TAIL, 1.0)]
     roles = sample.roles_T[sample.prompt_length :].tolist()
-    opening = roles.index(Role.FN_TAIL)
+    opening = roles.index(TokenRole.FN_TAIL)
     assert opening > 0
-    assert set(roles[:opening]) == {Role.PREFIX}
+    assert set(roles[:opening]) == {TokenRole.PREFIX}
 
 
 STRAY_CASES = {
@@ -244,14 +248,14 @@ def test_a_token_that_also_holds_stray_text_is_not_supervised(make_tokenizer, ca
     gts = [box("red", 1, 2, 30, 40)]
     match = pairing([(0, 0)], num_preds=len(parsed.objects), num_gts=1)
     sample = rollout_sample(tok, response, gts, match)
-    expected = (Role.MATCHED_PREFIX, 0.75) if is_supervised else (Role.PREFIX, 0.0)
+    expected = (TokenRole.MATCHED_PREFIX, 0.75) if is_supervised else (TokenRole.PREFIX, 0.0)
     assert roles_of_piece(sample, tok, merge) == [expected]
 
 
 def test_a_token_that_opens_the_container_and_a_matched_record_is_supervised(make_tokenizer):
     tok = make_tokenizer(' [{"')
     sample = rollout_sample(tok, '{"objects": [' + RED + "]}<|im_end|>", [box("red", 1, 2, 30, 40)])
-    assert roles_of_piece(sample, tok, ' [{"') == [(Role.MATCHED_PREFIX, 0.75)]
+    assert roles_of_piece(sample, tok, ' [{"') == [(TokenRole.MATCHED_PREFIX, 0.75)]
 
 
 def test_ids_without_text_are_not_taught(bytewise):
@@ -261,7 +265,7 @@ def test_ids_without_text_are_not_taught(bytewise):
     at = ids.index(bytewise.convert_tokens_to_ids("<|coord_2|>"))
     sample = rollout_sample(bytewise, [*ids[:at], unknown, *ids[at:]], [box("red", 1, 2, 30, 40)])
     place = sample.token_ids_T.tolist().index(unknown)
-    assert sample.roles_T[place] == Role.PREFIX
+    assert sample.roles_T[place] == TokenRole.PREFIX
     assert ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[place] == 0
     assert sample.token_ids_T[sample.box_positions_B4].tolist() == [
         bytewise.convert_tokens_to_ids([f"<|coord_{k}|>" for k in (1, 2, 30, 40)])
@@ -272,9 +276,9 @@ def test_closing_tokens_that_hold_the_end_of_a_record_are_closure(make_tokenizer
     tok = make_tokenizer("}]}")
     sample = TargetBuilder(tok).from_ground_truth(encode(tok, PROMPT), GTS, sample_id="a")
     assert described(sample, tok, ForwardKind.TEACHER_FORCED)[-3:] == [
-        ("]", Role.GROUND_TRUTH, 1.0),
-        ("}]}", Role.CLOSURE, 1.0),
-        ("<|im_end|>", Role.EOS, 1.0),
+        ("]", TokenRole.GROUND_TRUTH, 1.0),
+        ("}]}", TokenRole.CLOSURE, 1.0),
+        ("<|im_end|>", TokenRole.EOS, 1.0),
     ]
 
 
@@ -283,9 +287,9 @@ def test_a_closing_token_that_reaches_into_a_description_keeps_its_weight(make_t
     builder = TargetBuilder(tok, field_order="geometry_first")
     sample = builder.from_ground_truth(encode(tok, PROMPT), GTS, sample_id="a")
     assert described(sample, tok, ForwardKind.SELF_CONTEXT)[-3:] == [
-        ("ca", Role.GROUND_TRUTH, 0.0),
-        ('t"}]}', Role.CLOSURE, 1.0),
-        ("<|im_end|>", Role.EOS, 1.0),
+        ("ca", TokenRole.GROUND_TRUTH, 0.0),
+        ('t"}]}', TokenRole.CLOSURE, 1.0),
+        ("<|im_end|>", TokenRole.EOS, 1.0),
     ]
 
 

@@ -23,7 +23,7 @@ from coordexp.losses.inputs import IGNORE_INDEX, SupervisedRows, TextRole
 from coordexp.losses.modules import ForwardKind, ModuleSpec, ObjectiveSpec, TokenCE
 from coordexp.losses.objective import Stage2Objective
 from coordexp.matching import MatchResult, match_objects
-from coordexp.targets import EncodedSample, Role, TargetBuilder
+from coordexp.targets import EncodedSample, TargetBuilder, TokenRole
 from coordexp.targets.counts import count_supervision, step_counts
 from coordexp.targets.rows import ce_weights, stage2_rows
 
@@ -144,7 +144,7 @@ def test_supervised_tokens_of_the_prefix_hold_matched_records_and_separators_onl
         held = set(paint[byte : byte + len(piece)])
         in_gaps = [c for c, what in zip(piece, paint[byte:], strict=False) if what == "gap"]
         byte += len(piece)
-        is_supervised = roles[index] == Role.MATCHED_PREFIX
+        is_supervised = roles[index] == TokenRole.MATCHED_PREFIX
         if is_supervised:
             assert "matched" in held
             assert "context" not in held
@@ -152,7 +152,7 @@ def test_supervised_tokens_of_the_prefix_hold_matched_records_and_separators_onl
         else:
             assert held != {"matched"}
         if held == {"context"}:
-            assert roles[index] in (Role.FP_PREFIX, Role.DROPPED_PREFIX)
+            assert roles[index] in (TokenRole.FP_PREFIX, TokenRole.DROPPED_PREFIX)
         if types[index] == TokenType.COORD and not is_supervised:
             assert index + sample.prompt_length not in sample.box_positions_B4
 
@@ -328,13 +328,13 @@ def test_weights_per_token_follow_the_table(tok, seed):
     for weight, role, token_type in zip(
         weights, sample.roles_T.tolist(), sample.types_T.tolist(), strict=True
     ):
-        if role in (Role.CLOSURE, Role.EOS):
+        if role in (TokenRole.CLOSURE, TokenRole.EOS):
             assert weight == 1.0
-        elif role == Role.FN_TAIL and token_type == TokenType.STRUCT:
+        elif role == TokenRole.FN_TAIL and token_type == TokenType.STRUCT:
             assert weight == tail_struct
-        elif role == Role.FN_TAIL and token_type == TokenType.DESC:
+        elif role == TokenRole.FN_TAIL and token_type == TokenType.DESC:
             assert weight == 0.25
-        elif role == Role.MATCHED_PREFIX and token_type == TokenType.STRUCT:
+        elif role == TokenRole.MATCHED_PREFIX and token_type == TokenType.STRUCT:
             assert weight == 0.75
         else:
             assert weight == 0.0
@@ -353,7 +353,7 @@ def test_counts_are_those_of_the_rows(tok, sample_seeds):
     assert totals["B_coord/boxes"].item() == sum(sample.num_boxes for sample in samples)
     assert totals["B_coord/slots"].item() == sum(part.num_coord for part in rows)
     in_prefix = [
-        int(sample.roles_T[part.positions_R[part.num_text :] + 1].tolist().count(Role.MATCHED_PREFIX))
+        int(sample.roles_T[part.positions_R[part.num_text :] + 1].tolist().count(TokenRole.MATCHED_PREFIX))
         for sample, part in zip(samples, rows, strict=True)
     ]
     assert counts.num_prefix_coord == sum(in_prefix)

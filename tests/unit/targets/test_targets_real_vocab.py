@@ -15,7 +15,7 @@ from coordexp.codec.schema import CONTAINER_CLOSE, BoxObject
 from coordexp.codec.serialize import serialize
 from coordexp.errors import RecordError
 from coordexp.losses.modules import ForwardKind
-from coordexp.targets import EncodedSample, Role, TargetBuilder
+from coordexp.targets import EncodedSample, TargetBuilder, TokenRole
 from coordexp.targets.rows import ce_weights
 
 WORDS = (
@@ -149,7 +149,7 @@ def test_a_finished_answer_with_a_missed_object_is_taught_to_go_on_where_stage_1
     assert sample.prefix_length == len(ids) - 3
     joined = sample.prompt_length + sample.prefix_length
     assert texts(real_tok, [sample.token_ids_T[joined]]) == ["]},"]
-    assert Role(sample.roles_T[joined]) is Role.FN_TAIL
+    assert TokenRole(sample.roles_T[joined]) is TokenRole.FN_TAIL
     assert ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[joined] == 1.0
 
 
@@ -162,8 +162,8 @@ def test_geometry_first_ends_a_record_in_its_description(real_tok):
     assert sample.target_ids.tolist() == encode(real_tok, response_of([DOG, CAT], "geometry_first"))
     joined = sample.prompt_length + sample.prefix_length
     assert texts(real_tok, [sample.token_ids_T[joined]]) == ['"},']
-    assert (Role(sample.roles_T[joined]), ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[joined]) == (
-        Role.FN_TAIL,
+    assert (TokenRole(sample.roles_T[joined]), ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[joined]) == (
+        TokenRole.FN_TAIL,
         1.0,
     )
 
@@ -182,8 +182,8 @@ def test_an_empty_container_goes_on_in_the_tokens_of_a_ground_truth_target(real_
     assert sample.target_ids.tolist() == encode(real_tok, response_of(missed))
     assert texts(real_tok, sample.target_ids[: sample.prefix_length]) == ['{"', "objects", '":']
     joined = sample.prompt_length + sample.prefix_length
-    expected = (' [{"', Role.FN_TAIL) if missed else (" []", Role.CLOSURE)
-    assert (texts(real_tok, [sample.token_ids_T[joined]])[0], Role(sample.roles_T[joined])) == expected
+    expected = (' [{"', TokenRole.FN_TAIL) if missed else (" []", TokenRole.CLOSURE)
+    assert (texts(real_tok, [sample.token_ids_T[joined]])[0], TokenRole(sample.roles_T[joined])) == expected
     assert ce_weights(sample, WEIGHTS, ForwardKind.ROLLOUT)[joined] == 1.0
 
 
@@ -191,7 +191,7 @@ def test_without_a_container_the_opening_is_context_and_the_joined_token_is_taug
     sample = rollout_sample(real_tok, "I see a cat.<|im_end|>", [CAT], unmatched(0, 1), prompt="ask: ")
     assert sample.target_ids.tolist() == encode(real_tok, response_of([CAT]))
     opening, *_ = described(sample, real_tok, ForwardKind.ROLLOUT)[1:]
-    assert opening == ('{"objects":', Role.PREFIX, 0.0)
+    assert opening == ('{"objects":', TokenRole.PREFIX, 0.0)
 
 
 def test_an_answer_cut_inside_its_second_record_is_taught_to_stop_or_to_go_on(real_tok):
@@ -212,9 +212,9 @@ def test_when_nothing_is_missed_a_finished_answer_stays_as_it_was_written(real_t
     assert sample.target_ids.tolist() == ids
     assert sample.prefix_length == len(ids) - 2
     assert described(sample, real_tok, ForwardKind.ROLLOUT)[-3:] == [
-        ("]}", Role.MATCHED_PREFIX, 0.75),
-        ("]}", Role.CLOSURE, 1.0),
-        ("<|im_end|>", Role.EOS, 1.0),
+        ("]}", TokenRole.MATCHED_PREFIX, 0.75),
+        ("]}", TokenRole.CLOSURE, 1.0),
+        ("<|im_end|>", TokenRole.EOS, 1.0),
     ]
 
 

@@ -12,7 +12,7 @@ from tokenizers import normalizers
 
 from coordexp.codec.parse import parse_rollout
 from coordexp.errors import ContractError, RecordError, RolloutError
-from coordexp.targets import DroppedSample, DropReason, EncodedSample, Role, TargetBuilder
+from coordexp.targets import DroppedSample, EncodedSample, SampleDropReason, TargetBuilder, TokenRole
 
 
 def test_a_prompt_other_than_the_one_generated_from_is_an_error_that_shows_both(bytewise):
@@ -60,7 +60,7 @@ def test_a_prefix_that_is_not_open_drops_the_sample(bytewise):
         [1], closed, pairing([], 0, 1), [GTS[0]], generation_prompt_ids=[1], sample_id="a"
     )
     assert isinstance(dropped, DroppedSample)
-    assert (dropped.sample_id, dropped.reason) == ("a", DropReason.PREFIX_NOT_OPEN)
+    assert (dropped.sample_id, dropped.reason) == ("a", SampleDropReason.PREFIX_NOT_OPEN)
     assert "append-ready" in dropped.detail
 
 
@@ -69,7 +69,7 @@ def test_a_tokenizer_that_changes_the_text_drops_a_rollout_and_refuses_ground_tr
     gts = [box("Big Ben", 1, 2, 3, 4)]
     dropped = rollout_sample(tok, '{"objects": []}', gts)
     assert isinstance(dropped, DroppedSample)
-    assert dropped.reason is DropReason.TAIL_CHANGED
+    assert dropped.reason is SampleDropReason.TAIL_CHANGED
     assert "Big Ben" in dropped.detail
     with pytest.raises(RecordError, match=r"sample a: the tokenizer changes the text"):
         TargetBuilder(tok).from_ground_truth([1], gts, sample_id="a")
@@ -117,7 +117,7 @@ BROKEN = {
     ),
     "bins for fewer boxes": (lambda s: {"box_bins_B4": s.box_bins_B4[:1]}, "bins have shapes"),
     "a slot in a false positive": (
-        lambda s: {"roles_T": with_value(s.roles_T, s.box_positions_B4[0], Role.FP_PREFIX)},
+        lambda s: {"roles_T": with_value(s.roles_T, s.box_positions_B4[0], TokenRole.FP_PREFIX)},
         "which has role FP_PREFIX",
     ),
     "roles of another length": (lambda s: {"roles_T": s.roles_T[:-1]}, "roles_T has shape"),
@@ -128,7 +128,7 @@ BROKEN = {
         r"tokens of type EOS are at \[\], expected only the last one",
     ),
     "no closing token": (
-        lambda s: {"roles_T": np.where(s.roles_T == Role.CLOSURE, Role.GROUND_TRUTH, s.roles_T)},
+        lambda s: {"roles_T": np.where(s.roles_T == TokenRole.CLOSURE, TokenRole.GROUND_TRUTH, s.roles_T)},
         r"CLOSURE tokens are at \[\]",
     ),
     "a text that does not end": (lambda s: {"target_text": '{"objects": ['}, "the target ends in"),

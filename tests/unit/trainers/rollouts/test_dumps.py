@@ -11,7 +11,7 @@ from coordexp.codec.parse import parse_rollout
 from coordexp.codec.schema import BoxObject
 from coordexp.matching import match_objects
 from coordexp.rollout.types import Rollout
-from coordexp.targets import DroppedSample, DropReason, TargetBuilder
+from coordexp.targets import DroppedSample, SampleDropReason, TargetBuilder
 from coordexp.telemetry.token_page import ROLE_COLORS
 from coordexp.trainers.rollouts.dumps import dump_sample
 from coordexp.trainers.rollouts.metrics import RolloutOutcome
@@ -66,7 +66,7 @@ def test_the_texts_roles_and_boxes_of_a_rollout():
 
 def test_a_rollout_that_gave_no_target():
     outcome = outcome_of("Sure: " + PREFIX)
-    dropped = DroppedSample("a:1", DropReason.TAIL_CHANGED, "why")
+    dropped = DroppedSample("a:1", SampleDropReason.TAIL_CHANGED, "why")
     found = dump_sample(
         RolloutOutcome(outcome.rollout, outcome.parsed, outcome.match, 2, dropped), GTS, TOK, sample_id="a:1"
     )

@@ -16,7 +16,7 @@ from coordexp.head.run import RowsHead
 from coordexp.losses.modules import ForwardKind
 from coordexp.models.self_context import SelfContext
 from coordexp.targets.builder import TargetBuilder
-from coordexp.targets.roles import Role
+from coordexp.targets.roles import TokenRole
 from coordexp.trainers.step.planners import GroundTruthPlanner, RolloutPlanner, ScheduledPlanner
 from coordexp.trainers.step.runner import PlainRunner, SelfContextRunner
 
@@ -62,11 +62,11 @@ def run_step(model, runner, plan):
 def text_loss_by_hand(model, samples):
     """token_ce of channel B, sample by sample, from the model's logits in float64."""
     weight_of = {
-        (Role.MATCHED_PREFIX, TokenType.STRUCT): TOKEN_CE["rollout_matched_prefix_struct_weight"],
-        (Role.FN_TAIL, TokenType.STRUCT): 1.0,
-        (Role.FN_TAIL, TokenType.DESC): TOKEN_CE["rollout_fn_desc_weight"],
-        (Role.CLOSURE, TokenType.STRUCT): 1.0,
-        (Role.EOS, TokenType.EOS): 1.0,
+        (TokenRole.MATCHED_PREFIX, TokenType.STRUCT): TOKEN_CE["rollout_matched_prefix_struct_weight"],
+        (TokenRole.FN_TAIL, TokenType.STRUCT): 1.0,
+        (TokenRole.FN_TAIL, TokenType.DESC): TOKEN_CE["rollout_fn_desc_weight"],
+        (TokenRole.CLOSURE, TokenType.STRUCT): 1.0,
+        (TokenRole.EOS, TokenType.EOS): 1.0,
     }
     total = weights = 0.0
     for sample in samples:
@@ -75,7 +75,7 @@ def text_loss_by_hand(model, samples):
             logits_TV = model(input_ids=ids[None]).logits[0].double()
         ce_T = torch.nn.functional.cross_entropy(logits_TV[:-1], ids[1:], reduction="none")
         for t in range(1, len(ids)):
-            weight = weight_of.get((Role(sample.roles_T[t]), TokenType(sample.types_T[t])), 0.0)
+            weight = weight_of.get((TokenRole(sample.roles_T[t]), TokenType(sample.types_T[t])), 0.0)
             total, weights = total + weight * float(ce_T[t - 1]), weights + weight
     return total / weights
 
