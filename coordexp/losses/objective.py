@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
@@ -31,6 +32,7 @@ from coordexp.losses.modules import (
     TokenCE,
 )
 from coordexp.losses.sums import SumCount, add_up, divide, sum_count
+from coordexp.metrics.keys_stage2 import coord_diagnostic, loss_atom
 
 Counts = Mapping[str, Tensor | float]
 Config = TypeVar("Config", TokenCE, BboxGeo, CoordReg)
@@ -158,16 +160,14 @@ class Stage2Objective:
         loss = inputs.text_ce_R.sum() * 0.0  # stays connected to the model when a forward has no atom
         for key, atom in weighted.items():
             loss = loss + divide(atom.sum, _denominator(key, forward, counts))
-        logged = {f"loss/{key}": atom.detach() for key, atom in weighted.items()}
-        return loss, self._terms(inputs, forward, logged)
+        return loss, self._terms(inputs, forward, {key: atom.detach() for key, atom in weighted.items()})
 
     def shares(self, terms: Stage2Terms, counts: Counts) -> dict[str, Tensor]:
         """What each atom of a forward adds to the step's loss, 0-dim, by its `loss/...` key; they sum to that loss."""
         shares = {}
         for key, atom in terms.atoms.items():
-            name = key.removeprefix("loss/")
-            forward = next(kind for kind in ForwardKind if name.split("/")[0] in (kind.text, kind.coord))
-            shares[key] = divide(atom.sum, _denominator(name, forward, counts))
+            forward = next(kind for kind in ForwardKind if key.split("/")[1] in (kind.text, kind.coord))
+            shares[key] = divide(atom.sum, _denominator(key, forward, counts))
         return shares
 
     def _module(self, name: str, kind: type[Config]) -> tuple[Config | None, dict[str, float]]:
@@ -195,7 +195,7 @@ class Stage2Objective:
         weighted_ce_R = weights.ce_R * inputs.text_ce_R
         selected = {"struct_ce": ~weights.is_desc_R, "desc_ce": weights.is_desc_R}
         return {
-            f"{forward.text}/{name}": SumCount(
+            loss_atom(forward.text, name): SumCount(
                 weight * (weighted_ce_R * selected[name]).sum(), weights.ce_R.sum()
             )
             for name, weight in atom_weights.items()
@@ -203,11 +203,13 @@ class Stage2Objective:
 
     def _coord_atoms(self, inputs: LossInputs, forward: ForwardKind) -> dict[str, SumCount]:
         weights = self.coord_weights(forward)
+        if forward.coord is None:
+            return {}
         atom_of = self._box_atoms(inputs, weights) | self._slot_atoms(inputs, weights)
         if "text_gate" in weights:
             atom_of["text_gate"] = self._text_gate(inputs, forward)
         return {
-            f"{forward.coord}/{name}": SumCount(weight * atom_of[name].sum, atom_of[name].count)
+            loss_atom(forward.coord, name): SumCount(weight * atom_of[name].sum, atom_of[name].count)
             for name, weight in weights.items()
         }
 
@@ -262,11 +264,11 @@ class Stage2Objective:
         abs_err_N = rows["expected_bin_mae"]
         rows["coord_vocab_mass_mean"] = rows.pop("coord_vocab_mass")
         del rows["w1_to_delta"]  # a stage-1 monitor
-        prefix = f"coord_diag/{forward.diagnostics}"
-        monitors = {f"{prefix}/{name}": sum_count(values_N) for name, values_N in rows.items()}
+        key_of = partial(coord_diagnostic, forward.diagnostics)
+        monitors = {key_of(name): sum_count(values_N) for name, values_N in rows.items()}
         num_coord = sum_count(abs_err_N).count
-        monitors[f"{prefix}/coord_tokens_total"] = SumCount(num_coord, torch.ones_like(num_coord))
-        return Stage2Terms(logged, monitors, f"{prefix}/expected_bin_abs_err_p90", abs_err_N)
+        monitors[key_of("coord_tokens_total")] = SumCount(num_coord, torch.ones_like(num_coord))
+        return Stage2Terms(logged, monitors, key_of("expected_bin_abs_err_p90"), abs_err_N)
 
 
 def check_atoms_sum(loss: float, atoms_by_key: Mapping[str, float], rel_tol: float = 1e-5) -> None:
@@ -280,7 +282,7 @@ def check_atoms_sum(loss: float, atoms_by_key: Mapping[str, float], rel_tol: flo
 
 def _denominator(key: str, forward: ForwardKind, counts: Counts) -> Tensor | float:
     """What an atom is divided by: a step-wide count."""
-    provenance, name = key.split("/")
+    _, provenance, name = key.split("/")
     if provenance == forward.text:
         return counts[forward.text]
     if name == "bbox_smoothl1":
