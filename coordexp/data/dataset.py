@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from datasets import Dataset
 from coordexp.codec.records import Record, order_objects
 from coordexp.codec.serialize import serialize
 from coordexp.data.source import SOURCE_COLUMN, source_of
-from coordexp.data.store.columns import record_of
+from coordexp.data.store.columns import record_from_text, record_of, record_text
 from coordexp.data.store.open import open_records
 
 RECORD_COLUMN = "coordexp_record"
-"""Where a row carries its record, objects in the order in which they are taught."""
+"""Where a row carries its record (see `record_in`), objects in the order in which they are taught."""
 
 
 def conversation(record: Record, *, prompt: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class RowMaker:
         row = conversation(ordered, prompt=self.prompt)
         row["messages"].append({"role": "assistant", "content": serialize(ordered.objects, self.field_order)})
         row[SOURCE_COLUMN] = source_of(ordered).to_text()
-        row[RECORD_COLUMN] = ordered
+        row[RECORD_COLUMN] = record_text(ordered)
         return row
 
     def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -64,6 +65,16 @@ class RowMaker:
         stored = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         rows = [self.row(record_of(values)) for values in stored]
         return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+
+
+def record_in(row: Mapping[str, Any]) -> Record:
+    """The record that a row was made of, its objects in the order in which they are taught."""
+    return record_from_text(row[RECORD_COLUMN])
+
+
+def images_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Paths of a row's images; ms-swift may wrap one as `{"bytes": None, "path": ...}`."""
+    return tuple(str(image["path"] if isinstance(image, Mapping) else image) for image in row["images"])
 
 
 def read_training_rows(

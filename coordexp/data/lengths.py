@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from typing import Any
@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
 
-from coordexp.codec.records import Record
-from coordexp.data.dataset import RECORD_COLUMN
+from coordexp.data.dataset import RECORD_COLUMN, record_in
 from coordexp.data.source import SampleSource, naming_sample
 from coordexp.data.store.check import usable_cores
+from coordexp.data.store.columns import record_from_text
 from coordexp.data.store.locks import one_at_a_time
 from coordexp.data.store.open import cache_folder
 from coordexp.errors import RecordError
@@ -34,40 +34,49 @@ from coordexp.swift_bridge.prompts import encode_sample
 
 logger = logging.getLogger(__name__)
 
+Count = Callable[[Sequence[int]], list[int]]
 Lengths = npt.NDArray[np.int32]
 
+_MAX_LENGTH = "global_max_length (max_length in ms-swift's flat form)"
 SHOWN = 5
 """Samples that are named when some are too long."""
 _CHUNK = 512
+_MEASURED = "lengths"
+"""Where ms-swift puts the lengths of samples that it has encoded (`lazy_tokenize: false`)."""
 _BYTES_PER_OBJECT = len('{"desc": , "bbox_2d": []}, ')
 _BYTES_BETWEEN_COORDS = len(", ")
 _CONTAINER_BYTES = len('{"objects": []}')
 
 
-def check_lengths(rows: Dataset, template: Any, *, limit: int | None = None) -> None:
-    """Every sample, prompt and ground truth together, has at most `limit` tokens.
+def check_lengths(rows: Dataset, template: Any, *, packing_length: int | None = None) -> None:
+    """No sample, prompt and ground truth together, is longer than the template's max_length.
 
-    rows: of `data.dataset.RowMaker`.  template: ms-swift's, in train mode.  limit: None takes its max_length.
+    rows: of `data.dataset.RowMaker`.  template: ms-swift's, in train mode.
+    packing_length: of stage 2; no sample is longer than that either.
     Raises RecordError naming the first few that are longer, and what to change.
     """
-    too_long = longer_than(rows, template, limit or template.max_length)
+    limits = {_MAX_LENGTH: template.max_length, "rollout_matching.packing_length": packing_length}
+    limits = {name: length for name, length in limits.items() if length}
+    limit = min(limits.values(), default=None)
+    too_long = {} if limit is None else longer_than(rows, template, limit)
     if not too_long:
         return
     most = max(too_long.values())
     named = "; ".join(_described(rows[index], length) for index, length in list(too_long.items())[:SHOWN])
     more = f" and {len(too_long) - SHOWN} more" if len(too_long) > SHOWN else ""
+    to_raise = " and ".join(name for name, length in limits.items() if length < most)
     raise RecordError(
-        f"{len(too_long)} of {len(rows)} samples are longer than {limit or template.max_length} tokens: {named}{more}. "
-        f"Raise global_max_length (max_length in ms-swift's flat form) to {most}, or give these records fewer objects "
-        "or smaller pictures."
+        f"{len(too_long)} of {len(rows)} samples are longer than {limit} tokens: {named}{more}. Raise {to_raise} to "
+        f"{most}, or give these records fewer objects or smaller pictures."
     )
 
 
-def longer_than(rows: Dataset, template: Any, limit: int | None) -> dict[int, int]:
+def longer_than(rows: Dataset, template: Any, limit: int) -> dict[int, int]:
     """Index -> tokens of the samples that have more than `limit`; only those in doubt are counted."""
-    rule = None if limit is None or not len(rows) else _rule(rows, template)
-    if limit is None or not len(rows):
-        return {}
+    if _MEASURED in rows.column_names:
+        measured = enumerate(_measured(rows).tolist())
+        return {index: length for index, length in measured if length > limit}
+    rule = _rule(rows, template)
     doubtful = range(len(rows)) if rule is None else np.flatnonzero(most_tokens(rows, rule) > limit).tolist()
     lengths = _count(rows, doubtful, rule, template)
     return {index: length for index, length in zip(doubtful, lengths.tolist(), strict=True) if length > limit}
@@ -75,6 +84,8 @@ def longer_than(rows: Dataset, template: Any, limit: int | None) -> dict[int, in
 
 def sample_lengths(rows: Dataset, template: Any) -> Lengths:
     """int32 [N]: tokens of every sample; mapped from the disk after the first time."""
+    if _MEASURED in rows.column_names:
+        return _measured(rows)
     rule = _rule(rows, template)
     if rule is None:
         return _count(rows, range(len(rows)), None, template)
@@ -108,6 +119,11 @@ def most_tokens(rows: Dataset, rule: LengthRule) -> npt.NDArray[np.int64]:
     return rule.question + pictures[which.ravel()] + answers
 
 
+def _measured(rows: Dataset) -> Lengths:
+    lengths = rows.with_format(None)[_MEASURED][:]
+    return np.array([sum(parts) if isinstance(parts, list) else parts for parts in lengths], dtype=np.int32)
+
+
 def _picture_tokens(rule: LengthRule, width: int, height: int) -> int:
     try:
         return rule.picture_tokens(width, height)
@@ -120,7 +136,7 @@ def _rule(rows: Dataset, template: Any) -> LengthRule | None:
     shown = [rows[index] for index in sorted({0, len(rows) // 2, len(rows) - 1})]
     if any(len(row["images"]) != 1 for row in shown):
         return None
-    records: list[Record] = [row[RECORD_COLUMN] for row in shown]
+    records = map(record_in, shown)
     rule = LengthRule.of(template, shown, [(record.width, record.height) for record in records])
     if rule is None:
         logger.warning(
@@ -131,21 +147,34 @@ def _rule(rows: Dataset, template: Any) -> LengthRule | None:
 
 def _count(rows: Dataset, indices: Sequence[int], rule: LengthRule | None, template: Any) -> Lengths:
     """int32: tokens of the samples with these indices."""
-    count = partial(_whole, rows, template) if rule is None else partial(_told, rows, rule)
+    count: Count = partial(_whole, rows, template) if rule is None else partial(_told, rows, rule)
     parts = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
     workers = min(usable_cores(), len(parts))
     if workers <= 1:
         counted = [count(part) for part in parts]
     else:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork")) as executor:
-            counted = list(executor.map(count, parts))
+        context = multiprocessing.get_context("fork")
+        # Handed over by the fork itself: a tokenizer takes long to be sent.
+        with ProcessPoolExecutor(workers, context, _keep, (count,)) as executor:
+            counted = list(executor.map(_use_kept, parts))
     return np.array([length for part in counted for length in part], dtype=np.int32)
+
+
+_kept: list[Count] = []
+
+
+def _keep(count: Count) -> None:
+    _kept.append(count)
+
+
+def _use_kept(indices: Sequence[int]) -> list[int]:
+    return _kept[-1](indices)
 
 
 def _told(rows: Dataset, rule: LengthRule, indices: Sequence[int]) -> list[int]:
     batch = rows.select(indices)[:]
     answers = rule.answer_tokens([messages[-1]["content"] for messages in batch["messages"]])
-    records: list[Record] = batch[RECORD_COLUMN]
+    records = map(record_from_text, batch[RECORD_COLUMN])
     return [
         rule.question + _picture_tokens(rule, record.width, record.height) + answer
         for record, answer in zip(records, answers, strict=True)
@@ -163,7 +192,7 @@ def _whole(rows: Dataset, template: Any, indices: Sequence[int]) -> list[int]:
 
 
 def _described(row: Mapping[str, Any], length: int) -> str:
-    record: Record = row[RECORD_COLUMN]
+    record = record_in(row)
     return (
         f"{SampleSource.of_sample(row).sample_id} has {length} ({len(record.objects)} objects, a picture of "
         f"{record.width} x {record.height})"

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from coordexp.codec.records import Record
 from coordexp.codec.schema import BoxObject
-from coordexp.data.dataset import RECORD_COLUMN
+from coordexp.data.dataset import images_of, record_in
 from coordexp.data.source import SampleSource, naming_sample
 from coordexp.swift_bridge.prompts import encode_prompt
 from coordexp.targets.sample import Media
@@ -55,7 +54,7 @@ class RawSamples(Dataset[RawSample]):
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} of {self._length}")
         row = self._rows[index % len(self._rows)]
-        record: Record = row[RECORD_COLUMN]
+        record = record_in(row)
         with naming_sample(row):
             prompt = encode_prompt(self._template, row)
         media = None
@@ -69,7 +68,7 @@ class RawSamples(Dataset[RawSample]):
             media=media,
             objects=record.objects,
             messages=tuple(dict(message) for message in row["messages"][:-1]),
-            images=tuple(row["images"]),
+            images=images_of(row),
             width=record.width,
             height=record.height,
         )

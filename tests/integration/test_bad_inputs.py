@@ -112,10 +112,9 @@ def test_packing_of_ms_swift_without_flash_attention_says_what_to_write(nano_mod
     refused(ConfigError, f"--{flag} = true", "flash attention only", "{training: {packing: true}}", argv=argv)
 
 
-def test_packs_need_the_lengths_of_all_samples(nano_model: Path, data: Path, tmp_path: Path):
-    settings = json.dumps({"training": {"packing": True}})
-    argv = sft_flags(nano_model, data, tmp_path / "out", coordexp=settings)
-    refused(ConfigError, "--lazy_tokenize = null", "lengths of all samples; expected false", argv=argv)
+def test_samples_left_out_in_silence_are_refused(nano_model: Path, data: Path, tmp_path: Path):
+    argv = sft_flags(nano_model, data, tmp_path / "out", lazy_tokenize=False, strict=None)
+    refused(ConfigError, "--lazy_tokenize = false", "leaves out in silence what it cannot encode", argv=argv)
 
 
 def test_one_file_with_two_limits(nano_model: Path, data: Path, tmp_path: Path):

@@ -31,7 +31,6 @@ BECOMES: dict[KeyPath, str] = {
     ("global_max_length",): "max_length",
     ("deepspeed",): "deepspeed",
     ("training", "effective_batch_size"): "gradient_accumulation_steps",
-    ("training", "packing"): "lazy_tokenize",
 }
 
 
@@ -199,7 +198,6 @@ def _derive_swift(
         ("custom", "val_jsonl"): None if custom.val_jsonl is None else [custom.val_jsonl],
         ("global_max_length",): launch.global_max_length,
         ("deepspeed",): launch.deepspeed.config if launch.deepspeed and launch.deepspeed.enabled else None,
-        ("training", "packing"): False if launch.training.packing else None,
     }
     problems = []
     size = training.effective_batch_size

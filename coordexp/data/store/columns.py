@@ -72,5 +72,18 @@ def record_of(row: Mapping[str, Any]) -> Record:
     )
 
 
+def record_text(record: Record) -> str:
+    """A record as text, where a column must hold one."""
+    objects = [[obj.desc, obj.kind, obj.bins] for obj in record.objects]
+    return json.dumps({**vars(record), "objects": objects}, ensure_ascii=False)
+
+
+def record_from_text(text: str) -> Record:
+    """The record that `record_text` wrote."""
+    fields = json.loads(text)
+    objects = tuple(BoxObject(desc, kind, tuple(bins)) for desc, kind, bins in fields["objects"])
+    return Record(**{**fields, "images": tuple(fields["images"]), "objects": objects})
+
+
 def _json_bytes(desc: str) -> int:
     return len(json.dumps(desc, ensure_ascii=False).encode())

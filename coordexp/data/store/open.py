@@ -134,6 +134,7 @@ def _write(file: Path, folder: Path, cores: int | None) -> None:
             "num_records": datasets.total(),
             "datasets": dict(sorted(datasets.items())),
             "checked_at": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "checked_by": os.getpid(),
             "seconds": round(seconds, 3),
         }
         write_json(unfinished / FACTS_FILE, facts)
