@@ -14,7 +14,6 @@ from __future__ import annotations
 import difflib
 import json
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -280,7 +279,7 @@ def _object(obj: Any, where: _Place) -> BoxObject:
     if kind == KIND_BBOX:
         _check_box_extent(bins, where)
     _check_poly_points(obj, kind, bins, where)
-    return BoxObject(unicodedata.normalize("NFC", desc), kind, bins)
+    return BoxObject(desc, kind, bins)
 
 
 def _geometry_kind(obj: Mapping[str, Any], where: _Place) -> str:

@@ -116,7 +116,8 @@ def most_tokens(rows: Dataset, rule: LengthRule) -> npt.NDArray[np.int64]:
         + (1 + _BYTES_BETWEEN_COORDS) * num_coords.astype(np.int64)
         + desc_bytes
     )
-    return rule.question + pictures[which.ravel()] + answers
+    most: npt.NDArray[np.int64] = rule.question + pictures[which.ravel()] + answers
+    return most
 
 
 def _measured(rows: Dataset) -> Lengths:

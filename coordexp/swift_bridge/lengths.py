@@ -93,5 +93,5 @@ def _picture_tokens(width: int, height: int, factor: int, max_pixels: int | None
         scaled_height = math.sqrt(max_pixels / ratio)
         width, height = int(scaled_height * ratio), int(scaled_height)
     least, most = (limit * factor**2 for limit in _limits())
-    sides = vision_process.smart_resize(height, width, factor, least, most)
-    return (sides[0] // factor) * (sides[1] // factor)
+    new_height, new_width = vision_process.smart_resize(height, width, factor, least, most)
+    return int(new_height // factor) * int(new_width // factor)
