@@ -16,8 +16,9 @@ from types import TracebackType
 from datasets import Dataset
 
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.config import Sections, check_variant, parse_sections, read_sections_file, swift_not_built
+from coordexp.config import Sections, check_variant, swift_not_built
 from coordexp.config.checks.problems import COMMAND_LINE, Place, raise_problems
+from coordexp.config.run.dotted import sections_of_flags
 from coordexp.config.run.machine import package_problems
 from coordexp.config.run.run_problems import run_problems
 from coordexp.config.schema.custom import TokenTypeMetrics
@@ -119,11 +120,7 @@ def log_to_console() -> None:
 
 
 def _sections(flags: PluginFlags | LoadFlags) -> Sections:
-    if flags.sections is not None and flags.config_file is not None:
-        raise ConfigError("--coordexp and --coordexp_config are both given; put the settings in one place.")
-    if flags.config_file is not None:
-        return read_sections_file(flags.config_file)
-    return parse_sections(flags.sections or {}, source="--coordexp")
+    return sections_of_flags(flags.sections, flags.config_file, flags.dotted)
 
 
 def _variant(flags: PluginFlags, sections: Sections) -> str | None:
