@@ -43,6 +43,19 @@ def atoms(record: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
+def outlined(scenes: Path) -> Path:
+    """The training scenes, every second object an outline: the corners of its box and the middle of its top."""
+    records = [json.loads(line) for line in (scenes / "train.jsonl").read_text().splitlines()]
+    for record in records:
+        for obj in record["objects"][::2]:
+            x1, y1, x2, y2 = obj.pop("bbox_2d")
+            obj["poly"] = [x1, y1, (x1 + x2) // 2, y1, x2, y1, x2, y2, x1, y2]
+    file = scenes / "outlined.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+@pytest.fixture(scope="module")
 def aligned(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five steps with everything on, evaluated at the fourth."""
     output = tmp_path_factory.mktemp("aligned") / "run"
@@ -125,10 +138,18 @@ def test_the_pipeline_is_announced_with_its_checksum(aligned):
     assert "The best checkpoint is the one with the greatest eval_rollout/f1." in console
 
 
-def test_atoms_sum_to_the_loss_at_every_step_of_a_mixed_run(taught_model, scenes, tmp_path):
+def test_atoms_sum_to_the_loss_at_every_step_of_a_mixed_run(taught_model, scenes, outlined, tmp_path):
     sections = two_channel(0.3, n_softctx_iter=2) | {"debug": {"enabled": True}}
     records = steps(
-        train(taught_model, scenes, tmp_path / "run", "stage2_two_channel", sections, max_steps=10)
+        train(
+            taught_model,
+            scenes,
+            tmp_path / "run",
+            "stage2_two_channel",
+            sections,
+            max_steps=10,
+            dataset=outlined,
+        )
     )
     channels = ["B" if record["stage2/channel_b"] else "A" for record in records]
     assert "".join(channels) == "AAABAABAAB"
@@ -156,20 +177,32 @@ def test_all_rollouts_is_the_rollout_aligned_trainer(aligned, taught_model, scen
         assert atoms(ours) == pytest.approx(atoms(theirs), rel=1e-6)
 
 
-def test_no_rollouts_at_all_is_plain_teacher_forcing(taught_model, scenes, tmp_path):
+def test_no_rollouts_at_all_is_plain_teacher_forcing(taught_model, scenes, outlined, tmp_path):
     sections = two_channel(0.0, rollout_matching={"packing": False})
     (record,) = steps(
-        train(taught_model, scenes, tmp_path / "run", "stage2_two_channel", sections, max_steps=1)
+        train(
+            taught_model,
+            scenes,
+            tmp_path / "run",
+            "stage2_two_channel",
+            sections,
+            max_steps=1,
+            dataset=outlined,
+        )
     )
     assert not [key for key in record if "rollout" in key or "/B" in key]
     assert not [key for key in record if key.startswith("coord_diag/A2")]
-    # One iteration: the text loss is the cross-entropy of text tokens that stage 1 logs for the same batch.
-    stage1 = steps(train(taught_model, scenes, tmp_path / "stage1", "stage1_coord", {}, max_steps=1))[0]
+    # One iteration: the text loss is the cross-entropy of text tokens that stage 1 logs for the same batch, and the
+    # coordinates of boxes and outlines are those of stage 1.
+    stage1 = steps(
+        train(taught_model, scenes, tmp_path / "stage1", "stage1_coord", {}, max_steps=1, dataset=outlined)
+    )[0]
     text = record["loss/A1_text/struct_ce"] + record["loss/A1_text/desc_ce"]
     assert text == pytest.approx(stage1["base_ce/loss"], rel=1e-5)
     assert record["coord_diag/A1/expected_bin_mae"] == pytest.approx(
         stage1["coord_diag/expected_bin_mae"], rel=1e-5
     )
+    assert record["coord_diag/A1/coord_tokens_total"] == stage1["coord_diag/coord_tokens"]
 
 
 @pytest.mark.vllm

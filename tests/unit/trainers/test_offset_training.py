@@ -12,7 +12,7 @@ from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config.schema.custom import CoordOffset as OffsetSettings
 from coordexp.errors import ConfigError
 from coordexp.models.coord_offset import attach_coord_offset, coord_offset_of, save_coord_offset
-from coordexp.swift_bridge.arguments import adapter_folders
+from coordexp.swift_bridge.arguments import read_load_flags
 from coordexp.trainers.offset_training import (
     OffsetTraining,
     preparation,
@@ -68,8 +68,10 @@ def test_tables_are_never_dropped_silently(nano, tokenizer, checkpoint):
     ):
         preparation(OffsetSettings(), (str(folder),))(load(nano), tokenizer, nano)
     with pytest.raises(ConfigError, match=r"run `coordexp model merge-offset --model .*trained"):
-        refuse_unmerged(adapter_folders(["--merge_lora", "true", "--adapters", str(nano), str(folder)]))
-    refuse_unmerged(adapter_folders(["--model", str(folder)]))
+        refuse_unmerged(
+            read_load_flags(["--merge_lora", "true", "--adapters", str(nano), str(folder)]).adapters
+        )
+    refuse_unmerged(read_load_flags(["--model", str(folder)]).adapters)
 
 
 def test_without_the_adapter_the_model_stays_as_it_is(nano, tokenizer):
