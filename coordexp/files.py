@@ -76,6 +76,14 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is such a file; False too for names that no file system takes."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def write_text(path: str | Path, text: str, *, sync: bool = True) -> None:
     """Make `text` the content of `path`."""
     with atomic_file(path, sync=sync) as stream:

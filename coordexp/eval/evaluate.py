@@ -40,7 +40,7 @@ from coordexp.eval.tables import (
     threshold_row,
     write_csv,
 )
-from coordexp.files import write_json
+from coordexp.files import is_file, write_json
 from coordexp.geometry import polygon_box
 
 METRICS, PER_IMAGE, PER_CLASS = "metrics.json", "per_image.json", "per_class.csv"
@@ -305,4 +305,4 @@ def _drop_reasons(lines: Sequence[dict[str, Any]]) -> dict[str, int]:
 def _num_missing(lines: Sequence[dict[str, Any]], image_root: Path) -> int:
     if not image_root.is_dir():
         raise RecordError(f"{image_root} is no folder: expected the one that the image names start from.")
-    return sum(not (image_root / line["image"]).is_file() for line in lines)
+    return sum(not is_file(image_root / line["image"]) for line in lines)

@@ -1,40 +1,26 @@
-"""`coordexp data ...`: make or convert data sets in the package's JSONL contract."""
+"""`coordexp data ...`: make, check and convert data sets."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
-from coordexp.cli.arguments import positive_int
+from coordexp.cli.assets import data_formats
 from coordexp.errors import EXIT_OK
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register `data` and its subcommands."""
-    parser = subparsers.add_parser("data", help="make or convert data sets (JSONL)")
+    parser = subparsers.add_parser("data", help="make, check or convert data sets")
     commands = parser.add_subparsers(dest="data_command", metavar="COMMAND", required=True)
+    data_formats.add_parsers(commands)
     _add_shapes_parser(commands)
-    _add_import_parser(commands, "from-coco", "COCO annotations (instances) -> JSONL")
-    lvis = _add_import_parser(commands, "from-lvis", "LVIS v1 annotations -> JSONL")
-    lvis.add_argument(
-        "--names", choices=("name", "synonyms"), default="name",
-        help="describe objects by the category's name, or by one of its synonyms",
-    )  # fmt: skip
-    lvis.add_argument("--seed", type=int, default=0, help="of the choice among synonyms (default 0)")
-    _add_export_parser(commands)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen `data` subcommand; returns the process exit code."""
-    commands = {
-        "shapes": _run_shapes,
-        "from-coco": _run_import,
-        "from-lvis": _run_import,
-        "to-coco": _run_export,
-    }
-    return commands[args.data_command](args)
+    return _run_shapes(args) if args.data_command == "shapes" else data_formats.run(args)
 
 
 def _add_shapes_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,111 +51,6 @@ def _add_shapes_parser(commands: argparse._SubParsersAction[argparse.ArgumentPar
     scene.add_argument("--max-overlap", type=float, metavar="X", help="share of an object others may hide")
     scene.add_argument("--empty-fraction", type=float, metavar="X", help="share of scenes without objects")
     scene.add_argument("--plain-background", action="store_true", help="one flat background colour")
-
-
-def _add_import_parser(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, summary: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary}. Boxes become bins; objects are sorted; crowd regions and boxes without extent are "
-        "left out; a table says how many.",
-    )
-    parser.add_argument("--annotations", type=Path, required=True, metavar="JSON")
-    parser.add_argument("--output", type=Path, required=True, metavar="JSONL")
-    parser.add_argument(
-        "--image-root", type=Path, metavar="DIR",
-        help="where file names start; each file is checked (default: unchecked, names relative to the JSONL file)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--missing-images", choices=("error", "skip", "keep"), default="error",
-        help="what to do about an image that is not in --image-root (default error); they are counted",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bad-images", choices=("error", "skip"), default="error",
-        help="what to do about a picture that cannot be decoded, is of another size than annotated or none that the "
-        "model's processor takes (default error)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--allow-outside", action="store_true", help="follow file names that lead out of --image-root"
-    )
-    parser.add_argument(
-        "--polygons", action="store_true", help="outlines of one part become `poly`, others stay boxes"
-    )
-    parser.add_argument(
-        "--max-poly-points", type=positive_int, metavar="N", help="outlines of more points stay boxes"
-    )
-    parser.add_argument("--max-objects", type=positive_int, metavar="N", help="of an image")
-    parser.add_argument(
-        "--over-max", choices=("drop-image", "keep-largest"), default="drop-image",
-        help="what to do about an image with more (default drop-image: labels cut short teach to stop early)",
-    )  # fmt: skip
-    parser.add_argument("--dataset", metavar="NAME", help="kept as `metadata.dataset` of every record")
-    parser.add_argument("--drop-empty", action="store_true", help="leave out images without objects")
-    return parser
-
-
-def _add_export_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = commands.add_parser(
-        "to-coco", help="JSONL -> COCO annotations", description="JSONL -> COCO annotations, boxes in pixels."
-    )
-    parser.add_argument("--data", type=Path, required=True, metavar="JSONL")
-    parser.add_argument("--output", type=Path, required=True, metavar="JSON")
-    parser.add_argument(
-        "--categories", type=Path, metavar="JSON",
-        help="COCO or LVIS file whose category ids to use (default: descriptions by name, from 1)",
-    )  # fmt: skip
-
-
-def _run_import(args: argparse.Namespace) -> int:
-    from coordexp.cli.console import progress
-    from coordexp.data.formats.coco import import_coco
-    from coordexp.data.formats.lvis import import_lvis
-    from coordexp.data.formats.options import ImportOptions
-
-    options = ImportOptions(
-        image_root=args.image_root,
-        allow_outside=args.allow_outside,
-        missing=args.missing_images,
-        bad=args.bad_images,
-        polygons=args.polygons,
-        max_poly_points=args.max_poly_points,
-        max_objects=args.max_objects,
-        over_max=args.over_max,
-        drop_empty=args.drop_empty,
-        dataset=args.dataset,
-    )
-    with progress("pictures") as on_picture:
-        if args.data_command == "from-coco":
-            converted = import_coco(args.annotations, args.output, options, on_picture=on_picture)
-        else:
-            converted = import_lvis(
-                args.annotations,
-                args.output,
-                options,
-                name_by=args.names,
-                seed=args.seed,
-                on_picture=on_picture,
-            )
-    for finding in converted.findings:
-        print(f"{finding.level}: {finding}")
-    return _show_counts(converted.counts, args.output)
-
-
-def _run_export(args: argparse.Namespace) -> int:
-    from coordexp.data.formats.coco_export import export_coco
-
-    return _show_counts(export_coco(args.data, args.output, categories=args.categories), args.output)
-
-
-def _show_counts(counts: Counter[str], output: Path) -> int:
-    from coordexp.cli.console import show_table
-
-    rows = [(name.replace("_", " "), str(count)) for name, count in counts.items()]
-    show_table(str(output), ("", "count"), rows)
-    print(f"wrote {output}")
-    return EXIT_OK
 
 
 def _run_shapes(args: argparse.Namespace) -> int:

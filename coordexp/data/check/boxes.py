@@ -82,8 +82,8 @@ def _normalised(dataset: Dataset) -> Finding | None:
     level = Level.ERROR if small.mean() >= 0.9 else Level.WARNING
     return _of_boxes(
         dataset, small, level, "normalised_boxes",
-        f"{{count}} of {len(dataset)} boxes lie within 0..1: they look normalised (shares of the picture's size), and "
-        "pixels are expected. Multiply them by width and height",
+        f"{{count}} of {len(dataset)} boxes [lies|lie] within 0..1 and [looks|look] normalised (shares of the "
+        "picture's size), where pixels are expected. Multiply by width and height",
     )  # fmt: skip
 
 
@@ -100,9 +100,9 @@ def _corners(dataset: Dataset) -> Finding | None:
     by_area = _is_near(dataset.area_M, (c - x) * (d - y)) & ~_is_near(dataset.area_M, c * d)
     by_outline, num_outlines = _outlines_end_at_corners(dataset)
     reasons = [
-        (beyond & are_corners, len(dataset), "reach beyond their picture", 0.1),
-        (by_area & are_corners, len(dataset), "have the area of x1, y1, x2, y2", 0.5),
-        (by_outline & are_corners, num_outlines, "end where their outline does", 0.5),
+        (beyond & are_corners, len(dataset), "[reaches|reach] beyond [its|their] picture", 0.1),
+        (by_area & are_corners, len(dataset), "[has|have] the area of x1, y1, x2, y2", 0.5),
+        (by_outline & are_corners, num_outlines, "[ends|end] where [its|their] outline does", 0.5),
     ]
     for evidence, total, what, least in reasons:
         count = int(evidence.sum())
@@ -146,11 +146,11 @@ def _frame(dataset: Dataset, has_extent: BoolArray) -> list[Finding | None]:
     return [
         _of_boxes(
             dataset, outside, Level.WARNING, "boxes_outside",
-            f"{{count}} boxes lie outside of their picture and are left out{hint}",
+            f"{{count}} [box lies|boxes lie] outside of [its|their] picture and [is|are] left out{hint}",
         ),
         _of_boxes(
             dataset, beyond, Level.WARNING, "boxes_beyond",
-            f"{{count}} boxes reach beyond their picture and are cut at its border{hint}",
+            f"{{count}} [box reaches|boxes reach] beyond [its|their] picture and [is|are] cut at its border{hint}",
         ),
     ]  # fmt: skip
 
@@ -178,7 +178,7 @@ def _coverage(dataset: Dataset, has_extent: BoolArray) -> Finding | None:
 def _no_extent(dataset: Dataset, has_extent: BoolArray) -> Finding | None:
     return _of_boxes(
         dataset, ~has_extent, Level.WARNING, "boxes_without_extent",
-        "{count} boxes have no width or no height and are left out",
+        "{count} [box has|boxes have] no width or no height and [is|are] left out",
     )  # fmt: skip
 
 
@@ -192,7 +192,9 @@ def _duplicates(dataset: Dataset) -> list[Finding | None]:
 
     return [
         found(
-            Level.WARNING, kind, f"{{count}} pairs of boxes of {whose} overlap by more than {DUPLICATE_IOU} (IoU)",
+            Level.WARNING, kind,
+            f"{{count}} [pair of boxes of {whose} overlaps|pairs of boxes of {whose} overlap] by more "
+            f"than {DUPLICATE_IOU} (IoU)",
             np.flatnonzero(chosen).tolist(), name, dataset.image_M[pairs[chosen, 0]].tolist(),
         )
         for kind, chosen, whose in (

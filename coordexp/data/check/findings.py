@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +10,7 @@ from enum import StrEnum
 from coordexp.errors import RecordError
 
 MAX_EXAMPLES = 5
+_ONE_OR_SEVERAL = re.compile(r"\[([^|\[\]]*)\|([^|\[\]]*)\]")
 
 
 class Level(StrEnum):
@@ -55,24 +57,26 @@ def found(
 ) -> Finding | None:
     """A finding in every one of `rows`, None without any.
 
-    message: may hold `{count}`.  name: how messages call a row.
+    message: may hold `{count}`, and `[box lies|boxes lie]` for one and for several.  name: how messages call a row.
     """
     if not rows:
         return None
     examples = tuple(name(row) for row in rows[:MAX_EXAMPLES])
     return Finding(
-        level,
-        kind,
-        message.replace("{count}", str(len(rows))),
-        len(rows),
-        examples,
-        tuple(dict.fromkeys(images)),
+        level, kind, numbered(message, len(rows)), len(rows), examples, tuple(dict.fromkeys(images))
     )
+
+
+def numbered(message: str, count: int) -> str:
+    """A message with its `{count}`, and of every `[one|several]` the words that agree with it."""
+    chosen = _ONE_OR_SEVERAL.sub(lambda match: match[1] if count == 1 else match[2], message)
+    return chosen.replace("{count}", str(count))
 
 
 def raise_errors(findings: Iterable[Finding], prefix: str = "") -> None:
     """RecordError with the first error, saying how many kinds of errors there are beside it."""
     errors = [finding for finding in findings if finding.level is Level.ERROR]
     if errors:
-        more = f" (and {len(errors) - 1} other kinds of errors)" if len(errors) > 1 else ""
+        others = numbered("{count} other [kind|kinds] of error", len(errors) - 1)
+        more = f" (and {others})" if len(errors) > 1 else ""
         raise RecordError(f"{prefix}{errors[0]}{more}. `coordexp data check` shows everything.")

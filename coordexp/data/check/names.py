@@ -18,8 +18,8 @@ def name_findings(dataset: Dataset) -> list[Finding]:
     groups = alike(counts)
     finding = found(
         Level.WARNING, "names_alike",
-        "{count} descriptions are written in several ways that differ only by case, blanks or Unicode form: a model "
-        "learns each of them as a word of its own. Write one",
+        "{count} [description is|descriptions are] written in several ways that differ only by case, blanks or Unicode "
+        "form: a model learns each of them as a word of its own. Write one",
         range(len(groups)), lambda row: " / ".join(f"{name!r} ({counts[name]})" for name in groups[row]),
     )  # fmt: skip
     return [finding] if finding is not None else []

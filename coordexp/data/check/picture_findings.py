@@ -13,6 +13,7 @@ from coordexp.data.check.limits import MAX_PIXELS, check_picture, scaling
 from coordexp.data.check.pictures import PictureReport
 from coordexp.data.check.source import Source
 from coordexp.eval.coco.annotations import Dataset
+from coordexp.files import is_file
 
 Reports = Mapping[Path, PictureReport]
 
@@ -38,7 +39,7 @@ def picture_findings(source: Source, reports: Reports) -> list[Finding]:
     fault_rows = list(faults)
     findings = [
         found(
-            Level.ERROR, "pictures_unusable", "{count} pictures cannot be used", fault_rows,
+            Level.ERROR, "pictures_unusable", "{count} [picture|pictures] cannot be used", fault_rows,
             faults.__getitem__, fault_rows,
         ),
         *_kinds(source, reports),
@@ -52,9 +53,13 @@ def missing_findings(source: Source) -> list[Finding]:
     if not any(source.pictures):
         message = "no picture was looked at: give the folder that holds them (--image-root)"
         return [Finding(Level.WARNING, "pictures_unknown", message, len(source.pictures))]
-    rows = [row for row, path in enumerate(source.pictures) if path is not None and not path.is_file()]
+    rows = [row for row, path in enumerate(source.pictures) if path is not None and not is_file(path)]
     finding = found(
-        Level.ERROR, "pictures_missing", "{count} picture files are missing", rows, source.image_name
+        Level.ERROR,
+        "pictures_missing",
+        "{count} picture [file is|files are] missing",
+        rows,
+        source.image_name,
     )
     return [finding] if finding is not None else []
 
@@ -80,8 +85,8 @@ def leakage_findings(sources: Sequence[Source], reports: Reports) -> list[Findin
 
             finding = found(
                 Level.WARNING, "leakage",
-                f"{{count}} pictures of {first.name} are in {sources[b].name} too (the same pixels): what is measured "
-                "there has been trained on", range(len(shared)), name,
+                f"{{count}} [picture|pictures] of {first.name} [is|are] in {sources[b].name} too (the same pixels): "
+                "what is measured there has been trained on", range(len(shared)), name,
             )  # fmt: skip
             if finding is not None:
                 findings.append(finding)
@@ -126,21 +131,24 @@ def _kinds(source: Source, reports: Reports) -> list[Finding | None]:
     return [
         found(
             Level.WARNING, "exif_orientation",
-            "{count} pictures are stored turned or mirrored (EXIF orientation) and are read upright, as viewers show "
-            "them: look at the drawn samples whether the boxes were made that way", turned, name, turned,
+            "{count} [picture is|pictures are] stored turned or mirrored (EXIF orientation) and read upright, as "
+            "viewers show [it|them]: look at the drawn samples whether the boxes were made that way",
+            turned, name, turned,
         ),
         found(
-            Level.WARNING, "bits_16", "{count} pictures have 16 bits a channel and are scaled to 8 (the high byte)",
+            Level.WARNING, "bits_16",
+            "{count} [picture has|pictures have] 16 bits a channel, scaled to 8 (the high byte)",
             deep, name, deep,
         ),
         found(
-            Level.WARNING, "alpha", "{count} pictures have transparency, which is laid on white", transparent,
+            Level.WARNING, "alpha",
+            "{count} [picture has|pictures have] transparency, which is laid on white", transparent,
             name, transparent,
         ),
         found(
             Level.NOTE, "scaled_down",
-            f"{{count}} pictures have more than {MAX_PIXELS / 1e6:.1f} million pixels: Qwen3-VL's processor scales "
-            "them down",
+            f"{{count}} [picture has|pictures have] more than {MAX_PIXELS / 1e6:.1f} million pixels: Qwen3-VL's "
+            "processor scales [it|them] down",
             large, name,
         ),
     ]  # fmt: skip
@@ -174,10 +182,12 @@ def _same_pictures(source: Source, reports: Reports) -> list[Finding | None]:
         finding(
             "same_picture_other_labels",
             other,
-            "{count} pictures stand there twice or more often, with other objects",
+            "{count} [picture stands|pictures stand] there twice or more often, with other objects",
         ),
         finding(
-            "same_picture", same, "{count} pictures stand there twice or more often, with the same objects"
+            "same_picture",
+            same,
+            "{count} [picture stands|pictures stand] there twice or more often, with the same objects",
         ),
     ]
 

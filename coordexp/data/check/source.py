@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from coordexp.data.check.findings import Finding
 from coordexp.eval.coco.annotations import Dataset
 
 
@@ -18,6 +19,7 @@ class Source:
     pictures: of each image its file, or None where no folder of pictures is known.
     left_out: what the format holds that is no object with an extent, by what it is.
     faults: entries that could not be read, where the reader was asked to go on after one.
+    findings: what the reader itself noticed.
     """
 
     path: Path
@@ -27,6 +29,7 @@ class Source:
     split: str = ""
     left_out: Counter[str] = field(default_factory=Counter)
     faults: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
 
     @property
     def name(self) -> str:

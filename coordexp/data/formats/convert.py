@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,11 +28,10 @@ from coordexp.data.check.picture_findings import Reports, picture_faults, pictur
 from coordexp.data.check.pictures import OnPicture, look_at_all, no_progress
 from coordexp.data.check.source import Source
 from coordexp.data.formats.options import ImportOptions
-from coordexp.data.formats.paths import is_file
 from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import BoolArray, Dataset
 from coordexp.eval.coco.segmentation import clip_outline, is_run_length, read_outlines
-from coordexp.files import write_jsonl
+from coordexp.files import is_file, write_jsonl
 from coordexp.geometry import MAX_BIN, FloatArray, IntArray, quantize_points, xywh_to_xyxy
 
 COUNTS = (
@@ -59,10 +59,12 @@ class Extras(NamedTuple):
     """What a format adds to records.
 
     descs: the description of every annotation, None for its category's name.  metadata: of an image row.
+    counts: to be shown with those of the import.
     """
 
     descs: Sequence[str] | None = None
     metadata: Callable[[int], dict[str, Any]] = lambda row: {}
+    counts: Mapping[str, int] = MappingProxyType({})
 
 
 def convert(
@@ -83,7 +85,8 @@ def convert(
     findings = [*box_findings(source.dataset), *name_findings(source.dataset)]
     raise_errors(findings, prefix)
     counts = Counter(dict.fromkeys(COUNTS, 0))
-    counts.update(images_read=len(source.pictures), annotations_read=len(source.dataset), **source.left_out)
+    counts.update(images_read=len(source.pictures), annotations_read=len(source.dataset))
+    counts.update({kind: count for kind, count in source.left_out.items() if count})
     left_out, reports = _images_left_out(source, options, counts, prefix, on_picture)
     if reports:
         findings += picture_findings(source, reports)
@@ -91,6 +94,7 @@ def convert(
             raise_errors(findings, prefix)
     source = _with_sizes(source, reports, left_out, prefix)
     write_jsonl(output, _Records(source, options, extras, left_out, counts, output.parent))
+    counts.update(extras.counts)
     return Converted(counts, findings)
 
 

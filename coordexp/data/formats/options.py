@@ -18,6 +18,7 @@ class ImportOptions:
 
     image_root: folder that file names start from, and that they may not leave; None takes the place where the format
     has its pictures, and for COCO files leaves the names relative to the JSONL file and unchecked.
+    find_pictures: look for that place near the annotation file where `image_root` is not given.
     allow_outside: follow file names that lead outside of `image_root`.
     missing: what to do about an image file that is not there.
     bad: what to do about a picture that cannot be decoded, is of another size than annotated, or is none that the
@@ -32,6 +33,7 @@ class ImportOptions:
     """
 
     image_root: Path | None = None
+    find_pictures: bool = False
     allow_outside: bool = False
     missing: str = "error"
     bad: str = "error"

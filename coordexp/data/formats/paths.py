@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coordexp.errors import RecordError
+from coordexp.files import is_file
 
 PICTURE_SUFFIXES = (
     ".jpg",
@@ -50,14 +51,6 @@ def picture_paths(
         picture_path(root, name, where(index), allow_outside=allow_outside)
         for index, name in enumerate(names)
     ]
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; False too for names that no file system takes."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coordexp.codec.schema import is_blank
 from coordexp.errors import RecordError
 from coordexp.eval.coco.fields import (
     Id,
@@ -372,7 +373,7 @@ def _category_names(categories: Sequence[Mapping[str, Any]], place: Place) -> li
     names = read_names(column(categories, "name"), place, "name", "the name of a class")
     seen: dict[str, int] = {}
     for index, name in enumerate(names):
-        if not name:
+        if is_blank(name):
             place.lacks(index, "name", "the name of a class")
         if name in seen:
             raise RecordError(

@@ -26,7 +26,7 @@ from pycocotools.cocoeval import COCOeval
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results, read_dataset, read_results
 from coordexp.eval.coco.engine_input import engine_dataset, engine_results
-from coordexp.eval.coco.fields import parse_number, shown
+from coordexp.eval.coco.fields import Id, parse_number, shown
 from coordexp.geometry import FloatArray, box_polygon, polygon_area, polygon_box, xyxy_to_xywh
 
 ENGINES = ("pycocotools", "faster-coco-eval")
@@ -186,7 +186,7 @@ class ImageDetections:
     gt: (desc, points); pred: (desc, points, score). points: a box xyxy, or a polygon of at least 6 values.
     """
 
-    image_id: int
+    image_id: Id
     width: int
     height: int
     gt: Sequence[tuple[str, Sequence[float]]]

@@ -101,7 +101,7 @@ def test_shares_of_the_picture_are_found(num_boxes: int, size: Any):
     data = dataset(boxes.tolist(), size=size)
     assert kinds(data)["normalised_boxes"] == ("error", num_boxes)
     with pytest.raises(
-        RecordError, match=r"x\.json: .* lie within 0\.\.1: they look normalised .*`coordexp data check`"
+        RecordError, match=r"x\.json: .* lies? within 0\.\.1 and looks? normalised .*`coordexp data check`"
     ):
         raise_errors(box_findings(data), "x.json: ")
 
@@ -183,5 +183,5 @@ def test_a_finding_names_a_few_places_and_how_many_more():
     assert (finding.count, len(finding.examples), finding.images) == (12, MAX_EXAMPLES, (3, 4))
     assert found(Level.ERROR, "kind", "{count} things", [], str) is None
     raise_errors([Finding(Level.WARNING, "kind", "odd")])
-    with pytest.raises(RecordError, match=r"^f: bad \(and 1 other kinds of errors\)\. `coordexp data check`"):
+    with pytest.raises(RecordError, match=r"^f: bad \(and 1 other kind of error\)\. `coordexp data check`"):
         raise_errors([Finding(Level.ERROR, "a", "bad"), Finding(Level.ERROR, "b", "worse")], "f: ")

@@ -1,0 +1,1 @@
+"""Annotation files for other tools, written from pixels and rows."""

@@ -1,0 +1,1 @@
+"""Annotation files of other tools, read into pixels and rows."""

@@ -1,0 +1,533 @@
+"""Files as tools and people write them: read for what they mean, or named with file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.annotated import noise, objects_of
+
+from coordexp.data.check.source import Source
+from coordexp.data.formats.options import ImportOptions
+from coordexp.data.formats.paths import guessed_root, picture_path
+from coordexp.data.formats.readers.builder import Faults
+from coordexp.data.formats.readers.jsonl import read_data_file
+from coordexp.data.formats.readers.sources import read_sources, recognised
+from coordexp.data.formats.readers.yolo import label_file, read_class_names
+from coordexp.errors import RecordError
+from coordexp.files import is_file
+
+SIZE = (100, 50)
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def read(path: Path, faults: Faults | None = None, **options: Any) -> list[Source]:
+    return read_sources(path, ImportOptions(find_pictures=True, **options), faults=faults)
+
+
+# YOLO
+
+
+def yolo(
+    folder: Path, labels: str, config: str = "path: .\ntrain: images/train\nnames: [cat, dog]\n"
+) -> Path:
+    noise(folder / "images/train/a.png", SIZE)
+    write(folder / "labels/train/a.txt", labels)
+    write(folder / "data.yaml", config)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "box"),
+    [
+        ("0 0.5 0.5 0.2 0.4", "cat", [40, 15, 60, 35]),
+        ("1 0.5 0.5 1 1", "dog", [0, 0, 100, 50]),
+        ("1.0 .5 .5 .2 .4 0.87", "dog", [40, 15, 60, 35]),  # a class as numpy saves it, and a confidence
+        ("1\t0.5  0.5 0.2 4e-1 \r", "dog", [40, 15, 60, 35]),
+        ("0 0.1 0.2 0.5 0.2 0.5 0.8", "cat", [10, 10, 50, 40]),  # an outline
+        ("0 0.1 0.2 0.5 0.2 0.5 0.8 0.1 0.8", "cat", [10, 10, 50, 40]),
+        ("0 0.995 0.5 0.02 0.4", "cat", [98.5, 15, 100.5, 35]),  # half a pixel too far: cut later
+    ],
+)
+def test_yolo_lines(tmp_path: Path, line: str, name: str, box: list[float]):
+    [found] = read(yolo(tmp_path, f"\n{line}\n"))
+    [[(found_name, found_box)]] = objects_of(found)
+    assert (found_name, found_box) == (name, pytest.approx(box))
+    assert found.dataset.place(0) == "labels/train/a.txt:2"
+    assert (found.dataset.segmentations[0] is None) == (len(line.split()) < 7)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "0 320 240 100 50",
+            r"labels/train/a\.txt:1: value is '320': expected a share .*0 to 1\. Are these pixels\?",
+        ),
+        ("0 0.5 0.5 -0.2 0.4", r"a\.txt:1: value is '-0\.2': expected a share"),
+        ("0 0.5 nan 0.2 0.4", r"a\.txt:1: value is 'nan'"),
+        ("0 0.5 0,5 0.2 0.4", r"a\.txt:1: value is '0,5'"),
+        ("2 0.5 0.5 0.2 0.4", r"a\.txt:1: class is '2': expected a number of one of the 2 classes, 0 to 1"),
+        ("cat 0.5 0.5 0.2 0.4", r"a\.txt:1: class is 'cat'"),
+        ("0.5 0.5 0.5 0.2 0.4", r"a\.txt:1: class is '0\.5'"),
+        (
+            "0 0.5 0.5 0.2",
+            r"a\.txt:1: has 4 values: expected class, x, y, width, height, or class and an outline",
+        ),
+        ("0 0.1 0.2 0.5 0.2 0.5 0.8 0.1", r"a\.txt:1: has 8 values"),
+    ],
+)
+def test_a_yolo_line_that_is_none_is_named(tmp_path: Path, line: str, message: str):
+    with pytest.raises(RecordError, match=message):
+        read(yolo(tmp_path, line))
+    faults = Faults(collect=True)
+    [found] = read(yolo(tmp_path, f"{line}\n0 0.5 0.5 0.2 0.4\n"), faults)
+    assert (len(faults.messages), len(found.dataset)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            "names: [cat]\ntrain: ../../elsewhere\n",
+            r"data\.yaml: train is '\.\./\.\./elsewhere', which leads outside",
+        ),
+        (
+            "names: [cat]\ntrain: /etc\n",
+            r"data\.yaml: train is '/etc', which leads outside of .*--image-root",
+        ),
+        (
+            "names: [cat]\ntrain: nowhere\n",
+            r"data\.yaml: train is 'nowhere', and .* is neither a folder nor a file",
+        ),
+        ("names: [cat]\ntrain: {a: 1}\n", r"data\.yaml: train is \{'a': 1\}: expected a folder of pictures"),
+        ("names: 5\ntrain: images\n", r"data\.yaml: names is 5: expected a list of class names"),
+        ("names: {a: cat}\ntrain: images\n", r"data\.yaml: names holds 'a': 'cat': expected number: name"),
+        ("names: [cat]\nkpt_shape: [17, x]\ntrain: images\n", r"data\.yaml: kpt_shape is \[17, 'x'\]"),
+    ],
+)
+def test_a_yolo_config_that_cannot_be_followed_is_named(tmp_path: Path, config: str, message: str):
+    with pytest.raises(RecordError, match=message):
+        read(yolo(tmp_path, "0 0.5 0.5 0.2 0.4", config) / "data.yaml")
+
+
+def test_a_broken_yaml_is_one_sentence(tmp_path: Path):
+    path = write(tmp_path / "data.yaml", "names: [cat\ntrain: {")
+    with pytest.raises(RecordError, match=r"data\.yaml: is not valid YAML \(.*\)") as caught:
+        read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "train: ../train/images\nval: ../valid/images\nnames: {0: cat, 1: dog}\n",  # as Roboflow writes it
+        "path: /content/somewhere/else\ntrain: train/images\nval: [valid/images]\nnames: [cat, dog]\n",
+        "train: train.txt\nvalid: valid/images\nnames: [cat, dog]\n",
+    ],
+)
+def test_yolo_layouts_of_other_tools(tmp_path: Path, config: str):
+    for split in ("train", "valid"):
+        noise(tmp_path / split / "images/a.png", SIZE)
+        noise(tmp_path / split / "images/sub/b.png", SIZE)
+        write(tmp_path / split / "labels/a.txt", "0 0.5 0.5 0.2 0.4\n")
+    write(tmp_path / "train.txt", "./train/images/a.png\ntrain/images/sub/b.png\n")
+    write(tmp_path / "data.yaml", config)
+    found = read(tmp_path)
+    assert [(part.split, len(part.dataset.image_ids), len(part.dataset)) for part in found] == [
+        ("train", 2, 1),
+        ("val", 2, 1),
+    ]
+    assert found[0].left_out == {"images_without_label_file": 1}
+
+
+def test_a_yolo_folder_without_config(tmp_path: Path):
+    noise(tmp_path / "one.jpg", SIZE)
+    write(tmp_path / "one.txt", "1 0.5 0.5 0.2 0.4\n")
+    write(tmp_path / "classes.txt", "cat\n\ndog\n")
+    with pytest.raises(RecordError, match=r"one\.txt:1: class is '1'"):  # the blank line is class 1
+        read(tmp_path)
+    write(tmp_path / "classes.txt", "cat\ndog\n")
+    [found] = read(tmp_path)
+    assert objects_of(found) == [[("dog", pytest.approx([40, 15, 60, 35]))]]
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(RecordError, match=r"nothing names the classes: expected a data\.yaml"):
+        read_sources(tmp_path, ImportOptions(), format_name="yolo")
+
+
+def test_yolo_keypoints_after_the_box_are_no_outline(tmp_path: Path):
+    config = "train: images/train\nnames: [cat]\nkpt_shape: [3, 2]\n"
+    [found] = read(yolo(tmp_path, "0 0.5 0.5 0.2 0.4 0.1 0.1 0.2 0.2 0.3 0.3\n", config))
+    assert objects_of(found) == [[("cat", pytest.approx([40, 15, 60, 35]))]]
+
+
+def test_where_yolo_labels_are():
+    assert label_file(Path("/x/images/images/train/a.b.jpg")) == Path("/x/images/labels/train/a.b.txt")
+    assert label_file(Path("pictures/a.jpg")) == Path("pictures/a.txt")
+
+
+def test_class_names_of_a_file(tmp_path: Path):
+    assert read_class_names(write(tmp_path / "a.yaml", "names: {1: b, 0: a}")) == ["a", "b"]
+    assert read_class_names(write(tmp_path / "a.txt", "a\nb\n")) == ["a", "b"]
+    with pytest.raises(RecordError, match=r"names has the numbers \[0, 2\]: expected 0 to 1"):
+        read_class_names(write(tmp_path / "b.yaml", "names: {0: a, 2: b}"))
+
+
+lines = st.lists(
+    st.tuples(st.integers(0, 1), st.floats(0.2, 0.8), st.floats(0.2, 0.8), st.floats(0.01, 0.3), st.floats(0.01, 0.3)),
+    min_size=1, max_size=5,
+)  # fmt: skip
+
+
+@settings(max_examples=20, deadline=None)
+@given(labels=lines, outline=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=6))
+def test_yolo_is_read_as_supervision_reads_it(tmp_path_factory: pytest.TempPathFactory, labels, outline):
+    supervision = pytest.importorskip("supervision")
+    folder = yolo(
+        tmp_path_factory.mktemp("yolo"),
+        "".join(" ".join(map(str, line)) + "\n" for line in labels)
+        + " ".join(map(str, [1, *(v for point in outline for v in point)])),
+    )
+    [found] = read(folder)
+    reference = supervision.DetectionDataset.from_yolo(
+        str(folder / "images/train"), str(folder / "labels/train"), str(folder / "data.yaml")
+    )
+    [(_, _, detections)] = list(reference)
+    boxes = [box for _, box in objects_of(found)[0]]
+    assert np.allclose(sorted(detections.xyxy.tolist()), boxes, atol=1e-3)
+
+
+# Pascal VOC
+
+
+def voc_text(objects: str, size: str = "<size><width>100</width><height>50</height></size>") -> str:
+    return f"<annotation><filename>a.png</filename>{size}{objects}</annotation>"
+
+
+def voc_object(x1: Any, y1: Any, x2: Any, y2: Any, name: str = "cat", more: str = "") -> str:
+    box = f"<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox>"
+    return f"<object><name>{name}</name>{box}{more}</object>"
+
+
+def voc(folder: Path, text: str) -> Path:
+    noise(folder / "JPEGImages/a.png", SIZE)
+    write(folder / "Annotations/a.xml", text)
+    return folder
+
+
+def test_voc_counts_from_1_unless_a_0_stands_there(tmp_path: Path):
+    [found] = read(
+        voc(tmp_path, voc_text(voc_object(1, 1, 100, 50) + voc_object(11, "21.5", 30, 40, " dog ")))
+    )
+    assert objects_of(found) == [[("cat", [0, 0, 100, 50]), ("dog", [10, 20.5, 30, 40])]]
+    assert found.findings == ()
+    assert found.dataset.place(1) == "Annotations/a.xml: object 2"
+    [found] = read(voc(tmp_path, voc_text(voc_object(0, 0, 99, 49) + voc_object(11, 21, 30, 40))))
+    assert objects_of(found) == [[("cat", [0, 0, 99, 49]), ("cat", [11, 21, 30, 40])]]
+    assert [(finding.level, finding.kind) for finding in found.findings] == [("note", "voc_counts_from_0")]
+
+
+def test_voc_is_read_as_supervision_reads_it(tmp_path: Path):
+    supervision = pytest.importorskip("supervision")
+    voc(tmp_path, voc_text(voc_object(3, 4, 50, 45) + voc_object(11, 21, 30, 40, "dog")))
+    reference = supervision.DetectionDataset.from_pascal_voc(
+        str(tmp_path / "JPEGImages"), str(tmp_path / "Annotations")
+    )
+    [(_, _, detections)] = list(reference)
+    [found] = read(tmp_path)
+    assert sorted(detections.xyxy.tolist()) == [box for _, box in objects_of(found)[0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (voc_text(voc_object(50, 4, 3, 45)), r"a\.xml: object 1 has the box .*: expected x1 <= x2 .* swapped\?"),
+        (voc_text(voc_object(5, 4, "", 45)), r"a\.xml: object 1\.xmax is ''?.*: expected a number"),
+        (voc_text(voc_object(5, 4, "1e999", 45)), r"a\.xml: object 1 has the box .*inf.*: expected finite"),
+        (voc_text(voc_object(5, 4, 9, 45, "")), r"a\.xml: object 1 has the name '': expected the name of a class"),
+        (voc_text("<object><name>cat</name></object>"), r"a\.xml: object 1 has no bndbox: expected xmin, ymin"),
+        (voc_text("", "<size><width>x</width></size>"), r"a\.xml: width is 'x': expected a number"),
+        ("<annotation>", r"a\.xml: is not valid XML \(no element found: line 1"),
+        ("", r"a\.xml: is not valid XML"),
+        ("<!DOCTYPE d [<!ENTITY a 'a'><!ENTITY b '&a;&a;'>]><annotation>&b;</annotation>", r"a\.xml: defines entities"),
+        ("<!DOCTYPE d [<!ENTITY x SYSTEM 'file:///etc/group'>]><a>&x;</a>", r"a\.xml: defines entities"),
+        (voc_text("").replace("a.png", "../../a.png"), r"filename is '\.\./\.\./a\.png', which leads outside"),
+    ],
+)  # fmt: skip
+def test_a_voc_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, message: str):
+    with pytest.raises(RecordError, match=message):
+        read_sources(voc(tmp_path, text), ImportOptions(), format_name="voc")
+    faults = Faults(collect=True)
+    read_sources(tmp_path, ImportOptions(), format_name="voc", faults=faults)
+    assert len(faults.messages) == 1
+
+
+def test_voc_pictures_and_outlines_and_sizes_that_are_not_there(tmp_path: Path):
+    polygon = "<polygon><x1>11</x1><y1>11</y1><x2>31</x2><y2>11</y2><x3>31</x3><y3>41</y3></polygon>"
+    text = voc_text(voc_object(11, 11, 31, 41, more=polygon), size="").replace("a.png", "a")
+    [found] = read(voc(tmp_path, text))
+    assert found.pictures == [tmp_path / "JPEGImages/a.png"]
+    assert found.dataset.segmentations == [[[10, 10, 30, 10, 30, 40]]]
+    assert found.dataset.sizes_N2.tolist() == [[0, 0]]  # to be taken from the picture
+
+
+# Labelme
+
+
+def labelme(folder: Path, *shapes: Any, **keys: Any) -> Path:
+    noise(folder / "a.png", SIZE)
+    content = {"shapes": list(shapes), "imagePath": "a.png", "imageWidth": 100, "imageHeight": 50, **keys}
+    write(folder / "a.json", json.dumps(content))
+    return folder
+
+
+def shape(kind: str, *points: Any, label: Any = "cat", **keys: Any) -> dict[str, Any]:
+    return {"label": label, "points": list(points), "shape_type": kind, **keys}
+
+
+def test_labelme_shapes(tmp_path: Path):
+    folder = labelme(
+        tmp_path,
+        shape("rectangle", [50, 40], [10, 20]),  # drawn from the lower right
+        shape("polygon", [1, 2], ["31", 2], [31, 12.5], label="dog"),
+        shape("circle", [50, 25], [60, 25]),
+        shape("point", [5, 5]),
+        shape("linestrip", [5, 5], [9, 9], [7, 7]),
+        shape("polygon", [60, 5], [70, 5], [70, 15], group_id=3),
+        shape("polygon", [80, 5], [90, 5], [90, 25], group_id=3),  # the rest of the same object
+        shape("polygon", [60, 30], [70, 30], [70, 40], label="dog", group_id=3),
+    )
+    [found] = read(folder)
+    assert recognised(folder) == "labelme"
+    boxes = {(name, tuple(np.round(box, 1))) for name, box in objects_of(found)[0]}
+    assert boxes == {
+        ("cat", (10, 20, 50, 40)), ("dog", (1, 2, 31, 12.5)), ("cat", (40, 15, 60, 35)), ("cat", (60, 5, 90, 25)),
+        ("dog", (60, 30, 70, 40)),
+    }  # fmt: skip
+    assert found.left_out == {"point_shapes_left_out": 1, "linestrip_shapes_left_out": 1}
+    parts = [len(s) if s else 0 for s in found.dataset.segmentations]
+    assert sorted(parts) == [0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "keys", "message"),
+    [
+        ([5], {}, r"a\.json: shapes\[0\] is 5: expected an object with label and points"),
+        (
+            [shape("rectangle", [1, 2])],
+            {},
+            r"shapes\[0\] is a 'rectangle' of 1 points: expected rectangle \(2 points\)",
+        ),
+        ([shape("star", [1, 2], [3, 4], [5, 6])], {}, r"shapes\[0\] is a 'star' of 3 points"),
+        (
+            [shape("polygon", [1, 2], [3, 4], [5])],
+            {},
+            r"shapes\[0\]\.points\[2\] is \[5\]: expected \[x, y\] in pixels",
+        ),
+        ([shape("polygon", [1, 2], [3, 4], [5, None])], {}, r"shapes\[0\]\.points\[2\] is \[5, None\]"),
+        ([shape("polygon", [1, 2], [3, 4], [5, 1e300])], {}, r"shapes\[0\]\.points\[2\] is \[5, 1e\+300\]"),
+        (
+            [shape("polygon", [1, 2], [3, 4], [5, 6], label=None)],
+            {},
+            r"shapes\[0\]\.label is None: expected text",
+        ),
+        ([{"label": "cat", "points": "1,2"}], {}, r"shapes\[0\]\.points is '1,2': expected a list"),
+        ([], {"imageWidth": "wide"}, r"a\.json: imageWidth is 'wide': expected a whole number"),
+        ([], {"imagePath": None}, r"a\.json: imagePath is None: expected the name of a picture"),
+        ([], {"imagePath": "../../b.png"}, r"a\.json: imagePath is '\.\./\.\./b\.png', which leads outside"),
+    ],
+)
+def test_a_labelme_shape_that_is_none_is_named(
+    tmp_path: Path, shapes: Any, keys: dict[str, Any], message: str
+):
+    with pytest.raises(RecordError, match=message):
+        read(labelme(tmp_path, *shapes, **keys))
+
+
+def test_labelme_pictures_of_windows_and_of_other_folders(tmp_path: Path):
+    labelme(tmp_path / "x", imagePath="..\\pictures\\a.png")
+    [found] = read(tmp_path / "x")
+    assert found.pictures == [tmp_path / "x/a.png"]  # beside the file, under its bare name
+    noise(tmp_path / "y/pictures/b.png", SIZE)
+    labelme(tmp_path / "y/labels", imagePath="../pictures/b.png")
+    [found] = read(tmp_path / "y")
+    assert found.pictures[0] is not None
+    assert found.pictures[0].resolve() == tmp_path / "y/pictures/b.png"
+
+
+# CVAT
+
+
+def cvat(folder: Path, shapes: str, image: str = 'id="0" name="a.png" width="100" height="50"') -> Path:
+    noise(folder / "images/a.png", SIZE)
+    write(
+        folder / "annotations.xml",
+        f"<annotations><version>1.1</version><image {image}>{shapes}</image></annotations>",
+    )
+    return folder
+
+
+def test_cvat_shapes(tmp_path: Path):
+    folder = cvat(
+        tmp_path,
+        '<box label="cat" xtl="10" ytl="20" xbr="50.5" ybr="40" occluded="0"/>'
+        '<polygon label="dog" points="1.0,2.0;31,2;31,12.5"/>'
+        '<box label="cat" xtl="40" ytl="20" xbr="60" ybr="30" rotation="90"/>'
+        '<ellipse label="cat" cx="50" cy="25" rx="20" ry="10"/>'
+        '<mask label="dog" rle="1, 2" left="5" top="6" width="7" height="8"/>'
+        '<polyline label="cat" points="1,2;3,4"/><tag label="cat"/>',
+    )
+    [found] = read(folder)
+    assert recognised(folder) == recognised(folder / "annotations.xml") == "cvat"
+    boxes = [(name, tuple(np.round(box, 6))) for name, box in objects_of(found)[0]]
+    assert boxes == [
+        ("dog", (1, 2, 31, 12.5)), ("dog", (5, 6, 12, 14)), ("cat", (10, 20, 50.5, 40)), ("cat", (30, 15, 70, 35)),
+        ("cat", (45, 15, 55, 35)),
+    ]  # fmt: skip
+    assert found.left_out == {"polyline_shapes_left_out": 1, "tag_shapes_left_out": 1}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            '<box label="cat" xtl="50" ytl="20" xbr="10" ybr="40"/>',
+            r"a\.png: shape 1 has the box .*corners swapped\?",
+        ),
+        (
+            '<box label="cat" xtl="x" ytl="20" xbr="10" ybr="40"/>',
+            r"image 'a\.png': shape 1\.xtl is 'x': expected a number",
+        ),
+        ('<box label="cat" ytl="20" xbr="10" ybr="40"/>', r"shape 1\.xtl is None: expected a number"),
+        (
+            '<polygon label="cat" points="1,2;3,4"/>',
+            r"shape 1 has a polygon of 2 points: expected at least 3",
+        ),
+        ('<polygon label="cat" points="1,2;3"/>', r"shape 1 has a polygon of 1\.5 points"),
+        ('<box xtl="1" ytl="2" xbr="10" ybr="40"/>', r"shape 1 has the name ''"),
+    ],
+)
+def test_a_cvat_shape_that_is_none_is_named(tmp_path: Path, shapes: str, message: str):
+    with pytest.raises(RecordError, match=message):
+        read(cvat(tmp_path, shapes))
+
+
+def test_cvat_files_of_another_kind_are_named(tmp_path: Path):
+    path = write(tmp_path / "annotations.xml", "<annotations><track id='0'/></annotations>")
+    with pytest.raises(RecordError, match=r"is CVAT for video \(tracks\)\. Export the task as"):
+        read(path)
+    write(path, "<annotations/>")
+    with pytest.raises(RecordError, match="holds no <image>"):
+        read(path)
+    with pytest.raises(RecordError, match=r"which leads outside of .*--allow-outside"):
+        read(cvat(tmp_path, "", 'name="../../a.png" width="100" height="50"'))
+
+
+# our JSONL
+
+
+def test_faults_of_a_data_file_are_collected_line_by_line(tmp_path: Path):
+    good = {
+        "images": ["a.png"],
+        "width": 100,
+        "height": 50,
+        "objects": [{"desc": "cat", "bbox_2d": [0, 0, 999, 500]}],
+    }
+    swapped = {**good, "objects": [{"desc": "cat", "bbox_2d": [9, 0, 3, 5]}]}
+    text = (
+        "\n".join([json.dumps(good), json.dumps(swapped), "{", "", json.dumps(good)]).encode() + b'\n"\xff"\n'
+    )
+    faults = Faults(collect=True)
+    found = read_data_file(write(tmp_path / "d.jsonl", text), faults)
+    assert [fault.split(": ", 1)[0] for fault in faults.messages] == [
+        f"{tmp_path / 'd.jsonl'}:{n}" for n in (2, 3, 6)
+    ]
+    assert objects_of(found) == [[("cat", pytest.approx([0, 0, 99, 49 * 500 / 999]))]] * 2
+    with pytest.raises(RecordError, match=r"d\.jsonl:2: object 0"):
+        read_data_file(tmp_path / "d.jsonl", Faults())
+
+
+# recognising, and paths
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.json", {"images": [], "annotations": [], "categories": []}, "coco"),
+        ("a.json", {"images": [{"id": 1, "coco_url": "http://x/z.jpg"}], "annotations": [], "categories": []}, "lvis"),
+        ("a.json", {"shapes": [], "imagePath": "a.png"}, "labelme"),
+        ("a.jsonl", {"images": ["a.png"]}, "jsonl"),
+        ("sub/_annotations.coco.json", {"images": [], "annotations": [], "categories": []}, "coco"),
+        ("annotations/instances_val.json", {"images": [], "annotations": [], "categories": []}, "coco"),
+    ],
+)  # fmt: skip
+def test_files_and_their_folders_are_recognised(tmp_path: Path, name: str, content: Any, kind: str):
+    path = write(tmp_path / name, json.dumps(content))
+    assert recognised(path) == recognised(tmp_path) == kind
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nothing", r"nothing: cannot be read"),
+        (lambda folder: folder, r"holds nothing that looks like one of jsonl, coco"),
+        (lambda folder: write(folder / "a.csv", "x"), r"a\.csv: is none of jsonl, coco, .* \(--format\)"),
+        (lambda folder: write(folder / "a.json", "[1]"), r"a\.json: is none of"),
+        (lambda folder: write(folder / "a.xml", "<x/>"), r"a\.xml: is none of"),
+        (lambda folder: write(folder / "a.json", "{"), r"a\.json:1: not valid JSON"),
+    ],
+)
+def test_what_is_none_of_the_formats_is_named(tmp_path: Path, make: Callable[[Path], Path], message: str):
+    with pytest.raises(RecordError, match=message):
+        recognised(make(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["../a.png", "x/../../a.png", "/etc/passwd", "..", "x/../../../a", "..\\a.png"]
+)
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str):
+    root = tmp_path / "root"
+    noise(tmp_path / "a.png", SIZE)
+    root.mkdir()
+    with pytest.raises(
+        RecordError, match=r"^here is .*, which leads outside of .*root.*--image-root.*--allow-outside"
+    ):
+        picture_path(root, name, "here")
+    assert picture_path(root, name, "here", allow_outside=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.png", "x/../a.png", "./a.png", "x//b.png", "..a.png", "x\\b.png", "\0", "n" * 300]
+)
+def test_names_that_stay_inside_are_followed(tmp_path: Path, name: str):
+    noise(tmp_path / "a.png", SIZE)
+    noise(tmp_path / "x" / "b.png", SIZE)
+    path = picture_path(tmp_path, name, "here")
+    assert is_file(path) == (name in ("a.png", "x/../a.png", "./a.png", "x//b.png", "x\\b.png"))
+    absolute = picture_path(tmp_path, str(tmp_path / "a.png"), "here")
+    assert absolute == tmp_path / "a.png"  # and inside
+
+
+def test_accents_may_be_written_the_other_way(tmp_path: Path):
+    noise(tmp_path / "cafe\u0301.png", SIZE)
+    assert picture_path(tmp_path, "caf\u00e9.png", "here").is_file()
+
+
+def test_the_folder_of_pictures_is_found_near_the_file(tmp_path: Path):
+    noise(tmp_path / "images" / "a.png", SIZE)
+    noise(tmp_path / "images" / "b.png", SIZE)
+    file = tmp_path / "annotations" / "instances.json"
+    assert guessed_root(file, ["a.png", "b.png"]) == tmp_path / "images"
+    assert guessed_root(file, ["a.png", "c.png"]) is None
+    assert guessed_root(file, []) is None
