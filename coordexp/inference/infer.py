@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from coordexp.codec.records import Record, read_jsonl
 from coordexp.config.api_key import api_key_from
 from coordexp.config.run.resolved import RESOLVED_FILE
 from coordexp.config.schema.custom import Custom
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.data.dataset import conversation
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.answer_limit import LEAST_LIMIT, answer_limit
@@ -21,7 +22,8 @@ from coordexp.eval.predictions.log import PredictionLog
 from coordexp.eval.predictions.predict import predict
 from coordexp.files import read_json
 from coordexp.inference.fingerprint import file_fingerprint, model_fingerprint
-from coordexp.rollout.types import RolloutBackend, RolloutRequest
+from coordexp.rollout.backend import RolloutBackend
+from coordexp.rollout.types import RolloutRequest
 
 BACKENDS = ("hf", "vllm", "openai")
 _CHUNK_OF_BATCHES = 4  # of backends that keep their batch filled: fewer waits for the slowest answer
@@ -200,7 +202,9 @@ def infer_file(
     """
     job = Inference.prepare(model, data, output, InferSettings(**settings))
     with job.opened(overwrite=overwrite) as log:
-        job.answer(log, *job.load_backend(), on_images=on_images)
+        backend, tokenizer = job.load_backend()
+        with closing(backend):
+            job.answer(log, backend, tokenizer, on_images=on_images)
     return read_jsonl_lines(output / GT_VS_PRED, ("image_id",))
 
 
@@ -242,8 +246,7 @@ def load_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, 
     """The backend with the model loaded, and its tokenizer; ConfigError when that lacks coordinate tokens."""
     if settings.backend == "hf":
         return _hf_backend(model, settings)
-    from coordexp.swift_bridge.checkpoint_template import load_template
-    from coordexp.swift_bridge.engine import quiet
+    from coordexp.swift_bridge.checkpoint import load_template, quiet
 
     quiet()
     template = load_template(model, trust_remote_code=settings.trust_remote_code)
@@ -269,20 +272,23 @@ def _hf_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, A
 
     from coordexp.models.merge_offset import base_model, is_adapter, with_adapter
     from coordexp.rollout.backends.hf import HfBackend
-    from coordexp.swift_bridge.engine import load_engine, quiet
+    from coordexp.swift_bridge.checkpoint import load_model, quiet
 
     quiet()
-    engine = load_engine(
+    loaded, template = load_model(
         base_model(model) if is_adapter(model) else model,
-        prepare_model=lambda loaded: with_adapter(loaded, model),
-        max_batch_size=settings.batch_size,
+        prepare_model=lambda plain: with_adapter(plain, model),
         torch_dtype=getattr(torch, settings.torch_dtype),
         trust_remote_code=settings.trust_remote_code,
     )
-    tokenizer = engine.template.tokenizer
-    CoordVocab.from_tokenizer(tokenizer)
-    backend = HfBackend(engine, max_new_tokens=settings.longest_answer, batch_size=settings.batch_size)
-    return backend, tokenizer
+    CoordVocab.from_tokenizer(template.tokenizer)
+    greedy = RolloutMatching(
+        backend="hf",
+        max_new_tokens=settings.longest_answer,
+        decode_batch_size=settings.batch_size,
+        generate_timeout_s=None,
+    )
+    return HfBackend(greedy, loaded, template, token_logprobs=True), template.tokenizer
 
 
 def _vllm_backend(model: Path, template: Any, settings: InferSettings) -> RolloutBackend:

@@ -5,42 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 from coordexp.errors import RecordError, RolloutError
 from coordexp.rollout.types import RequestError, Rollout, RolloutRequest
-
-GENERATE_TIMEOUT_KEY = "rollout_matching.generate_timeout_s"
-PREFLIGHT_TIMEOUT_KEY = "rollout_matching.preflight_timeout_s"
-
-
-@dataclass(frozen=True)
-class TimeLimit:
-    """Seconds from now that a backend has for what comes next. None: no limit.
-
-    key: the setting that holds the limit.
-    """
-
-    seconds: float | None
-    key: str
-    start: float = field(default_factory=time.monotonic)
-
-    def check(self, backend: str, batch: str) -> None:
-        """RolloutError when the time is over."""
-        left = self.left()
-        if left is not None and left < 0:
-            raise self.exceeded(f"{backend} backend: {batch}")
-
-    def left(self) -> float | None:
-        """Seconds that remain, negative when the time is over; None without a limit."""
-        return None if self.seconds is None else self.start + self.seconds - time.monotonic()
-
-    def exceeded(self, what: str) -> RolloutError:
-        """The error that says that `what` has taken too long."""
-        return RolloutError(
-            f"{what} took longer than {self.seconds:g} s ({self.key}). Is the device shared with another process? "
-            "Lower rollout_matching.decode_batch_size or max_new_tokens, or raise the limit."
-        )
 
 
 @contextmanager
@@ -82,22 +49,27 @@ def batch_name(requests: Sequence[RolloutRequest]) -> str:
 
 
 def check_answers(backend: str, requests: Sequence[RolloutRequest], rollouts: Sequence[Rollout]) -> None:
-    """RolloutError when there is not one answer for each request, or an answer is no answer."""
+    """RolloutError when there is not one answer for each request, or its tokens and log-probabilities do not fit."""
     if len(rollouts) != len(requests):
         raise RolloutError(
             f"{backend} backend: {len(rollouts)} answers to {batch_name(requests)}, expected {len(requests)}. Is the "
             "engine still alive, and does nothing else send it requests?"
         )
     for index, (request, rollout) in enumerate(zip(requests, rollouts, strict=True)):
-        if not rollout.response_token_ids:
-            raise RolloutError(
-                f"{backend} backend: the answer to {name_of(request, index)} has no token, not even <|im_end|>; check "
-                "that prompt and rollout_matching.max_new_tokens fit rollout_matching.vllm.max_model_len."
-            )
         if rollout.token_logprobs and len(rollout.token_logprobs) != len(rollout.response_token_ids):
             raise RolloutError(
                 f"{backend} backend: the answer to {name_of(request, index)} has {len(rollout.response_token_ids)} "
                 f"tokens but {len(rollout.token_logprobs)} log-probabilities; check the version of the engine."
+            )
+
+
+def refuse_empty(backend: str, requests: Sequence[RolloutRequest], rollouts: Sequence[Rollout]) -> None:
+    """RolloutError for an answer without a token: an engine that had room would have written `<|im_end|>`."""
+    for index, (request, rollout) in enumerate(zip(requests, rollouts, strict=True)):
+        if not rollout.response_token_ids:
+            raise RolloutError(
+                f"{backend} backend: the answer to {name_of(request, index)} has no token, not even <|im_end|>; check "
+                "that prompt and rollout_matching.max_new_tokens fit rollout_matching.vllm.max_model_len."
             )
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from coordexp.errors import RolloutError
+from coordexp.errors import EXIT_BAD_INPUT, RolloutError
 
 IMAGE_TAG = "<image>"
 REFUSED_TAGS = (
@@ -18,6 +16,8 @@ REFUSED_TAGS = (
 
 class RequestError(RolloutError):
     """A request that no backend can answer, whatever its state."""
+
+    exit_code = EXIT_BAD_INPUT
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Rollout:
     seconds: wall time of the batch that this answer came from, divided by the batch size.
     policy_version: version of the weights that wrote the answer, as given to `push_policy`; 0 before any push.
     repeat_terminated: whether repeat-aware termination ended the answer.
+    retokenized: whether the token ids come from the answer's text, and may not be those the model wrote.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -74,26 +75,4 @@ class Rollout:
     seconds: float
     policy_version: int = 0
     repeat_terminated: bool = False
-
-
-class RolloutBackend(Protocol):
-    """Anything that answers requests, in order."""
-
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]: ...
-
-
-class PolicyBackend(RolloutBackend, Protocol):
-    """A backend that answers with the weights of a model in training."""
-
-    name: str
-    """What `rollout_matching.backend` calls it."""
-    policy_version: int
-    """Version of the weights that the next answers come from."""
-
-    def push_policy(self, version: int) -> None:
-        """From here on answer with the trained weights as they are now, known as `version`; all ranks call it."""
-        ...
-
-    def close(self) -> None:
-        """Free what the backend holds; called once, after the last answer."""
-        ...
+    retokenized: bool = False

@@ -91,3 +91,8 @@ def encode_for_vllm(
 def submit(engine: Any, request_id: str, encoded: dict[str, Any], sampling: Any) -> None:
     """Queue an encoded conversation in the engine."""
     engine._add_request(encoded, sampling, request_id)
+
+
+def stop_engine(engine: Any) -> None:
+    """Let go of its memory; nothing can be asked afterwards."""
+    engine.engine.engine_core.shutdown()

@@ -15,7 +15,7 @@ from support.rollout import load_policy, read_requests
 
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
-from coordexp.rollout.backends.vllm_client import VllmServerBackend
+from coordexp.rollout.backends.vllm_client import VllmClientBackend
 
 
 def main() -> None:
@@ -29,13 +29,13 @@ def main() -> None:
     settings = RolloutMatching(
         backend="vllm", max_new_tokens=48, decode_batch_size=2, vllm={"mode": "server", "server": servers}
     )
-    backend = VllmServerBackend(settings, model, template, dtype=torch.float32)
+    backend = VllmClientBackend(settings, model, template, dtype=torch.float32)
     backend.push_policy(7)
     requests = read_requests(Path(scenes))[rank::world_size]
     answers = [list(rollout.response_token_ids) for rollout in backend.generate(requests)]
     backend.close()
     dist.barrier()
-    backend = VllmServerBackend(settings, model, template, dtype=torch.bfloat16)
+    backend = VllmClientBackend(settings, model, template, dtype=torch.bfloat16)
     try:
         backend.push_policy(8)
         failure = ""

@@ -20,9 +20,9 @@ from support.rollout import load_policy, picture_requests, read_requests
 
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
-from coordexp.rollout.checks import TimeLimit
 from coordexp.rollout.session.build import build_policy_backend
 from coordexp.rollout.session.preflight import preflight
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 
 RULES = {
@@ -221,6 +221,8 @@ def main() -> None:
     lost_pushes(facts, model, requests, hf, vllm)
     facts["training"] = model.training and template.mode == "train"
     vllm.close()
+    vllm.close()
+    facts["closed"] = error_of(lambda: vllm.generate(requests[:1]))
     output.write_text(json.dumps(facts, indent=1))
 
 

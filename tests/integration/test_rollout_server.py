@@ -24,10 +24,10 @@ from support.vllm import require_vllm
 
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
-from coordexp.rollout.backends.hf import HfPolicyBackend
-from coordexp.rollout.backends.vllm_client import VllmServerBackend
-from coordexp.rollout.checks import TimeLimit
+from coordexp.rollout.backends.hf import HfBackend
+from coordexp.rollout.backends.vllm_client import VllmClientBackend
 from coordexp.rollout.session.preflight import preflight
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
@@ -83,13 +83,13 @@ def settings(server: RolloutServer, **values: Any) -> RolloutMatching:
     return RolloutMatching(backend="vllm", vllm=server.settings(), **section)
 
 
-def make(server: RolloutServer, policy: tuple[Any, Any], **values: Any) -> VllmServerBackend:
-    return VllmServerBackend(settings(server, **values), *policy, dtype=torch.float32, token_logprobs=True)
+def make(server: RolloutServer, policy: tuple[Any, Any], **values: Any) -> VllmClientBackend:
+    return VllmClientBackend(settings(server, **values), *policy, dtype=torch.float32, token_logprobs=True)
 
 
 def by_transformers(policy: tuple[Any, Any], asked: list[RolloutRequest], **values: Any) -> list[Rollout]:
     section = RolloutMatching(backend="hf", max_new_tokens=48, decode_batch_size=8, **values)
-    return HfPolicyBackend(section, *policy, token_logprobs=True).generate(asked)
+    return HfBackend(section, *policy, token_logprobs=True).generate(asked)
 
 
 def body_of(request: RolloutRequest, version: int, **values: Any) -> dict[str, Any]:
@@ -327,7 +327,7 @@ def test_answers_do_not_depend_on_the_number_of_servers(server, untied, policy, 
     section = RolloutMatching(
         backend="vllm", max_new_tokens=48, decode_batch_size=4, decoding={"temperature": 1.0}, vllm=keyed
     )
-    both = VllmServerBackend(section, *policy, dtype=torch.float32)
+    both = VllmClientBackend(section, *policy, dtype=torch.float32)
     both.push_policy(2)
     assert ids(both.generate(asked)) == alone
     versions = [

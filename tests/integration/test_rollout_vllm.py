@@ -112,6 +112,7 @@ def test_a_seed_makes_the_answer_whatever_the_order(facts):
             "timeout",
             r"request val:0 to request val:1\) took longer than 1e-09 s \(rollout_matching\.generate_timeout_s",
         ),
+        ("closed", r"request val:0 came after the backend was closed"),
         ("two images", r"request val:0 has 2 images, the engine takes 1; use rollout_matching\.backend: hf"),
     ],
 )

@@ -9,7 +9,7 @@ All ways read, encode and answer the same questions with the same weights, one r
     vllm ours      VllmColocateBackend.generate
     vllm direct    vLLM's LLMEngine: encode all, add all, step until done
     vllm swift     ms-swift's GRPOVllmEngine.infer over all requests
-    hf ours        HfPolicyBackend.generate
+    hf ours        HfBackend.generate
     hf direct      transformers' generate on batches encoded by ms-swift's template
 
 Medians over the rounds count, ratios are taken within a round; the answers of all ways must be equal. A busy
@@ -49,7 +49,7 @@ def load_policy(model_dir: str, *, dtype: str, device: str) -> tuple[Any, Any]:
     from swift.model import get_model_processor
     from swift.template import get_template
 
-    from coordexp.swift_bridge.engine import quiet
+    from coordexp.swift_bridge.checkpoint import quiet
     from coordexp.swift_bridge.template import register_coord_template
 
     quiet()

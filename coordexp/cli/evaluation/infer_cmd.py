@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 
 from coordexp.cli.arguments import positive_int
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         if log.num_done:
             print(f"{args.output} holds {log.num_done} of {len(job.records)} images; going on")
         backend, tokenizer = job.load_backend()
-        with progress("images") as advance:
+        with closing(backend), progress("images") as advance:
             job.answer(log, backend, tokenizer, on_images=advance)
     if log.num_cut:
         print(

@@ -148,7 +148,7 @@ def _load(args: argparse.Namespace) -> Any:
     import torch
 
     from coordexp.rollout.server.served_policy import EngineOptions, ServedPolicy
-    from coordexp.swift_bridge.checkpoint_template import load_template
+    from coordexp.swift_bridge.checkpoint import load_template
 
     options = EngineOptions(
         dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),

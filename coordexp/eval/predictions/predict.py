@@ -12,8 +12,8 @@ from coordexp.codec.records import Record
 from coordexp.codec.serialize import to_strict_json
 from coordexp.eval.predictions.artifacts import artifact_line
 from coordexp.eval.predictions.log import PredictionLog
-from coordexp.rollout.backends.openai_client import ServerRollout
-from coordexp.rollout.types import Rollout, RolloutBackend, RolloutRequest
+from coordexp.rollout.backend import RolloutBackend
+from coordexp.rollout.types import Rollout, RolloutRequest
 
 
 def predict(
@@ -73,5 +73,5 @@ def _trace_line(
         "num_prompt_tokens": len(rollout.prompt_token_ids) or None,
         "finish_reason": rollout.finish_reason,
         "seconds": rollout.seconds,
-        "retokenized": isinstance(rollout, ServerRollout) and rollout.retokenized,
+        "retokenized": rollout.retokenized,
     }

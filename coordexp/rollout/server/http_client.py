@@ -12,7 +12,6 @@ from pydantic import BaseModel, ValidationError
 
 from coordexp.config.schema.rollout import VllmServer
 from coordexp.errors import ConfigError, RolloutError
-from coordexp.rollout.checks import TimeLimit
 from coordexp.rollout.server.wire import (
     GENERATE,
     HEALTH,
@@ -25,6 +24,7 @@ from coordexp.rollout.server.wire import (
     WeightsBody,
     WeightsReply,
 )
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.weights.channel import WeightChannel
 
 Reply = TypeVar("Reply", bound=BaseModel)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coordexp.codec.pieces import pieces_of
 from coordexp.errors import RolloutError
-from coordexp.rollout.checks import TimeLimit, name_of
+from coordexp.rollout.checks import name_of
 from coordexp.rollout.server.engine_loop import EngineLoop
 from coordexp.rollout.server.wire import (
     Answer,
@@ -28,6 +28,7 @@ from coordexp.rollout.server.wire import (
     WeightsBody,
     WeightsReply,
 )
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import RolloutRequest
 from coordexp.rollout.weights.channel import WeightChannel, listen
 from coordexp.swift_bridge.generation_prompts import stop_token_ids
@@ -65,7 +66,7 @@ class ServedPolicy:
     All methods may be called from any thread.
 
     Arguments:
-        template: of the checkpoint (`coordexp.swift_bridge.checkpoint_template.load_template`).
+        template: of the checkpoint (`coordexp.swift_bridge.checkpoint.load_template`).
         host, group_port: where the training process connects to push weights.
 
     Raises RolloutError when the engine does not start.
@@ -303,8 +304,7 @@ class ServedPolicy:
         except RolloutError as error:
             raise ConflictError(str(error)) from error
         fields = asdict(rollout)
-        del fields["seconds"]
-        return Answer(**fields)
+        return Answer(**{name: fields[name] for name in Answer.model_fields})
 
 
 def _start(model_dir: str, template: Any, dtype: torch.dtype, options: EngineOptions) -> Any:

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from coordexp.config.schema.rollout import RolloutMatching, Vllm
 from coordexp.errors import ConfigError
-from coordexp.rollout.backends.hf import HfPolicyBackend
+from coordexp.rollout.backend import PolicyBackend
+from coordexp.rollout.backends.hf import HfBackend
 from coordexp.rollout.backends.offload import offloaded
-from coordexp.rollout.session.preflight import TimedBackend
 from coordexp.rollout.weights.policy_model import unwrapped
 from coordexp.rollout.weights.sync import FoldModule, as_it_is
 
@@ -38,7 +38,7 @@ def build_policy_backend(
     torch_dtype: torch.dtype | None = None,
     fold: FoldModule = as_it_is,
     token_logprobs: bool = False,
-) -> TimedBackend:
+) -> PolicyBackend:
     """The backend that `settings` describe, around the model of a trainer. All ranks call it once.
 
     Arguments:
@@ -67,15 +67,15 @@ def build_policy_backend(
     )
     offload = _offload(settings, inner, optimizer, accelerator)
     if settings.backend == "hf":
-        return HfPolicyBackend(
+        return HfBackend(
             settings, inner, template,
             deepspeed_engine=engine, offload=offload, token_logprobs=token_logprobs,
         )  # fmt: skip
     dtype = torch_dtype or template.model_info.torch_dtype
     if settings.vllm.mode == "server":
-        from coordexp.rollout.backends.vllm_client import VllmServerBackend
+        from coordexp.rollout.backends.vllm_client import VllmClientBackend
 
-        return VllmServerBackend(
+        return VllmClientBackend(
             settings, inner, template, dtype=dtype, fold=fold, offload=offload, token_logprobs=token_logprobs
         )
     from coordexp.rollout.backends.vllm_colocate import VllmColocateBackend

@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeVar
 
 from coordexp.control.schedule import request_seed
 from coordexp.errors import RolloutError
-from coordexp.rollout.session.preflight import TimedBackend, preflight
+from coordexp.rollout.backend import PolicyBackend
+from coordexp.rollout.session.preflight import preflight
 from coordexp.rollout.types import Rollout, RolloutRequest
 
 REQUESTS_AT_ONCE = 256
@@ -55,7 +56,7 @@ class RolloutSession:
 
     def __init__(
         self,
-        build: Callable[[], TimedBackend],
+        build: Callable[[], PolicyBackend],
         *,
         first_question: Callable[[], Question],
         template: Any,
@@ -65,7 +66,7 @@ class RolloutSession:
     ) -> None:
         self._build, self._first_question, self._template = build, first_question, template
         self._preflight_timeout_s, self._agree, self._at_once = preflight_timeout_s, agree, at_once
-        self._backend: TimedBackend | None = None
+        self._backend: PolicyBackend | None = None
 
     @property
     def is_open(self) -> bool:
@@ -108,14 +109,14 @@ class RolloutSession:
         if backend is not None:
             backend.close()
 
-    def _at(self, version: int) -> TimedBackend:
+    def _at(self, version: int) -> PolicyBackend:
         if self._backend is None:
             self._backend = self._start()
         if self._backend.policy_version != version:
             self._backend.push_policy(version)
         return self._backend
 
-    def _start(self) -> TimedBackend:
+    def _start(self) -> PolicyBackend:
         """A backend that has answered a first question; one that does not is closed again."""
         backend = self._build()
         try:
@@ -129,7 +130,7 @@ class RolloutSession:
 
 
 def _check_version(
-    backend: TimedBackend, requests: Sequence[RolloutRequest], rollouts: Sequence[Rollout], version: int
+    backend: PolicyBackend, requests: Sequence[RolloutRequest], rollouts: Sequence[Rollout], version: int
 ) -> None:
     for request, rollout in zip(requests, rollouts, strict=True):
         if rollout.policy_version != version:

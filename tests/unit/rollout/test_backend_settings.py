@@ -10,8 +10,8 @@ from support.processes import free_port
 
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import ConfigError, RolloutError
-from coordexp.rollout.backends.hf import HfPolicyBackend
-from coordexp.rollout.backends.vllm_client import VllmServerBackend
+from coordexp.rollout.backends.hf import HfBackend
+from coordexp.rollout.backends.vllm_client import VllmClientBackend
 from coordexp.rollout.session.build import build_policy_backend, check_settings
 
 HF: dict[str, Any] = {"backend": "hf"}
@@ -142,7 +142,7 @@ def test_a_server_that_cannot_be_asked_is_refused(policy, servers: dict[str, Any
 
     settings = RolloutMatching(backend="vllm", vllm={"mode": "server", "server": servers})
     with pytest.raises(ConfigError, match=says):
-        VllmServerBackend(settings, policy.model, policy.template, dtype=torch.float32)
+        VllmClientBackend(settings, policy.model, policy.template, dtype=torch.float32)
 
 
 def test_a_server_that_is_not_there_is_named(policy):
@@ -154,7 +154,7 @@ def test_a_server_that_is_not_there_is_named(policy):
     with pytest.raises(
         RolloutError, match=rf"{address} did not answer within 0\.6 s \(.*timeout_s.*rollout-server"
     ):
-        VllmServerBackend(settings, policy.model, policy.template, dtype=torch.float32)
+        VllmClientBackend(settings, policy.model, policy.template, dtype=torch.float32)
 
 
 def test_the_hf_backend_is_built_around_a_wrapped_model(policy):
@@ -167,7 +167,7 @@ def test_the_hf_backend_is_built_around_a_wrapped_model(policy):
         template=policy.template,
         model_dir=str(policy.model_dir),
     )
-    assert isinstance(backend, HfPolicyBackend)
+    assert isinstance(backend, HfBackend)
     assert (backend.name, backend.policy_version) == ("hf", 0)
     backend.push_policy(4)
     assert backend.policy_version == 4

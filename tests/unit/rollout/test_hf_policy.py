@@ -12,18 +12,18 @@ from transformers import GenerationConfig
 
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
-from coordexp.rollout.backends.hf import HfPolicyBackend
-from coordexp.rollout.checks import TimeLimit
+from coordexp.rollout.backends.hf import HfBackend
 from coordexp.rollout.session.preflight import preflight
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.swift_bridge.generation_prompts import collate_questions, encode_question, questions_template
 
 SAMPLED = {"decoding": {"temperature": 1.0}}
 
 
-def backend_of(policy: Any, **values: Any) -> HfPolicyBackend:
+def backend_of(policy: Any, **values: Any) -> HfBackend:
     settings = RolloutMatching(**{"backend": "hf", "decode_batch_size": 4, "max_new_tokens": 12, **values})
-    return HfPolicyBackend(settings, policy.model, policy.template)
+    return HfBackend(settings, policy.model, policy.template)
 
 
 def answers(rollouts: Sequence[Rollout]) -> list[tuple[int, ...]]:
@@ -186,13 +186,13 @@ def test_a_batch_that_takes_too_long_is_stopped(policy, requests):
         backend_of(policy).generate(requests[:1], time_limit=TimeLimit(0.0, "some_key"))
 
 
-class Damaged(HfPolicyBackend):
+class Damaged(HfBackend):
     """A real backend whose answers are changed on their way back."""
 
     damage: Any = staticmethod(lambda rollouts: rollouts)
 
-    def generate(self, *args: Any, **kwargs: Any) -> list[Rollout]:
-        return self.damage(super().generate(*args, **kwargs))
+    def _answers(self, *args: Any) -> list[Rollout]:
+        return self.damage(super()._answers(*args))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ from swift.model import MODEL_MAPPING
 
 from coordexp.data.shapes import PRESETS, generate_shapes
 from coordexp.errors import ConfigError
-from coordexp.swift_bridge.checkpoint_template import load_template
-from coordexp.swift_bridge.engine import load_engine
+from coordexp.swift_bridge.checkpoint import load_model, load_template
 from coordexp.swift_bridge.loading import models_as_saved
 from coordexp.swift_bridge.remote_code import check_remote_code
 from coordexp.trainers.activate import activate_from_argv
@@ -24,7 +23,7 @@ from coordexp.trainers.activate import activate_from_argv
 @pytest.mark.parametrize("file", PLACES)
 def test_no_loader_runs_it(nano_dir: Path, tmp_path: Path, file: str):
     folder = plant(nano_dir, tmp_path / "planted", file)
-    for load in (load_template, lambda path: load_engine(path, prepare_model=None)):
+    for load in (load_template, load_model):
         with pytest.raises(ConfigError, match=rf"{file}: auto_map .*planted_.*--trust-remote-code"):
             load(folder)
     assert not (folder / MARKER).exists()
