@@ -1,7 +1,9 @@
-"""Qwen's own vocabulary, and a small model on it, made once per session (a few seconds)."""
+"""What all tests share: a folder for checked records, and Qwen's own vocabulary with a small model on it."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,19 @@ import pytest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@pytest.fixture(scope="session", autouse=True)
+def records_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where checked records are kept, by tests and the processes they start: not in the user's folder."""
+    folder = tmp_path_factory.mktemp("coordexp_cache")
+    before = os.environ.get("COORDEXP_CACHE")
+    os.environ["COORDEXP_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["COORDEXP_CACHE"]
+    else:
+        os.environ["COORDEXP_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 import random
-import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -81,16 +81,23 @@ def iter_jsonl(path: str | PathLike[str], *, require_images: bool = False) -> It
     try:
         with open(path, "rb") as stream:
             for line, raw in enumerate(stream, start=1):
-                if not raw.strip():
+                record = parse_line(raw, file=file, line=line)
+                if record is None:
                     continue
-                record = parse_record(_decode_utf8(raw, file, line), file=file, line=line)
                 if require_images:
-                    _check_images(record)
+                    check_images(record)
                 yield record
     except OSError as error:
         raise RecordError(
             f"{file}: cannot be read ({error.strerror}). Check the path of the data file"
         ) from error
+
+
+def parse_line(raw: bytes, *, file: str, line: int) -> Record | None:
+    """Check one line of a data file; None for a blank one. Raises as `parse_record`."""
+    if not raw.strip():
+        return None
+    return parse_record(_decode_utf8(raw, file, line), file=file, line=line)
 
 
 def parse_record(
@@ -117,6 +124,22 @@ def parse_record(
         file=where.file,
         line=line,
     )
+
+
+def dataset_name(record: Record) -> str:
+    """`metadata.dataset` of the record; without it the name of the folder that holds the data file.
+
+    `lvis` for data/lvis/train.jsonl. Raises RecordError when metadata.dataset is no text.
+    """
+    name = (record.metadata or {}).get("dataset")
+    if name is None:
+        return Path(record.file).resolve().parent.name if record.file else ""
+    if not isinstance(name, str) or not name.strip():
+        raise RecordError(
+            f"{record.file}:{record.line}: metadata.dataset is {name!r}, expected the dataset's name as text "
+            "(or leave it out)"
+        )
+    return name
 
 
 def order_objects(objects: Sequence[BoxObject], ordering: str = "sorted", seed: int = 0) -> list[BoxObject]:
@@ -168,11 +191,11 @@ def _decode_utf8(raw: bytes, file: str, line: int) -> str:
 
 def _decode_json(text: str, where: _Place) -> Any:
     def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            where.fail(f"key {repeated[0]!r} is written more than once in one object. Keep one of them")
-        return dict(pairs)
+        unique = dict(pairs)
+        if len(unique) < len(pairs):
+            repeated = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+            where.fail(f"key {repeated!r} is written more than once in one object. Keep one of them")
+        return unique
 
     def refuse_constant(name: str) -> NoReturn:
         where.fail(f"holds {name}, which is not JSON. Write a number")
@@ -256,7 +279,7 @@ def _object(obj: Any, where: _Place) -> BoxObject:
     if kind == KIND_BBOX:
         _check_box_extent(bins, where)
     _check_poly_points(obj, kind, bins, where)
-    return BoxObject(unicodedata.normalize("NFC", desc), kind, bins)
+    return BoxObject(desc, kind, bins)
 
 
 def _geometry_kind(obj: Mapping[str, Any], where: _Place) -> str:
@@ -336,8 +359,11 @@ def _check_poly_points(obj: Mapping[str, Any], kind: str, bins: tuple[int, ...],
         where.fail(f"poly_points is {_shown(count)}, but {KIND_POLY} has {len(bins) // 2} points")
 
 
-def _check_images(record: Record) -> None:
-    """Every image exists, and the first, which width and height describe, has that size (its header is read)."""
+def check_images(record: Record) -> None:
+    """Every image exists, and the first, which width and height describe, has that size (its header is read).
+
+    Raises RecordError naming file and line of the record.
+    """
     where = _Place(record.file, record.line)
     for path in record.image_paths():
         if not path.is_file():

@@ -51,8 +51,11 @@ max_steps: 1000
 
 - `extends: OTHER.yaml` (relative to the file) takes everything from another file and lays this one over it; that
   file may extend a third. Mappings merge, lists and values replace; null in place of a mapping takes it back.
-- On the command line `--set custom.object_ordering=random` overrides any key, and ms-swift's own flags work
-  as they are (`--max_steps 3`).
+- On the command line `--custom.object_ordering random` (or `--set custom.object_ordering=random`) overrides any key,
+  and ms-swift's own flags work as they are (`--max_steps 3`). Dotted flags also work under plain `swift sft`, alone or
+  over `--coordexp '{...}'` and `--coordexp_config FILE`, and as dotted keys of its flat YAML; there `ignore_args_error`
+  must be true.
+- `coordexp config migrate FILE` turns a run file of the research code into ours ([migrate.md](migrate.md)).
 - `coordexp config check PATH...` validates files without loading torch. `coordexp config show FILE` prints
   every value and where it was written.
 - A key that nobody knows, a value of the wrong type, and a key whose feature is not built yet are errors.

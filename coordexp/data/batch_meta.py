@@ -46,7 +46,7 @@ class BatchMeta:
 
     def on(self, device: torch.device) -> BatchMeta:
         """The same with all tensors on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self.rows)
             if isinstance(value := getattr(self.rows, field.name), Tensor)

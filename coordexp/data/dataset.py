@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coordexp.codec.records import Record, iter_jsonl, order_objects
+from datasets import Dataset
+
+from coordexp.codec.records import Record, order_objects
 from coordexp.codec.serialize import serialize
 from coordexp.data.source import SOURCE_COLUMN, source_of
-from coordexp.errors import RecordError
+from coordexp.data.store.columns import record_from_text, record_of, record_text
+from coordexp.data.store.open import open_records
+
+RECORD_COLUMN = "coordexp_record"
+"""Where a row carries its record (see `record_in`), objects in the order in which they are taught."""
 
 
 def conversation(record: Record, *, prompt: str) -> dict[str, Any]:
@@ -25,30 +31,50 @@ def conversation(record: Record, *, prompt: str) -> dict[str, Any]:
     }
 
 
-def training_row(
-    record: Record, *, prompt: str, field_order: str = "desc_first", ordering: str = "sorted", seed: int = 0
-) -> dict[str, Any]:
-    """The question, its CoordJSON answer and where it came from, as one ms-swift row.
+@dataclass(frozen=True)
+class RowMaker:
+    """How records become rows that ms-swift trains on.
 
-    `ordering="random"` shuffles with a seed of its own per line, so that rows do not depend on their neighbours.
+    prompt: the question.  field_order, ordering: `custom.object_field_order` and `custom.object_ordering`.
+    seed: of the random order, which differs from record to record, but does not depend on its neighbours.
     """
-    row = conversation(record, prompt=prompt)
-    objects = order_objects(record.objects, ordering, seed=seed * 1_000_003 + (record.line or 0))
-    row["messages"].append({"role": "assistant", "content": serialize(objects, field_order)})
-    row[SOURCE_COLUMN] = source_of(record).to_text()
-    return row
+
+    prompt: str
+    field_order: str = "desc_first"
+    ordering: str = "sorted"
+    seed: int = 0
+
+    def ordered(self, record: Record) -> Record:
+        """The record with its objects in the order in which they are taught."""
+        seed = self.seed * 1_000_003 + (record.line or 0)
+        return replace(record, objects=tuple(order_objects(record.objects, self.ordering, seed=seed)))
+
+    def row(self, record: Record) -> dict[str, Any]:
+        """The question, its CoordJSON answer, where it came from, and the record itself (objects ordered)."""
+        ordered = self.ordered(record)
+        row = conversation(ordered, prompt=self.prompt)
+        row["messages"].append({"role": "assistant", "content": serialize(ordered.objects, self.field_order)})
+        row[SOURCE_COLUMN] = source_of(ordered).to_text()
+        row[RECORD_COLUMN] = record_text(ordered)
+        return row
+
+    def __call__(self, columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Rows of stored records, as a transform of a `datasets.Dataset`; a part of their columns stays as it is."""
+        if "bins" not in columns:
+            return columns
+        stored = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [self.row(record_of(values)) for values in stored]
+        return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def read_rows(path: str | Path, row_of: Callable[[Record], dict[str, Any]]) -> list[dict[str, Any]]:
-    """`row_of` of all records of a JSONL file, validated before the first one is used.
+def record_in(row: Mapping[str, Any]) -> Record:
+    """The record that a row was made of, its objects in the order in which they are taught."""
+    return record_from_text(row[RECORD_COLUMN])
 
-    Raises:
-        RecordError: a line breaks the contract, an image is missing, or the file holds no record.
-    """
-    rows = [row_of(record) for record in iter_jsonl(path, require_images=True)]
-    if not rows:
-        raise RecordError(f"{path}: holds no record; expected one JSON object per line.")
-    return rows
+
+def images_of(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Paths of a row's images; ms-swift may wrap one as `{"bytes": None, "path": ...}`."""
+    return tuple(str(image["path"] if isinstance(image, Mapping) else image) for image in row["images"])
 
 
 def read_training_rows(
@@ -58,9 +84,10 @@ def read_training_rows(
     field_order: str = "desc_first",
     ordering: str = "sorted",
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """All training rows of a JSONL file; errors as in `read_rows`."""
-    return read_rows(
-        path,
-        partial(training_row, prompt=prompt, field_order=field_order, ordering=ordering, seed=seed),
-    )
+) -> Dataset:
+    """The training rows of a JSONL file, made when they are asked for.
+
+    Raises:
+        RecordError: as `open_records`: a line breaks the contract, an image is missing, or the file holds no record.
+    """
+    return open_records(path).table.with_transform(RowMaker(prompt, field_order, ordering, seed))

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from coordexp.codec.records import Record, order_objects
 from coordexp.codec.schema import BoxObject
-from coordexp.data.dataset import read_rows, training_row
-from coordexp.data.source import naming_sample, source_of
+from coordexp.data.dataset import images_of, record_in
+from coordexp.data.source import SampleSource, naming_sample
 from coordexp.swift_bridge.prompts import encode_prompt
 from coordexp.targets.sample import Media
-
-RAW_COLUMN = "coordexp_raw"
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +21,7 @@ class RawSample:
     """One question with its ground truth.
 
     prompt_ids: image placeholders expanded.  messages: the user turn.  images: absolute paths.
-    width, height: pixels of the first image.  dataset: see `data.source.dataset_name`.
+    width, height: pixels of the first image.  dataset: see `codec.records.dataset_name`.
     """
 
     sample_id: str
@@ -41,33 +35,8 @@ class RawSample:
     height: int
 
 
-def raw_row(record: Record, *, prompt: str, field_order: str, ordering: str, seed: int) -> dict[str, Any]:
-    """A training row that also carries its objects, size and name, as JSON in one column."""
-    row = training_row(record, prompt=prompt, field_order=field_order, ordering=ordering, seed=seed)
-    objects = order_objects(record.objects, ordering, seed=seed * 1_000_003 + (record.line or 0))
-    row[RAW_COLUMN] = json.dumps(
-        {
-            **asdict(source_of(record)),
-            "objects": [[obj.desc, obj.kind, list(obj.bins)] for obj in objects],
-            "width": record.width,
-            "height": record.height,
-        },
-        ensure_ascii=False,
-    )
-    return row
-
-
-def read_raw_rows(
-    path: str | Path, *, prompt: str, field_order: str = "desc_first", ordering: str = "sorted", seed: int = 0
-) -> list[dict[str, Any]]:
-    """All rows of a JSONL file; errors as in `data.dataset.read_rows`."""
-    return read_rows(
-        path, partial(raw_row, prompt=prompt, field_order=field_order, ordering=ordering, seed=seed)
-    )
-
-
 class RawSamples(Dataset[RawSample]):
-    """Rows of `read_raw_rows`, their prompts encoded when asked for (in data-loader workers).
+    """Rows of `data.dataset.RowMaker`, their prompts encoded when asked for (in data-loader workers).
 
     template: ms-swift's, in train mode.
     multiple_of: the length is filled up to a multiple of this with the first rows, so that every optimizer step of an
@@ -85,25 +54,21 @@ class RawSamples(Dataset[RawSample]):
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} of {self._length}")
         row = self._rows[index % len(self._rows)]
-        raw = json.loads(row[RAW_COLUMN])
+        record = record_in(row)
         with naming_sample(row):
             prompt = encode_prompt(self._template, row)
         media = None
         if prompt.pixel_values_PD is not None and prompt.image_grid_thw_I3 is not None:
             media = Media(prompt.pixel_values_PD, np.asarray(prompt.image_grid_thw_I3, dtype=np.int64))
+        source = SampleSource.of_sample(row)
         return RawSample(
-            sample_id=raw["sample_id"],
-            dataset=raw["dataset"],
+            sample_id=source.sample_id,
+            dataset=source.dataset,
             prompt_ids=prompt.token_ids,
             media=media,
-            objects=tuple(BoxObject(desc, kind, tuple(bins)) for desc, kind, bins in raw["objects"]),
+            objects=record.objects,
             messages=tuple(dict(message) for message in row["messages"][:-1]),
-            images=tuple(_path(image) for image in row["images"]),
-            width=raw["width"],
-            height=raw["height"],
+            images=images_of(row),
+            width=record.width,
+            height=record.height,
         )
-
-
-def _path(image: Any) -> str:
-    """ms-swift may wrap an image path as {"bytes": None, "path": ...}."""
-    return str(image["path"]) if isinstance(image, Mapping) else str(image)

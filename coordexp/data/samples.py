@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch.utils.data import Dataset
 
+from coordexp.data.lengths import sample_lengths
 from coordexp.data.source import SOURCE_COLUMN, SampleSource, naming_sample
 from coordexp.errors import RecordError
 from coordexp.swift_bridge.prompts import encode_sample
@@ -19,7 +20,7 @@ MAX_TRIES = 10
 class EncodedSamples(Dataset[dict[str, Any]]):
     """Rows as the template encodes them.
 
-    rows: of `messages`, `images` and `data.source.SOURCE_COLUMN`.  template: ms-swift's, in train mode.
+    rows: of `data.dataset.RowMaker`.  template: ms-swift's, in train mode.
     strict: a row that cannot be encoded is an error. False: another one takes its place, the same in every run with
         this `seed`; the sample's source names what it stands for, so that it can be counted.
     """
@@ -31,13 +32,13 @@ class EncodedSamples(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int | str) -> Any:
-        """An encoded sample; under a name, that column of the rows (packers ask for `lengths`).
+    def __getitem__(self, index: int | Literal["lengths"]) -> Any:
+        """An encoded sample; under "lengths", where packers and samplers ask for them, the tokens of all samples.
 
         Raises RecordError naming file and line of a row that cannot be encoded, and what to do.
         """
-        if isinstance(index, str):
-            return self._rows[index]
+        if index == "lengths":
+            return sample_lengths(self._rows, self._template).tolist()
         try:
             return self._encoded(index)
         except RecordError as error:

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from coordexp.codec.records import Record
+from coordexp.codec.records import Record, dataset_name
 from coordexp.errors import RecordError
 
 SOURCE_COLUMN = "channel"
@@ -22,7 +21,7 @@ SOURCE_COLUMN = "channel"
 
 @dataclass(frozen=True)
 class SampleSource:
-    """dataset: see `dataset_name`.  sample_id: `FILE:LINE` of the record.
+    """dataset: see `codec.records.dataset_name`.  sample_id: `FILE:LINE` of the record.
 
     in_place_of: `FILE:LINE` of a record that could not be encoded, for which this one is trained; None as a rule.
     """
@@ -56,22 +55,6 @@ def naming_sample(row: Mapping[str, Any]) -> Iterator[None]:
 def source_of(record: Record) -> SampleSource:
     """The source of a record that was read from a file."""
     return SampleSource(dataset_name(record), f"{record.file}:{record.line}")
-
-
-def dataset_name(record: Record) -> str:
-    """`metadata.dataset` of the record; without it the name of the folder that holds the data file.
-
-    `lvis` for data/lvis/train.jsonl. Raises RecordError when metadata.dataset is no text.
-    """
-    name = (record.metadata or {}).get("dataset")
-    if name is None:
-        return Path(record.file).resolve().parent.name if record.file else ""
-    if not isinstance(name, str) or not name.strip():
-        raise RecordError(
-            f"{record.file}:{record.line}: metadata.dataset is {name!r}, expected the dataset's name as text "
-            "(or leave it out)"
-        )
-    return name
 
 
 @dataclass(frozen=True)

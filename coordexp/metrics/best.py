@@ -30,7 +30,8 @@ def evaluation_keys(variant: str, sections: Sections) -> tuple[str, ...]:
     """The keys, without `eval_`, that evaluation under a trainer variant can report."""
     rollout = sections.rollout_matching
     if variant != STAGE1 and rollout is not None:
-        coco = keys_rollout.EVALUATION_COCO if rollout.eval_detection.enabled else ()
+        detection = rollout.eval_detection
+        coco = keys_rollout.EVALUATION_DETECTION[detection.metrics] if detection.enabled else ()
         descs = keys_rollout.EVALUATION_DESC if rollout.desc_monitor.enabled else ()
         return keys_rollout.EVALUATION + coco + descs
     groups = [keys_stage1.BASE_CE, keys_stage1.COORD_DIAG, keys_stage1.COORD_ALIAS]

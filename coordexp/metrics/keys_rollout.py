@@ -276,14 +276,23 @@ MAP = _rollout(
     Kind.GAUGE,
     "COCO AP (IoU 0.5:0.95) of the rollouts; the only COCO number reported while training.",
     "AP",
-    when=EVAL_ONLY + ", with `rollout_matching.eval_detection.enabled: true`",
+    when=EVAL_ONLY + ", with `rollout_matching.eval_detection.enabled: true` and `metrics: coco` or `both`",
+    over="evaluations",
+    better="higher",
+)
+F1_50_95 = _rollout(
+    "f1_50_95",
+    Kind.GAUGE,
+    "F1 of predictions and ground truth with the same description, mean over IoU 0.5:0.95; needs no scores.",
+    "fraction",
+    when=EVAL_ONLY + ", with `rollout_matching.eval_detection.metrics: f1` or `both`",
     over="evaluations",
     better="higher",
 )
 COCO_EVAL_OK = _rollout(
     "coco_eval_ok",
     Kind.FLAG,
-    "1 when the COCO evaluation succeeded, 0 when it failed and mAP is not to be trusted.",
+    "1 when the COCO evaluation succeeded, 0 when it failed: mAP is then 0 and F1 absent.",
     when=EVAL_ONLY + ", with `rollout_matching.eval_detection.enabled: true`",
 )
 
@@ -342,8 +351,12 @@ EVALUATION = (
     MATCHED_MASKIOU_MEAN,
 )
 """What evaluation by rollouts reports."""
-EVALUATION_COCO = (MAP, COCO_EVAL_OK)
-"""Also with `rollout_matching.eval_detection.enabled: true`."""
+EVALUATION_DETECTION = {
+    "coco": (MAP, COCO_EVAL_OK),
+    "f1": (F1_50_95, COCO_EVAL_OK),
+    "both": (MAP, F1_50_95, COCO_EVAL_OK),
+}
+"""Also with `rollout_matching.eval_detection.enabled: true`, by its `metrics`."""
 EVALUATION_DESC = (
     DESC_PAIRS_TOTAL,
     DESC_EXACT_ACC_ON_MATCHED,

@@ -18,6 +18,8 @@ from swift.arguments import SftArguments
 from swift.utils.utils import _patch_get_type_hints
 from transformers import HfArgumentParser
 
+from coordexp.config import Sections
+from coordexp.config.run.dotted import DottedFlag, split_dotted
 from coordexp.errors import ConfigError
 
 HUB_FLAGS = ("model_revision", "use_hf", "hub_token")
@@ -32,6 +34,8 @@ class PluginFlags:
     sections: dict[str, Any] | None
     config_file: str | None
     swift: dict[str, Any]
+    dotted: tuple[DottedFlag, ...] = ()
+    """Settings of ours as flags of their own (`--custom.head plain`), laid over the other two."""
     given: frozenset[str] = frozenset()
     """Names of the flags that are written, whatever their values."""
 
@@ -62,7 +66,8 @@ def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
     ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in OUR_FLAGS:
         ours.add_argument(f"--{flag}")
-    own, rest = ours.parse_known_args(list(argv))
+    dotted, others = split_dotted(argv)
+    own, rest = ours.parse_known_args(others)
     with _patch_get_type_hints():
         swift_parser = HfArgumentParser([SftArguments])
     swift_parser.allow_abbrev = False
@@ -76,6 +81,7 @@ def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
         variant=own.custom_trainer_variant,
         sections=_json_object(own.coordexp),
         config_file=own.coordexp_config,
+        dotted=tuple(dotted),
         swift=vars(swift_values),
         given=frozenset(word[2:].split("=", 1)[0] for word in argv if word.startswith("--")),
     )
@@ -93,6 +99,7 @@ class LoadFlags:
     hub: dict[str, Any]
     sections: dict[str, Any] | None
     config_file: str | None
+    dotted: tuple[DottedFlag, ...] = ()
 
 
 def read_load_flags(argv: Sequence[str]) -> LoadFlags:
@@ -102,13 +109,15 @@ def read_load_flags(argv: Sequence[str]) -> LoadFlags:
         parser.add_argument(f"--{flag}")
     parser.add_argument("--use_hf", type=lambda text: text.lower() == "true")
     parser.add_argument("--adapters", nargs="*", default=[])
-    found = vars(parser.parse_known_args(list(argv))[0])
+    dotted, others = split_dotted(argv)
+    found = vars(parser.parse_known_args(others)[0])
     return LoadFlags(
         found["model"],
         tuple(found["adapters"]),
         {name: found[name] for name in HUB_FLAGS},
         _json_object(found["coordexp"]),
         found["coordexp_config"],
+        tuple(dotted),
     )
 
 
@@ -121,12 +130,21 @@ def reject_unknown_flags(argv: Sequence[str], known: Sequence[str]) -> None:
         return
     lines = []
     for flag in unknown:
-        near = difflib.get_close_matches(flag, valid, n=1)
-        lines.append(f"{flag}: " + (f"did you mean {near[0]}?" if near else "no similar flag exists"))
+        near = _nearest(flag, valid)
+        lines.append(f"{flag}: " + (f"did you mean {near}?" if near else "no similar flag exists"))
     raise ConfigError(
         "flags that neither ms-swift nor coordexp knows: " + "; ".join(lines) + " Nothing was started. "
         "(`swift sft --help` lists ms-swift's flags, runbooks/config.md ours.)"
     )
+
+
+def _nearest(flag: str, valid: Sequence[str]) -> str | None:
+    section, dot, key = flag.removeprefix("--").partition(".")
+    if dot:
+        near = difflib.get_close_matches(section, list(Sections.model_fields), n=1)
+        return f"--{near[0]}.{key}" if near else None
+    near = difflib.get_close_matches(flag, valid, n=1)
+    return near[0] if near else None
 
 
 def _json_object(text: str | None) -> dict[str, Any] | None:

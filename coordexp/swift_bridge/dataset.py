@@ -9,11 +9,10 @@ from datasets import Dataset
 from swift.dataset import DatasetMeta, register_dataset
 from swift.dataset.dataset_meta import BaseDatasetLoader
 from swift.dataset.dataset_syntax import DatasetSyntax
-from swift.utils import safe_ddp_context
 
 from coordexp.errors import ConfigError
 
-ReadRows = Callable[[str], list[dict[str, Any]]]
+ReadRows = Callable[[str], Dataset]
 
 
 def jsonl_path(dataset: str) -> str | None:
@@ -23,7 +22,7 @@ def jsonl_path(dataset: str) -> str | None:
 
 
 def register_jsonl(datasets: Sequence[str], read_rows: ReadRows) -> None:
-    """Read every local `.jsonl` of `datasets` with `read_rows(path)` now, and serve those rows for its path.
+    """Open every local `.jsonl` of `datasets` with `read_rows(path)` now, and serve those rows for its path.
 
     read_rows: returns rows of `messages` and `images`; its errors reach the caller before anything is started.
 
@@ -41,21 +40,20 @@ def register_jsonl(datasets: Sequence[str], read_rows: ReadRows) -> None:
         register_dataset(meta, exist_ok=True)
 
 
-def _loader(rows: list[dict[str, Any]]) -> type[BaseDatasetLoader]:
+def _loader(rows: Dataset) -> type[BaseDatasetLoader]:
     class CoordJsonlLoader(BaseDatasetLoader):
         """Hands over the rows; ms-swift does everything after that."""
 
         def __init__(self, *, streaming: bool = False, **_options: Any) -> None:
             if streaming:
                 raise ConfigError(
-                    "streaming: true is not supported for coordexp JSONL files: they are validated as a whole before "
-                    "training starts. Remove the flag."
+                    "streaming: true has no use for coordexp JSONL files: they are checked as a whole once, and mapped "
+                    "from the disk, never held in memory. Remove the flag."
                 )
 
         def load(
             self, dataset_syntax: DatasetSyntax, dataset_meta: DatasetMeta, *, use_hf: bool | None = None
         ) -> Dataset:
-            with safe_ddp_context(None, True):
-                return Dataset.from_list(rows)
+            return rows
 
     return CoordJsonlLoader

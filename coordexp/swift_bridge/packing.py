@@ -23,7 +23,7 @@ def pack_dataset(
     From now on `template` collates all batches into one sequence.
 
     Args:
-        dataset: ms-swift's lazily encoded samples, with their lengths (`lazy_tokenize: false`).
+        dataset: encoded samples, which give their lengths under "lengths".
         packing_length: tokens of a pack at most.
         arguments: ms-swift's arguments, flat; `packing_strategy` and the process settings are read.
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from coordexp.errors import ConfigError, RecordError
 
+_ENCODED_KEYS = ("messages", "images", "channel")
+"""What a template reads of a row, or hands on with the encoded sample."""
 _SHORT_ANSWER = {"role": "assistant", "content": "{"}
 """Marks where an answer begins: a template encodes prompt and answer each on their own."""
 
@@ -47,7 +49,8 @@ def encode_sample(template: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         RecordError: it is longer than max_length, or its pictures cannot be read; the row is not named.
     """
     try:
-        encoded: dict[str, Any] = template.encode(dict(row), return_length=True)
+        known = {key: row[key] for key in _ENCODED_KEYS if key in row}
+        encoded: dict[str, Any] = template.encode(known, return_length=True)
     except MaxLengthError as error:
         raise RecordError(
             f"is too long ({str(error).rstrip('.')}). Raise global_max_length (max_length in ms-swift's flat form), or "

@@ -8,22 +8,24 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+
+from datasets import Dataset
 
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.config import Sections, check_variant, parse_sections, read_sections_file, swift_not_built
+from coordexp.config import Sections, check_variant, swift_not_built
 from coordexp.config.checks.problems import COMMAND_LINE, Place, raise_problems
+from coordexp.config.run.dotted import sections_of_flags
 from coordexp.config.run.machine import package_problems
 from coordexp.config.run.run_problems import run_problems
 from coordexp.config.schema.custom import TokenTypeMetrics
 from coordexp.config.schema.sections import check_sections_fit
-from coordexp.data.dataset import read_training_rows
-from coordexp.data.raw_samples import read_raw_rows
-from coordexp.data.source import DatasetFilter, SampleSource
+from coordexp.data.dataset import RowMaker
+from coordexp.data.source import DatasetFilter
+from coordexp.data.store.open import open_records
 from coordexp.errors import ConfigError, CoordExpError
 from coordexp.metrics.best import best_metric_problems
 from coordexp.swift_bridge.arguments import LoadFlags, PluginFlags, read_load_flags, read_plugin_flags
@@ -37,8 +39,6 @@ from coordexp.trainers.offset_training import preparation, refuse_unmerged, rest
 from coordexp.trainers.runtime import RunSettings, activate
 
 logger = logging.getLogger(__name__)
-
-Rows = list[dict[str, Any]]
 
 # variant name -> import path of its trainer
 VARIANTS = {
@@ -87,7 +87,7 @@ def activate_from_argv(argv: Sequence[str]) -> None:
         ]
     )
     _check_tokenizer(flags.model)
-    _register_datasets(flags, sections, read_training_rows if variant == "stage1_coord" else read_raw_rows)
+    _register_datasets(flags, sections)
     start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
     prepare_loaded_models(preparation(sections.custom.coord_offset, start), trust_remote_code=trusted)
     use_trainer(VARIANTS[variant])
@@ -120,11 +120,7 @@ def log_to_console() -> None:
 
 
 def _sections(flags: PluginFlags | LoadFlags) -> Sections:
-    if flags.sections is not None and flags.config_file is not None:
-        raise ConfigError("--coordexp and --coordexp_config are both given; put the settings in one place.")
-    if flags.config_file is not None:
-        return read_sections_file(flags.config_file)
-    return parse_sections(flags.sections or {}, source="--coordexp")
+    return sections_of_flags(flags.sections, flags.config_file, flags.dotted)
 
 
 def _variant(flags: PluginFlags, sections: Sections) -> str | None:
@@ -152,17 +148,10 @@ def _check_tokenizer(model: str | None) -> None:
     CoordVocab.from_tokenizer(AutoTokenizer.from_pretrained(model))
 
 
-def _register_datasets(flags: PluginFlags, sections: Sections, read_rows: Callable[..., Rows]) -> None:
-    """Read and validate every data file now; ms-swift asks for the rows later."""
-    custom = sections.custom
-    read = partial(
-        read_rows,
-        prompt=custom.prompt,
-        field_order=custom.object_field_order,
-        ordering=custom.object_ordering,
-        seed=flags.data_seed,
-    )
-    debug, swift = sections.debug, flags.swift
+def _register_datasets(flags: PluginFlags, sections: Sections) -> None:
+    """Open every data file now, which checks a new one; ms-swift asks for the rows later."""
+    custom, debug, swift = sections.custom, sections.debug, flags.swift
+    rows_of = RowMaker(custom.prompt, custom.object_field_order, custom.object_ordering, flags.data_seed)
     both = set(swift["dataset"]) & set(swift["val_dataset"])
     if both and debug.train_sample_limit != debug.val_sample_limit:
         raise ConfigError(
@@ -171,10 +160,11 @@ def _register_datasets(flags: PluginFlags, sections: Sections, read_rows: Callab
         )
     names: set[str] = set()
 
-    def serve(path: str, limit: int | None) -> Rows:
-        rows = read(path)[:limit]
-        names.update(SampleSource.of_sample(row).dataset for row in rows)
-        return rows
+    def serve(path: str, limit: int | None) -> Dataset:
+        store = open_records(path)
+        names.update(store.datasets)
+        table = store.table if limit is None else store.table.select(range(min(limit, len(store.table))))
+        return table.with_transform(rows_of)
 
     register_jsonl(swift["dataset"], partial(serve, limit=debug.train_sample_limit))
     register_jsonl(swift["val_dataset"], partial(serve, limit=debug.val_sample_limit))

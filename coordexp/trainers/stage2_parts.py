@@ -182,7 +182,8 @@ def _make_session(trainer: Any, settings: RolloutMatching) -> RolloutSession:
             model_dir=trainer.model.model_dir,
             accelerator=trainer.accelerator,
             fold=fold_module,
-            token_logprobs=settings.eval_detection.enabled,
+            token_logprobs=settings.eval_detection.enabled
+            and settings.eval_detection.score_mode == "logprob",
         ),
         first_question=lambda: (
             trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.processes import run_swift, sft_flags
+from support.stage2 import two_channel
 
 from coordexp.errors import ConfigError, CoordExpError, RecordError
 from coordexp.models.tiny import build_tiny_model
@@ -112,10 +113,9 @@ def test_packing_of_ms_swift_without_flash_attention_says_what_to_write(nano_mod
     refused(ConfigError, f"--{flag} = true", "flash attention only", "{training: {packing: true}}", argv=argv)
 
 
-def test_packs_need_the_lengths_of_all_samples(nano_model: Path, data: Path, tmp_path: Path):
-    settings = json.dumps({"training": {"packing": True}})
-    argv = sft_flags(nano_model, data, tmp_path / "out", coordexp=settings)
-    refused(ConfigError, "--lazy_tokenize = null", "lengths of all samples; expected false", argv=argv)
+def test_samples_left_out_in_silence_are_refused(nano_model: Path, data: Path, tmp_path: Path):
+    argv = sft_flags(nano_model, data, tmp_path / "out", lazy_tokenize=False, strict=None)
+    refused(ConfigError, "--lazy_tokenize = false", "leaves out in silence what it cannot encode", argv=argv)
 
 
 def test_one_file_with_two_limits(nano_model: Path, data: Path, tmp_path: Path):
@@ -163,3 +163,57 @@ def test_settings_may_stand_in_a_file(nano_model: Path, data: Path, tmp_path: Pa
     assert (custom.object_field_order, custom.coord_soft_ce_w1.w1_weight) == ("geometry_first", 3.0)
     both = sft_flags(nano_model, data, tmp_path / "out", coordexp_config=file, coordexp="{}")
     refused(ConfigError, "--coordexp and --coordexp_config are both given", argv=both)
+
+
+def test_dotted_flags_lie_over_settings_of_either_kind(nano_model: Path, data: Path, tmp_path: Path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("custom:\n  coord_soft_ce_w1: {w1_weight: 3.0, ce_weight: 1.0}\n")
+    dotted = [
+        "--custom.coord_soft_ce_w1.ce_weight",
+        "0.5",
+        "--debug.train_sample_limit=4",
+        "--custom.head",
+        "plain",
+    ]
+    for settings in ({"coordexp_config": file}, {"coordexp": '{"custom": {}}'}, {}):
+        activate_from_argv([*sft_flags(nano_model, data, tmp_path / "out", **settings), *dotted])
+        sections = active().sections
+        assert sections.custom.coord_soft_ce_w1.ce_weight == 0.5
+        assert sections.custom.coord_soft_ce_w1.w1_weight == (3.0 if "coordexp_config" in settings else 1.0)
+        assert (sections.custom.head, sections.debug.train_sample_limit) == ("plain", 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--custom.hed", "plain"], "custom.hed on the command line: unknown key; did you mean custom.head?"),
+        (["--rolout_matching.max_new_tokens", "3"], "did you mean --rollout_matching.max_new_tokens?"),
+        (["--rollout_matching.backend", "hf"], "has no effect with trainer variant stage1_coord"),
+    ],
+)
+def test_wrong_dotted_flags(nano_model: Path, data: Path, tmp_path: Path, flags: list[str], said: str):
+    refused(ConfigError, said, argv=[*sft_flags(nano_model, data, tmp_path / "out"), *flags])
+
+
+@pytest.mark.slow
+def test_plain_swift_sft_trains_by_dotted_flags(nano_model: Path, data: Path, tmp_path: Path):
+    """Every setting that a two-channel run needs beside its objective, as flags."""
+    flags = sft_flags(
+        nano_model, data, tmp_path / "run", max_steps=2, per_device_train_batch_size=2, eval_strategy="no",
+        custom_trainer_variant="stage2_two_channel",
+        coordexp=json.dumps({"stage2_ab": {"pipeline": two_channel(0.0)["stage2_ab"]["pipeline"]}}),
+    )  # fmt: skip
+    dotted = ["--stage2_ab.schedule.b_ratio", "0.5", "--rollout_matching.backend", "hf"]
+    dotted += ["--rollout_matching.max_new_tokens", "24", "--rollout_matching.packing_length=320"]
+    done = run_swift("sft", *flags, *dotted)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    resolved = json.loads((tmp_path / "run" / "resolved_config.json").read_text())
+    assert resolved["stage2_ab"]["schedule"] == {"b_ratio": 0.5}
+    assert resolved["rollout_matching"]["max_new_tokens"] == 24
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1:]]
+    channels = [r["metrics"]["stage2/channel_b"] for r in records if "stage2/channel_b" in r["metrics"]]
+    assert channels == [0.0, 1.0]
+    longest = [
+        r["metrics"]["rollout/gen_new_tokens_p99"] for r in records if "stage2/raw_rollouts" in r["metrics"]
+    ]
+    assert max(longest) <= 24

@@ -20,7 +20,7 @@ PACKED = {"custom": CUSTOM, "training": {"packing": True}, "debug": {"enabled": 
 NUM_TRAIN, NUM_VAL, STEPS = 8, 4, 2
 # Every step takes all 8 samples: in one padded batch, or in packs, fewer than the accumulation steps asked for.
 PACK_FLAGS = {
-    "lazy_tokenize": False, "packing_length": 260, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8,
+    "packing_length": 260, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8,
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def test_the_first_records_are_used(
     for name, expected in (("train", num_train), ("val", num_val)):
         path = str(scenes / f"{name}.jsonl")
         loaded, _ = load_dataset([path])
-        rows = read_training_rows(path, prompt="Detect.")[:expected]
+        rows = list(read_training_rows(path, prompt="Detect."))[:expected]
         assert [row["messages"][-1]["content"] for row in loaded] == [
             row["messages"][-1]["content"] for row in rows
         ]

@@ -103,7 +103,7 @@ def test_every_key_of_every_file_is_in_the_catalogue(runs):
 def test_packed_run_logs_the_same_token_metrics(nano_model, scenes, tmp_path, runs):
     settings = {"custom": {"token_type_metrics": TYPES}, "training": {"packing": True}}
     run = trained(
-        nano_model, scenes, tmp_path / "out", settings, lazy_tokenize=False, packing_length=260,
+        nano_model, scenes, tmp_path / "out", settings, packing_length=260,
         per_device_train_batch_size=1, gradient_accumulation_steps=8,
     )  # fmt: skip
     # All 8 samples are in every step of both runs, in packs or padded.

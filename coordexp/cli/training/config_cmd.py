@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     show.add_argument(
         "overrides", nargs=argparse.REMAINDER, metavar="--key value", help="overrides of the file"
     )
+    migrate = commands.add_parser(
+        "migrate",
+        help="turn a run file of the research code into ours",
+        description="Print our form of a run file of the research code, `extends` resolved, with every default of its "
+        "schema that differs from ours written out. Exit code 2 where keys are unknown or cannot be carried over "
+        "(runbooks/migrate.md).",
+    )
+    migrate.add_argument("config", type=Path, help="YAML file of the research code")
+    migrate.add_argument(
+        "--report", action="store_true", help="say what became of every key that is not the same, as comments"
+    )
+    migrate.add_argument("--output", type=Path, metavar="FILE", help="write there instead of printing")
+    migrate.add_argument(
+        "--lossy",
+        action="store_true",
+        help="leave out what cannot be carried over, and say so, instead of stopping",
+    )
     reference = commands.add_parser("write-reference", help=f"print {REFERENCE} from the models")
     reference.add_argument("--output", type=Path, default=REFERENCE, help=f"default {REFERENCE}")
 
@@ -56,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         return _check(args.files, paths_must_exist=args.paths)
     if args.config_command == "show":
         return _show(args.config, args.overrides, as_json=args.json)
+    if args.config_command == "migrate":
+        return _migrate(args.config, args.output, with_report=args.report, lossy=args.lossy)
     from coordexp.config.reference import render_reference
 
     write_text(args.output, render_reference())
@@ -64,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(paths: Sequence[Path], *, paths_must_exist: bool) -> int:
+    from coordexp.config.checks.research import FOREIGN
+
     files, wrong = list(_run_files(paths)), 0
     for file in files:
         try:
@@ -71,6 +93,8 @@ def _check(paths: Sequence[Path], *, paths_must_exist: bool) -> int:
         except ConfigError as error:
             wrong += 1
             print(f"{file}: {error}", file=sys.stderr)
+            if FOREIGN in str(error):
+                print(f"{file}: `coordexp config migrate {file}` rewrites the whole file.", file=sys.stderr)
             continue
         for warning in warnings:
             print(f"{file}: warning: {warning}", file=sys.stderr)
@@ -132,6 +156,33 @@ def _show(file: Path, overrides: Sequence[str], *, as_json: bool) -> int:
         print(json.dumps(resolved, indent=2, ensure_ascii=False))
     else:
         _print_table(config, resolved)
+    return EXIT_OK
+
+
+def _migrate(file: Path, output: Path | None, *, with_report: bool, lossy: bool) -> int:
+    from coordexp.config.checks.yaml_tree import parse_yaml, read_yaml
+    from coordexp.config.migrate import migrate, to_yaml
+    from coordexp.config.run.load import resolve_run
+    from coordexp.metrics.best import best_metric_problems
+
+    migration = migrate(read_yaml(file))
+    if migration.lost and not lossy:
+        lines = "".join(f"\n  {note}" for note in migration.lost)
+        raise ConfigError(f"{file}: cannot be carried over (--lossy leaves it out):{lines}")
+    text = to_yaml(migration, file.name, with_report=with_report)
+    if output is None:
+        print(text, end="")
+    else:
+        write_text(output, text)
+    say = partial(print, file=sys.stderr)
+    say(f"{file}: {migration.summary}" + ("" if with_report else "; --report says which"))
+    try:
+        resolve_run(
+            parse_yaml(text, str(output or "result")), str(output or "result"), checks=(best_metric_problems,)
+        )
+    except ConfigError as error:
+        say(f"the result needs a hand: {error}")
+        return EXIT_BAD_INPUT
     return EXIT_OK
 
 

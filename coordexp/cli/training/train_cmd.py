@@ -16,11 +16,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "train",
         allow_abbrev=False,
-        usage="coordexp train [--dry-run] FILE [--key value ...] [--set dotted.path=value ...]",
+        usage="coordexp train [--dry-run] FILE [--key value ...] [--dotted.path value ...]",
         help="train from a YAML file through `swift sft`",
         description="Takes YAML with our sections (model, training, custom, ...) and ms-swift's flat YAML. Further "
         "flags override the file: ms-swift's own (--max_steps 3) and ours "
-        "(--set custom.coord_soft_ce_w1.enabled=false).",
+        "(--custom.coord_soft_ce_w1.enabled false).",
     )
     parser.add_argument("config", help="YAML file")
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from coordexp.config.checks.problems import NO_VALUE, KeyPath, Problem, as_yaml, closest, dotted
 from coordexp.config.checks.removed import find_removed, removed_variant
+from coordexp.config.checks.research import advice
 from coordexp.config.checks.yaml_tree import Tree
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -86,7 +87,10 @@ def _expected(detail: ErrorDetails) -> str:
 
 
 def _unknown(model: type[BaseModel], path: KeyPath) -> str:
-    known = _known_keys(model, path[:-1])
+    of_the_research_code = advice(dotted(path))
+    if of_the_research_code is not None:
+        return of_the_research_code
+    known = known_keys(model, path[:-1])
     elsewhere = list(_paths_of(model, str(path[-1])))
     near = closest(str(path[-1]), known, cutoff=0.7)
     hint = f"; did you mean {dotted((*path[:-1], near))}?" if near else "."
@@ -96,7 +100,7 @@ def _unknown(model: type[BaseModel], path: KeyPath) -> str:
     return "unknown key" + hint + listed
 
 
-def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
+def known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
     """Field names of the model (or models) that a path leads to."""
     candidates: list[type[BaseModel]] = [model]
     for part in path:

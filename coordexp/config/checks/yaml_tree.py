@@ -103,6 +103,28 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> Tree:
     return _read_extended(base_path, seen).merged_under(child)
 
 
+def parse_yaml(text: str, source: str) -> Tree:
+    """A YAML mapping from its text; `extends` is a key like any other.
+
+    source: what places and errors name.
+
+    Raises:
+        ConfigError: broken YAML, no mapping, a repeated key, or a key that is no string.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        _refuse_repeated_keys(node, source)
+        data = {} if node is None else loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {error}") from None
+    finally:
+        loader.dispose()
+    if not isinstance(data, dict):
+        raise ConfigError(f"{source}:1: expected a mapping of settings, found {type(data).__name__}.")
+    return Tree(data, dict(_places(node, (), source)))
+
+
 def parse_scalar(text: str) -> Any:
     """A command-line value, read as YAML; `a: b` without braces stays text.
 
@@ -130,37 +152,25 @@ _Loader.add_implicit_resolver(
 def _read_one(path: Path) -> Tree:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file.")
-    with path.open(encoding="utf-8") as stream:
-        loader = _Loader(stream)
-        try:
-            node = loader.get_single_node()
-            _refuse_repeated_keys(node, path)
-            data = {} if node is None else loader.construct_document(node)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path} is not valid YAML: {error}") from None
-        finally:
-            loader.dispose()
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}:1: expected a mapping of settings, found {type(data).__name__}.")
-    return Tree(data, dict(_places(node, (), path)))
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
 
 
-def _places(node: yaml.Node | None, path: KeyPath, file: Path) -> Iterator[tuple[KeyPath, Place]]:
+def _places(node: yaml.Node | None, path: KeyPath, file: str) -> Iterator[tuple[KeyPath, Place]]:
     """Line of every key and list item. Merge keys (`<<`) are already resolved by the loader."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.tag != "tag:yaml.org,2002:str":
                 where = f"{file}:{key.start_mark.line + 1}"
                 raise ConfigError(f"{where}: key {key.value!r} is not text; put it in quotes.")
-            yield (*path, key.value), Place(str(file), key.start_mark.line + 1)
+            yield (*path, key.value), Place(file, key.start_mark.line + 1)
             yield from _places(value, (*path, key.value), file)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            yield (*path, index), Place(str(file), item.start_mark.line + 1)
+            yield (*path, index), Place(file, item.start_mark.line + 1)
             yield from _places(item, (*path, index), file)
 
 
-def _refuse_repeated_keys(node: yaml.Node | None, file: Path) -> None:
+def _refuse_repeated_keys(node: yaml.Node | None, file: str) -> None:
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _refuse_repeated_keys(item, file)

@@ -10,6 +10,7 @@ from typing import Any
 
 from coordexp.config.checks import swift_arguments
 from coordexp.config.checks.problems import KeyPath, Place, Problem, closest, dotted, raise_problems
+from coordexp.config.checks.research import advice
 from coordexp.config.checks.yaml_tree import Tree, read_yaml
 from coordexp.config.schema.sections import launcher_only_problems
 from coordexp.config.schema.training import TRAINER_KEYS, Training
@@ -52,7 +53,8 @@ class Draft:
     def put_swift(self, name: str, value: Any, path: KeyPath, place: Place | None) -> None:
         """Take a value for ms-swift; a name nobody knows, or one that is set twice, becomes a problem."""
         if not swift_arguments.is_known(name):
-            self.problems.append(Problem(dotted(path), unknown_argument(name), place=place))
+            text = advice(dotted(path)) if name not in swift_arguments.RENAMED else None
+            self.problems.append(Problem(dotted(path), text or unknown_argument(name), place=place))
         elif name in self.swift and self.swift[name].place != place:
             first = self.swift[name]
             text = f"already set as {first.path} ({first.place}); keep one of them."
@@ -123,13 +125,16 @@ def _take_sections(tree: Tree, draft: Draft) -> None:
             if value is not None:
                 ours[key] = value
         elif key != "ENV":
-            draft.problems.append(Problem(key, _unknown_top_key(key), place=place))
+            draft.problems += _unknown_top(tree, key)
     draft.ours = Tree(ours, {path: place for path, place in tree.places.items() if path and path[0] in ours})
 
 
 def _take_flat(tree: Tree, draft: Draft) -> None:
+    dotted_keys = [key for key in tree.data if key.partition(".")[0] in OUR_SECTIONS and "." in key]
     for key, value in tree.data.items():
         place = tree.place((key,))
+        if key in dotted_keys:
+            continue
         if key == "custom_trainer_variant":
             draft.variant = Written(value, key, place)
         elif key == "coordexp":
@@ -146,6 +151,9 @@ def _take_flat(tree: Tree, draft: Draft) -> None:
                 draft.ours = read_yaml(str(value))
         elif key not in ("ENV", "ignore_args_error"):
             draft.put_swift(key, value, (key,), place)
+    for key in dotted_keys:  # `stage2_ab.schedule.b_ratio: 0.5`, as `swift sft FILE` takes it too
+        place = tree.place((key,))
+        draft.ours.set(tuple(key.split(".")), tree.data[key], place or Place("run file"))
     draft.problems += launcher_only_problems(draft.ours)
     for key in ("deepspeed", "global_max_length"):
         draft.ours.data.pop(key, None)  # already a problem
@@ -166,6 +174,16 @@ def unknown_argument(name: str) -> str:
     if name in Training.model_fields:
         return "only the `training` section of our own form takes it."
     return "ms-swift has no such argument" + (f"; did you mean {near}?" if near else ".")
+
+
+def _unknown_top(tree: Tree, key: str) -> list[Problem]:
+    """A section that nobody knows; key by key where it is one of the research code."""
+    value = tree.data[key]
+    inner = [(key, name) for name in value] if isinstance(value, Mapping) else []
+    known = [(path, text) for path in inner if (text := advice(dotted(path))) is not None]
+    if known:
+        return [Problem(dotted(path), text, place=tree.place(path)) for path, text in known]
+    return [Problem(key, _unknown_top_key(key), place=tree.place((key,)))]
 
 
 def _unknown_top_key(key: str) -> str:

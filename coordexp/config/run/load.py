@@ -31,7 +31,6 @@ BECOMES: dict[KeyPath, str] = {
     ("global_max_length",): "max_length",
     ("deepspeed",): "deepspeed",
     ("training", "effective_batch_size"): "gradient_accumulation_steps",
-    ("training", "packing"): "lazy_tokenize",
 }
 
 
@@ -71,7 +70,26 @@ def load_run_config(
     Raises:
         ConfigError: every problem, each with dotted path, value, file and line, and what was expected.
     """
-    tree = read_yaml(path)
+    return resolve_run(
+        read_yaml(path),
+        str(path),
+        overrides,
+        world_size=world_size,
+        refuse_not_built=refuse_not_built,
+        checks=checks,
+    )
+
+
+def resolve_run(
+    tree: Tree,
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    world_size: int | None = None,
+    refuse_not_built: bool = True,
+    checks: Sequence[RunCheck] = (),
+) -> RunConfig:
+    """As `load_run_config`, from a tree that was read. path: what errors call it."""
     if not tree.data:
         raise ConfigError(f"{path}: is empty; expected the settings of a run (runbooks/config.md).")
     draft = draft_of(tree)
@@ -101,7 +119,7 @@ def load_run_config(
         ]
     raise_problems(problems)
     return RunConfig(
-        path=str(path),
+        path=path,
         variant=variant,
         swift=swift,
         sections=sections,
@@ -199,7 +217,6 @@ def _derive_swift(
         ("custom", "val_jsonl"): None if custom.val_jsonl is None else [custom.val_jsonl],
         ("global_max_length",): launch.global_max_length,
         ("deepspeed",): launch.deepspeed.config if launch.deepspeed and launch.deepspeed.enabled else None,
-        ("training", "packing"): False if launch.training.packing else None,
     }
     problems = []
     size = training.effective_batch_size

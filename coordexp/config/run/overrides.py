@@ -1,17 +1,17 @@
-"""Command-line overrides of a run file: `--set dotted.path=value`, ms-swift's own flags, and our three
-flags.
+"""Command-line overrides of a run file: `--set dotted.path=value` or `--dotted.path value`, ms-swift's own flags, and
+our three flags.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from coordexp.config.checks import swift_arguments
 from coordexp.config.checks.problems import COMMAND_LINE, KeyPath, Problem, closest, dotted
 from coordexp.config.checks.yaml_tree import Tree, parse_scalar, read_yaml
+from coordexp.config.run.dotted import DottedFlag, parse_path
 from coordexp.config.run.draft import OUR_FLAGS, SWIFT_SECTIONS, TOP_KEYS, Draft, Written, unknown_argument
 from coordexp.config.schema.training import Training
 from coordexp.errors import ConfigError
@@ -55,7 +55,10 @@ def _set(draft: Draft, assignment: str) -> None:
     name, equals, text = assignment.partition("=")
     if not equals or not name:
         raise ConfigError(f"--set {assignment}: expected dotted.path=value, such as custom.head=plain.")
-    path, value = _parse_path(name), parse_scalar(text)
+    _assign(draft, parse_path(name, f"--set {name}=..."), parse_scalar(text))
+
+
+def _assign(draft: Draft, path: KeyPath, value: Any) -> None:
     if path[0] == "coordexp" and len(path) > 1:
         path = path[1:]
     is_swift = len(path) == 1 and swift_arguments.is_known(str(path[0])) and path[0] != "debug"
@@ -72,12 +75,14 @@ def _set(draft: Draft, assignment: str) -> None:
 
 
 def _swift_flag(draft: Draft, flag: str, values: list[str]) -> None:
+    if "." in flag:
+        written = DottedFlag(flag, tuple(values))
+        _assign(draft, written.path, written.value)
+        return
     argument = swift_arguments.all_arguments().get(flag)
     if argument is None:
         near = closest(flag, OUR_FLAGS)
         text = f"ms-swift has no such argument; did you mean {near}?" if near else unknown_argument(flag)
-        if "." in flag:
-            text = f"write --set {flag}=VALUE."
         draft.problems.append(Problem(f"--{flag}", text, place=COMMAND_LINE))
         return
     if "list" in argument.types and values:
@@ -110,13 +115,3 @@ def _json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"--coordexp holds a JSON {type(value).__name__}; expected an object of sections.")
     return value
-
-
-def _parse_path(name: str) -> KeyPath:
-    """`a.b[0].c` -> ("a", "b", 0, "c")."""
-    if not re.fullmatch(r"\w+(\[\d+\])*(\.\w+(\[\d+\])*)*", name):
-        raise ConfigError(
-            f"--set {name}=...: expected a dotted path, such as custom.coord_soft_ce_w1.enabled."
-        )
-    parts = re.findall(r"\w+", name)
-    return tuple(int(part) if part.isdigit() else part for part in parts)

@@ -73,13 +73,33 @@ def _of_swift(swift: Mapping[str, Any], training: Training, variant: str) -> dic
             found[name] = (
                 f"ms-swift allows it under flash attention only (attn_impl: {' or '.join(FLASH_ATTENTION)}). Under "
                 "sdpa or eager attention let coordexp pack: training.packing: true (in ms-swift's flat form "
-                "coordexp: {training: {packing: true}} and lazy_tokenize: false)."
+                "coordexp: {training: {packing: true}})."
             )
     is_packed = bool(swift.get("packing")) or training.packing
     if swift.get("packing_length") is not None and not is_packed:
         found["packing_length"] = "has no effect without packing: true" + (
             "." if variant == "stage1_coord" else "; stage 2 reads rollout_matching.packing_length."
         )
-    if training.packing and not swift.get("packing") and swift.get("lazy_tokenize") is not False:
-        found["lazy_tokenize"] = "packs are made from the lengths of all samples; expected false."
+    encodes_first = _encodes_first(swift)
+    if encodes_first is not None and encodes_first not in found and not swift.get("strict"):
+        found[encodes_first] = _LEFT_OUT_IN_SILENCE[encodes_first]
     return found
+
+
+_LEFT_OUT_IN_SILENCE = {
+    "lazy_tokenize": "ms-swift encodes every sample before training, and leaves out in silence what it cannot encode; "
+    "lengths are told without that. Remove it, or write strict: true.",
+    "packing": "ms-swift encodes every sample before it packs them, and leaves out in silence what it cannot encode. "
+    "Write training.packing: true instead (in ms-swift's flat form coordexp: {training: {packing: true}}), or strict: "
+    "true.",
+    "group_by_length": "ms-swift encodes every sample for it before training, and leaves out in silence what it cannot "
+    "encode. Write lazy_tokenize: true beside it: lengths are told without that. Or write strict: true.",
+}
+
+
+def _encodes_first(swift: Mapping[str, Any]) -> str | None:
+    """The ms-swift argument that makes it encode all samples before training, None where nothing does."""
+    lazy = swift.get("lazy_tokenize")
+    if lazy is False:
+        return "lazy_tokenize"
+    return None if lazy else next((name for name in ("packing", "group_by_length") if swift.get(name)), None)

@@ -219,10 +219,26 @@ class DescMonitor(Section):
 
 
 class EvalDetection(Section):
-    """COCO average precision of evaluation rollouts."""
+    """Detection metrics of evaluation rollouts."""
 
-    enabled: bool = Field(default=False, description="Compute eval_rollout/mAP.")
-    iou_type: Literal["bbox", "segm"] = Field(default="bbox", description="Boxes or masks.")
+    enabled: bool = Field(default=False, description="Compute them.")
+    metrics: Literal["coco", "f1", "both"] = Field(
+        default="coco",
+        description="coco: average precision (eval_rollout/mAP). f1: F1 over the same IoU thresholds, which needs no "
+        "scores (eval_rollout/f1_50_95).",
+    )
+    iou_type: Literal["bbox", "segm"] = Field(
+        default="bbox", description="Boxes or masks, for average precision."
+    )
+    score_mode: Literal["logprob", "constant"] = Field(
+        default="logprob",
+        description="Score of a prediction: exp of the mean log-probability of its coordinate tokens, or 1.",
+    )
+    strict_parse: bool = Field(
+        default=False,
+        description="true: an answer that is cut off, is no container or holds a broken object counts as empty in "
+        "these metrics; false: its valid objects count. Answers are never repaired.",
+    )
 
 
 class RolloutMatching(Section):

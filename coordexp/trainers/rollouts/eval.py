@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
 
-from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.config.schema.rollout import EvalDetection, RolloutMatching
 from coordexp.control.schedule import rollout_seed_base
 from coordexp.data.raw_samples import RawSample
 from coordexp.eval.coco.evaluate import ImageDetections
@@ -70,6 +70,7 @@ def evaluate_rollouts(
         sum((one.counts for one in shares), RolloutEvalCounts()),
         desc=None if desc_monitor is None else sum((one.desc for one in shares), DescCounts()),
         coco=coco,
+        wanted=settings.eval_detection.metrics,
     )
 
 
@@ -107,14 +108,31 @@ def _add(
     images = share.images
     if settings.eval_detection.enabled:
         images = images + [
-            image_detections(first + index, (a.raw.width, a.raw.height), a.raw.objects, a.rollout, a.parsed)
-            for index, a in enumerate(answers)
+            detected_image(first + index, answer, settings.eval_detection)
+            for index, answer in enumerate(answers)
         ]
     desc = share.desc
     if monitor is not None:
         pairs = matched_descs(answers)
         desc = desc + monitor.compare(pairs, max_pairs=len(pairs))
     return _Share(counts, desc, images)
+
+
+def detected_image(image_id: int, answer: Answer, settings: EvalDetection) -> ImageDetections:
+    """An answer as detection metrics take it, by `eval_detection.score_mode` and `strict_parse`."""
+    raw, parsed = answer.raw, answer.parsed
+    image = image_detections(image_id, (raw.width, raw.height), raw.objects, answer.rollout, parsed)
+    is_broken = (
+        parsed.truncated
+        or parsed.invalid_rollout
+        or parsed.dropped_invalid > 0
+        or parsed.dropped_ambiguous > 0
+    )
+    if settings.strict_parse and is_broken:
+        return replace(image, pred=[])
+    if settings.score_mode == "constant":
+        return replace(image, pred=[(desc, points, 1.0) for desc, points, _ in image.pred])
+    return image
 
 
 def matched_descs(answers: Sequence[Answer]) -> list[tuple[str, str]]:

@@ -65,20 +65,25 @@ def count_rollout(parsed: ParsedRollout, match: MatchResult, num_gt: int) -> Rol
 
 @dataclass(frozen=True)
 class CocoOutcome:
-    """COCO AP (IoU 0.50:0.05:0.95) of the rollouts; None when it could not be computed."""
+    """COCO AP and F1 (both over IoU 0.50:0.05:0.95) of the rollouts; None when they could not be computed."""
 
     mean_ap: float | None
+    mean_f1: float | None = None
 
 
 def eval_metrics(
-    counts: RolloutEvalCounts, *, desc: DescCounts | None = None, coco: CocoOutcome | None = None
+    counts: RolloutEvalCounts,
+    *,
+    desc: DescCounts | None = None,
+    coco: CocoOutcome | None = None,
+    wanted: str = "coco",
 ) -> dict[str, float]:
     """The `rollout/*` keys of an evaluation, as plain numbers.
 
     Empty sets: precision is 1 when nothing was predicted, recall is 1 when there was nothing to find; a rate over no
     sample and a mean over no pair are left out.
     desc: None when the description monitor is off.  coco: None when `eval_detection` is off; a failed evaluation
-    reports mAP 0 with coco_eval_ok 0, so that a checkpoint can still be chosen by mAP.
+    reports mAP 0 with coco_eval_ok 0, and no F1.  wanted: `eval_detection.metrics`.
     """
     scores = Counts(
         counts.matched, counts.pred_objects - counts.matched, counts.gt_objects - counts.matched
@@ -102,8 +107,11 @@ def eval_metrics(
     if counts.matched:
         metrics[keys.MATCHED_MASKIOU_MEAN] = counts.maskiou_sum / counts.matched
     if coco is not None:
-        metrics[keys.MAP] = 0.0 if coco.mean_ap is None else coco.mean_ap
         metrics[keys.COCO_EVAL_OK] = float(coco.mean_ap is not None)
+        if wanted != "f1":
+            metrics[keys.MAP] = 0.0 if coco.mean_ap is None else coco.mean_ap
+        if wanted != "coco" and coco.mean_f1 is not None:
+            metrics[keys.F1_50_95] = coco.mean_f1
     return metrics | ({} if desc is None else desc.values())
 
 
@@ -137,14 +145,14 @@ def rollout_ap(images: Sequence[ImageDetections], *, iou_type: str = "bbox") -> 
     A failure is logged, never raised: training goes on.
     """
     try:
-        average_precision = map_of(images, iou_type=iou_type)["AP"]
+        numbers = map_of(images, iou_type=iou_type)
     except (CoordExpError, ValueError, ArithmeticError, LookupError) as error:
         logger.warning("COCO evaluation of the rollouts failed, rollout/mAP is reported as 0: %s", error)
         return CocoOutcome(None)
-    if average_precision < 0:
+    if numbers["AP"] < 0:
         logger.warning("COCO evaluation of the rollouts found no ground truth; rollout/mAP is reported as 0.")
         return CocoOutcome(None)
-    return CocoOutcome(average_precision)
+    return CocoOutcome(numbers["AP"], numbers["f1_50_95"])
 
 
 def _pixels(bins: Sequence[int], size: tuple[int, int]) -> list[float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from coordexp.config import load_run_config, parse_sections
+from coordexp.config.schema.custom import Custom
 from coordexp.errors import ConfigError
 
 KNOWN_IN_COORD_LOSS = (
@@ -286,7 +287,25 @@ OVERRIDES = {
     ("--max_steps",): "--max_steps on the command line: expected one value, found 0.",
     ("--max_steps", "3", "4"): "--max_steps on the command line: expected one value, found 2.",
     ("3",): "'3' on the command line: expected a flag such as --max_steps 100.",
-    ("--custom.head", "plain"): "--custom.head on the command line: write --set custom.head=VALUE.",
+    (
+        "--custom.head",
+        "plane",
+    ): 'custom.head = "plane" on the command line: expected one of auto, plain, fused (did you '
+    'mean "plain"?).',
+    (
+        "--custom.hed",
+        "plain",
+    ): "custom.hed on the command line: unknown key; did you mean custom.head? Known here: "
+    + ", ".join(Custom.model_fields)
+    + ".",
+    (
+        "--custom..head",
+        "plain",
+    ): "--custom..head: expected a dotted path, such as custom.coord_soft_ce_w1.enabled.",
+    (
+        "--custum.head",
+        "plain",
+    ): "custum.head on the command line: unknown section or argument; did you mean custom?",
     ("--custom_trainer_varient", "x"): (
         "--custom_trainer_varient on the command line: ms-swift has no such argument; did you mean "
         "custom_trainer_variant?"

@@ -13,7 +13,7 @@ from coordexp.errors import ConfigError
 FLASH_ONLY = (
     "ms-swift allows it under flash attention only (attn_impl: flash_attn or flash_attention_2 or flash_attention_3 "
     "or flash_attention_4). Under sdpa or eager attention let coordexp pack: training.packing: true (in ms-swift's "
-    "flat form coordexp: {training: {packing: true}} and lazy_tokenize: false)."
+    "flat form coordexp: {training: {packing: true}})."
 )
 BETWEEN = "stage 1 packs its data once, before training, and no pack waits for samples; remove it."
 
@@ -27,8 +27,15 @@ REFUSED = {
     "training:\n  eval_packing: true\n": "training.eval_packing = true in run.yaml:2: has no effect without "
     "packing: true.",
     "data:\n  packing_length: 512\n": "data.packing_length = 512 in run.yaml:2: has no effect without packing: true.",
-    "training: {packing: true}\ndata:\n  lazy_tokenize: true\n": "training.packing in run.yaml:1: makes lazy_tokenize "
-    "False, but data.lazy_tokenize is True (run.yaml:3); keep one of them.",
+    "model: m\nlazy_tokenize: false\n": "lazy_tokenize = false in run.yaml:2: ms-swift encodes every sample before "
+    "training, and leaves out in silence what it cannot encode; lengths are told without that. Remove it, or write "
+    "strict: true.",
+    "model: m\ngroup_by_length: true\n": "group_by_length = true in run.yaml:2: ms-swift encodes every sample for it "
+    "before training, and leaves out in silence what it cannot encode. Write lazy_tokenize: true beside it: lengths "
+    "are told without that. Or write strict: true.",
+    "model: m\nattn_impl: flash_attn\npacking: true\nstrict: false\n": "packing = true in run.yaml:3: ms-swift encodes "
+    "every sample before it packs them, and leaves out in silence what it cannot encode. Write training.packing: true "
+    "instead (in ms-swift's flat form coordexp: {training: {packing: true}}), or strict: true.",
 }
 
 
@@ -48,37 +55,34 @@ def test_what_cannot_take_effect_is_refused(tmp_path: Path, text: str, expected:
 @pytest.mark.parametrize("attn_impl", FLASH_ATTENTION)
 def test_packing_of_ms_swift_stays_an_argument_of_ms_swift(tmp_path: Path, attn_impl: str) -> None:
     flat = load(
-        tmp_path, f"model: m\nattn_impl: {attn_impl}\npacking: true\npacking_length: 512\n"
+        tmp_path, f"model: m\nattn_impl: {attn_impl}\nstrict: true\npacking: true\npacking_length: 512\n"
     ).to_swift_flat()
     assert (flat["packing"], flat["packing_length"]) == (True, 512)
     assert "coordexp" not in flat
 
 
-def test_our_packing_reaches_the_trainer_and_makes_ms_swift_measure_the_samples(tmp_path: Path) -> None:
+def test_our_packing_reaches_the_trainer_and_needs_no_sample_encoded_beforehand(tmp_path: Path) -> None:
     text = "training: {packing: true, effective_batch_size: 4, per_device_train_batch_size: 2}\nmodel: {model: m}\n"
     config = load(tmp_path, text, "--set", "training.eval_packing=true", "--packing_length", "700")
     flat = config.to_swift_flat()
     assert flat["coordexp"] == {"training": {"packing": True, "eval_packing": True}}
-    assert (flat["lazy_tokenize"], flat["packing_length"], flat["gradient_accumulation_steps"]) == (
-        False,
-        700,
-        2,
-    )
-    assert "packing" not in flat
-    assert config.sources["lazy_tokenize"].endswith("run.yaml:1 (training.packing)")
+    assert (flat["packing_length"], flat["gradient_accumulation_steps"]) == (700, 2)
+    assert not {"packing", "lazy_tokenize"} & flat.keys()
     assert parse_sections(flat["coordexp"]).training.eval_packing
 
 
 def test_the_flat_form_says_the_same(tmp_path: Path) -> None:
-    flat = "model: m\nlazy_tokenize: false\ncoordexp: {training: {packing: true}}\n"
+    flat = "model: m\ncoordexp: {training: {packing: true}}\n"
     sections = "model: {model: m}\ntraining: {packing: true}\n"
     assert load(tmp_path, flat).config_hash == load(tmp_path, sections).config_hash
-    assert load(tmp_path, flat).config_hash != load(tmp_path, "model: m\nlazy_tokenize: false\n").config_hash
+    assert load(tmp_path, flat).config_hash != load(tmp_path, "model: m\n").config_hash
 
 
-def test_the_flat_form_must_have_samples_measured(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="makes lazy_tokenize False, but lazy_tokenize is True"):
-        load(tmp_path, "model: m\nlazy_tokenize: true\ncoordexp: {training: {packing: true}}\n")
+@pytest.mark.parametrize(
+    "beside", ["lazy_tokenize: false\nstrict: true", "group_by_length: true\nlazy_tokenize: true"]
+)
+def test_lengths_are_known_where_nothing_is_left_out(tmp_path: Path, beside: str) -> None:
+    load(tmp_path, f"model: m\n{beside}\ncoordexp: {{training: {{packing: true}}}}\n")
 
 
 def test_effective_batch_size_is_no_part_of_the_identity(tmp_path: Path) -> None:

@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "fixtures" / "codec"))
 from codec_tokenizers import make_demo
 
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.codec.records import parse_record
+from coordexp.codec.records import dataset_name, parse_record
 from coordexp.codec.token_types import TokenType
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
 from coordexp.data.row_types import RowTyper
-from coordexp.data.source import DatasetFilter, SampleSource, dataset_name
+from coordexp.data.source import DatasetFilter, SampleSource
 from coordexp.errors import RecordError
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows

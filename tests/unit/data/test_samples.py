@@ -15,7 +15,7 @@ from swift.template import get_template
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
-from coordexp.data.raw_samples import RawSamples, read_raw_rows
+from coordexp.data.raw_samples import RawSamples
 from coordexp.data.samples import EncodedSamples
 from coordexp.data.source import SampleSource
 from coordexp.errors import RecordError
@@ -118,11 +118,11 @@ def test_a_ground_truth_that_is_too_long_can_still_be_asked_about(
     template: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A step that discards the ground truth needs the prompt alone."""
-    samples = RawSamples(read_raw_rows(data, prompt="Detect."), limited(template, 128, monkeypatch))
+    samples = RawSamples(read_training_rows(data, prompt="Detect."), limited(template, 128, monkeypatch))
     assert samples[2].prompt_ids == samples[0].prompt_ids
     assert len(samples[2].objects) == 30
     with pytest.raises(RecordError) as caught:
-        RawSamples(read_raw_rows(data, prompt="Detect."), limited(template, 8, monkeypatch))[1]
+        RawSamples(read_training_rows(data, prompt="Detect."), limited(template, 8, monkeypatch))[1]
     assert str(caught.value).startswith(f"{data}:2: is too long (")
 
 

@@ -105,6 +105,10 @@ def test_what_evaluation_reports_depends_on_its_switches() -> None:
         )
         keys = evaluation_keys("stage2_two_channel", sections)
         assert ("rollout/mAP" in keys, "rollout/desc_exact_acc_on_matched" in keys) == (coco, descs)
+    by_f1 = parse_sections({"rollout_matching": {"eval_detection": {"enabled": True, "metrics": "f1"}}})
+    keys = evaluation_keys("stage2_two_channel", by_f1)
+    assert ("rollout/mAP" in keys, "rollout/f1_50_95" in keys) == (False, True)
+    assert choose_best_metric("rollout/f1_50_95", None, "stage2_two_channel", by_f1).greater_is_better
     typed = parse_sections({"custom": {"token_type_metrics": {"enabled": True}}})
     assert "desc_token_acc" in evaluation_keys("stage1_coord", typed)
     assert "desc_token_acc" not in evaluation_keys(*STAGE1)

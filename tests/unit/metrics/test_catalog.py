@@ -48,6 +48,7 @@ def test_every_catalogue_key_of_ours_is_a_reference_key_or_health() -> None:
     reference = {key.removeprefix("eval_") for key, _, _ in reference_rows()}
     extra = {spec.key for spec in catalog.all_specs() if spec.source == "coordexp"} - reference
     assert extra == {
+        "rollout/f1_50_95",
         "rollout/repeat_terminate_active",
         "rollout/repeat_terminate_triggered_sequences",
         "health/nonfinite_metrics_total",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
@@ -11,16 +12,15 @@ from torch.utils.data import DataLoader, Dataset
 from coordexp.errors import ConfigError, RecordError
 from coordexp.trainers.activate import activate_from_argv, end_in_one_line
 
-FLAGS = ["--model", "nowhere", "--dataset", "gone.jsonl", "--custom_trainer_variant", "stage1_coord"]
 
-
-def test_a_worker_reads_no_data(monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_reads_no_data(nano: Path, monkeypatch: pytest.MonkeyPatch):
     """ms-swift imports the plugin again in spawned workers, with the command line of the run."""
+    flags = ["--model", str(nano), "--dataset", "gone.jsonl", "--custom_trainer_variant", "stage1_coord"]
     monkeypatch.setattr(sys, "argv", ["/somewhere/swift/cli/sft.py"])
     with pytest.raises(ConfigError, match=r"gone\.jsonl"):
-        activate_from_argv(FLAGS)
+        activate_from_argv(flags)
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
-    activate_from_argv(FLAGS)
+    activate_from_argv(flags)
 
 
 class Broken(Dataset[int]):

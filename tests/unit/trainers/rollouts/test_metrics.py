@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from coordexp.codec.parse import parse_rollout
 from coordexp.codec.schema import BoxObject
-from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.config.schema.rollout import EvalDetection, RolloutMatching
+from coordexp.data.raw_samples import RawSample
 from coordexp.eval.coco.evaluate import ImageDetections
 from coordexp.matching import match_objects
 from coordexp.metrics import keys_rollout
@@ -25,6 +26,8 @@ from coordexp.metrics.spec import Kind, Reduce
 from coordexp.rollout.types import Rollout
 from coordexp.targets import DroppedSample, TargetBuilder
 from coordexp.telemetry.desc_monitor import DescCounts
+from coordexp.trainers.rollouts.answers import Answer
+from coordexp.trainers.rollouts.eval import detected_image
 from coordexp.trainers.rollouts.eval_metrics import (
     CocoOutcome,
     RolloutEvalCounts,
@@ -373,9 +376,66 @@ def test_average_precision_of_rollouts():
         ("cat", pytest.approx([500, 501 * 499 / 999, 900, 901 * 499 / 999]), math.exp(-0.5))
     ]
     false = ImageDetections(1, 1000, 500, gt=[], pred=[("cat", [0, 0, 50, 50], 0.1)])
-    assert rollout_ap([image, false]) == CocoOutcome(pytest.approx(1.0))
+    assert rollout_ap([image, false]).mean_ap == pytest.approx(1.0)
     surer = ImageDetections(1, 1000, 500, gt=[], pred=[("cat", [0, 0, 50, 50], 0.9)])
-    assert rollout_ap([image, surer]) == CocoOutcome(pytest.approx(0.5))
+    assert rollout_ap([image, surer]).mean_ap == pytest.approx(0.5)
+    assert rollout_ap([image, surer]).mean_f1 == pytest.approx(
+        2 / 3
+    )  # scores do not matter: one hit, one false
+
+
+def answer_to(response, gts, logprob=-0.5):
+    made = outcome("ask: ", response, gts, logprob=logprob)
+    raw = RawSample("val.jsonl:1", "val", (), None, tuple(gts), (), ("a.png",), 1000, 500)
+    return Answer(raw, made.rollout, made.parsed, made.match)
+
+
+def test_scores_may_be_left_out():
+    """By score the sure and false box comes first; with equal scores the order is that of the text."""
+    answer = answer_to(CUT + ", " + FAR_DOG + TAIL, [CAT])
+    by_logprob = detected_image(0, answer, EvalDetection(enabled=True))
+    constant = detected_image(0, answer, EvalDetection(enabled=True, score_mode="constant"))
+    assert [score for *_, score in by_logprob.pred] == [math.exp(-0.5)] * 2
+    assert [score for *_, score in constant.pred] == [1.0, 1.0]
+    assert [(desc, points) for desc, points, _ in constant.pred] == [
+        (desc, points) for desc, points, _ in by_logprob.pred
+    ]
+
+
+@pytest.mark.parametrize(
+    ("response", "num_kept"),
+    [
+        (CUT + TAIL, (1, 1)),
+        (CUT + ', {"desc": "do', (1, 0)),  # cut off
+        (CUT + ", " + NO_GEOMETRY + TAIL, (1, 0)),  # a broken object
+        ("I see nothing<|im_end|>", (0, 0)),  # no container
+        (f"Sure: {CUT}{TAIL}", (1, 1)),  # text before a whole answer
+    ],
+)
+def test_broken_answers_may_count_as_empty(response, num_kept):
+    answer = answer_to(response, [CAT])
+    modes = [EvalDetection(enabled=True, strict_parse=strict) for strict in (False, True)]
+    found = [len(detected_image(0, answer, mode).pred) for mode in modes]
+    assert tuple(found) == num_kept
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("coco", {"rollout/mAP": 0.25, "rollout/coco_eval_ok": 1.0}),
+        ("f1", {"rollout/f1_50_95": 0.5, "rollout/coco_eval_ok": 1.0}),
+        ("both", {"rollout/mAP": 0.25, "rollout/f1_50_95": 0.5, "rollout/coco_eval_ok": 1.0}),
+    ],
+)
+def test_which_detection_metrics_are_reported(wanted, expected):
+    metrics = eval_metrics(RolloutEvalCounts(), coco=CocoOutcome(0.25, 0.5), wanted=wanted)
+    assert {
+        key: metrics[key] for key in metrics if key in set(keys_rollout.EVALUATION_DETECTION["both"])
+    } == expected
+    assert set(expected) == set(keys_rollout.EVALUATION_DETECTION[wanted])
+    failed = eval_metrics(RolloutEvalCounts(), coco=CocoOutcome(None), wanted=wanted)
+    assert failed["rollout/coco_eval_ok"] == 0.0
+    assert "rollout/f1_50_95" not in failed
 
 
 def test_a_failed_coco_evaluation_is_reported_not_raised(caplog):

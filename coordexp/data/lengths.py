@@ -1,0 +1,200 @@
+"""How many tokens every sample of a data set has, told without reading its pictures.
+
+    check_lengths(rows, template)        # before training: whatever is longer than max_length, by file and line
+    lengths = sample_lengths(rows, template)
+
+`check_lengths` counts only the samples whose bytes leave a doubt. Lengths of all samples are counted once, with all
+cores, and kept on disk beside the checked records; other processes map them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import multiprocessing
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from datasets import Dataset
+
+from coordexp.data.dataset import RECORD_COLUMN, record_in
+from coordexp.data.source import SampleSource, naming_sample
+from coordexp.data.store.check import usable_cores
+from coordexp.data.store.columns import record_from_text
+from coordexp.data.store.locks import one_at_a_time
+from coordexp.data.store.open import cache_folder
+from coordexp.errors import RecordError
+from coordexp.files import atomic_file
+from coordexp.swift_bridge.lengths import LengthRule, without_limit
+from coordexp.swift_bridge.prompts import encode_sample
+
+logger = logging.getLogger(__name__)
+
+Count = Callable[[Sequence[int]], list[int]]
+Lengths = npt.NDArray[np.int32]
+
+_MAX_LENGTH = "global_max_length (max_length in ms-swift's flat form)"
+SHOWN = 5
+"""Samples that are named when some are too long."""
+_CHUNK = 512
+_MEASURED = "lengths"
+"""Where ms-swift puts the lengths of samples that it has encoded (`lazy_tokenize: false`)."""
+_BYTES_PER_OBJECT = len('{"desc": , "bbox_2d": []}, ')
+_BYTES_BETWEEN_COORDS = len(", ")
+_CONTAINER_BYTES = len('{"objects": []}')
+
+
+def check_lengths(rows: Dataset, template: Any, *, packing_length: int | None = None) -> None:
+    """No sample, prompt and ground truth together, is longer than the template's max_length.
+
+    rows: of `data.dataset.RowMaker`.  template: ms-swift's, in train mode.
+    packing_length: of stage 2; no sample is longer than that either.
+    Raises RecordError naming the first few that are longer, and what to change.
+    """
+    limits = {_MAX_LENGTH: template.max_length, "rollout_matching.packing_length": packing_length}
+    limits = {name: length for name, length in limits.items() if length}
+    limit = min(limits.values(), default=None)
+    too_long = {} if limit is None else longer_than(rows, template, limit)
+    if not too_long:
+        return
+    most = max(too_long.values())
+    named = "; ".join(_described(rows[index], length) for index, length in list(too_long.items())[:SHOWN])
+    more = f" and {len(too_long) - SHOWN} more" if len(too_long) > SHOWN else ""
+    to_raise = " and ".join(name for name, length in limits.items() if length < most)
+    raise RecordError(
+        f"{len(too_long)} of {len(rows)} samples are longer than {limit} tokens: {named}{more}. Raise {to_raise} to "
+        f"{most}, or give these records fewer objects or smaller pictures."
+    )
+
+
+def longer_than(rows: Dataset, template: Any, limit: int) -> dict[int, int]:
+    """Index -> tokens of the samples that have more than `limit`; only those in doubt are counted."""
+    if _MEASURED in rows.column_names:
+        measured = enumerate(_measured(rows).tolist())
+        return {index: length for index, length in measured if length > limit}
+    rule = _rule(rows, template)
+    doubtful = range(len(rows)) if rule is None else np.flatnonzero(most_tokens(rows, rule) > limit).tolist()
+    lengths = _count(rows, doubtful, rule, template)
+    return {index: length for index, length in zip(doubtful, lengths.tolist(), strict=True) if length > limit}
+
+
+def sample_lengths(rows: Dataset, template: Any) -> Lengths:
+    """int32 [N]: tokens of every sample; mapped from the disk after the first time."""
+    if _MEASURED in rows.column_names:
+        return _measured(rows)
+    rule = _rule(rows, template)
+    if rule is None:
+        return _count(rows, range(len(rows)), None, template)
+    key = hashlib.sha256(f"{rows._fingerprint} {rule.fingerprint}".encode()).hexdigest()[:24]
+    path = cache_folder() / "lengths" / f"{key}.npy"
+    if not path.is_file():
+        with one_at_a_time(path.with_suffix(".lock"), f"lengths of {len(rows)} samples"):
+            if not path.is_file():
+                lengths = _count(rows, range(len(rows)), rule, template)
+                with atomic_file(path, "wb") as stream:
+                    np.save(stream, lengths)
+    mapped: Lengths = np.load(path, mmap_mode="r")
+    return mapped
+
+
+def most_tokens(rows: Dataset, rule: LengthRule) -> npt.NDArray[np.int64]:
+    """int64 [N]: no sample has more tokens than this. A token is a byte at least, and a coordinate is one token."""
+    columns = rows.with_format("arrow")
+    width, height, num_coords, desc_bytes = (
+        columns[name][:].to_numpy() for name in ("width", "height", "num_coords", "desc_bytes")
+    )
+    num_objects = columns["is_poly"][:].combine_chunks().value_lengths().to_numpy()
+    sizes, which = np.unique(np.stack([width, height], axis=1), axis=0, return_inverse=True)
+    pictures = np.array([_picture_tokens(rule, int(w), int(h)) for w, h in sizes], dtype=np.int64)
+    answers = (
+        _CONTAINER_BYTES
+        + _BYTES_PER_OBJECT * num_objects.astype(np.int64)
+        + (1 + _BYTES_BETWEEN_COORDS) * num_coords.astype(np.int64)
+        + desc_bytes
+    )
+    most: npt.NDArray[np.int64] = rule.question + pictures[which.ravel()] + answers
+    return most
+
+
+def _measured(rows: Dataset) -> Lengths:
+    lengths = rows.with_format(None)[_MEASURED][:]
+    return np.array([sum(parts) if isinstance(parts, list) else parts for parts in lengths], dtype=np.int32)
+
+
+def _picture_tokens(rule: LengthRule, width: int, height: int) -> int:
+    try:
+        return rule.picture_tokens(width, height)
+    except ValueError:  # a shape that the model does not take: found, and named, when the sample is encoded
+        return 0
+
+
+def _rule(rows: Dataset, template: Any) -> LengthRule | None:
+    """The rule for the samples, checked on a few of them."""
+    shown = [rows[index] for index in sorted({0, len(rows) // 2, len(rows) - 1})]
+    if any(len(row["images"]) != 1 for row in shown):
+        return None
+    records = map(record_in, shown)
+    rule = LengthRule.of(template, shown, [(record.width, record.height) for record in records])
+    if rule is None:
+        logger.warning(
+            "lengths of samples do not add up under this template; all of them are encoded once instead"
+        )
+    return rule
+
+
+def _count(rows: Dataset, indices: Sequence[int], rule: LengthRule | None, template: Any) -> Lengths:
+    """int32: tokens of the samples with these indices."""
+    count: Count = partial(_whole, rows, template) if rule is None else partial(_told, rows, rule)
+    parts = [indices[start : start + _CHUNK] for start in range(0, len(indices), _CHUNK)]
+    workers = min(usable_cores(), len(parts))
+    if workers <= 1:
+        counted = [count(part) for part in parts]
+    else:
+        context = multiprocessing.get_context("fork")
+        # Handed over by the fork itself: a tokenizer takes long to be sent.
+        with ProcessPoolExecutor(workers, context, _keep, (count,)) as executor:
+            counted = list(executor.map(_use_kept, parts))
+    return np.array([length for part in counted for length in part], dtype=np.int32)
+
+
+_kept: list[Count] = []
+
+
+def _keep(count: Count) -> None:
+    _kept.append(count)
+
+
+def _use_kept(indices: Sequence[int]) -> list[int]:
+    return _kept[-1](indices)
+
+
+def _told(rows: Dataset, rule: LengthRule, indices: Sequence[int]) -> list[int]:
+    batch = rows.select(indices)[:]
+    answers = rule.answer_tokens([messages[-1]["content"] for messages in batch["messages"]])
+    records = map(record_from_text, batch[RECORD_COLUMN])
+    return [
+        rule.question + _picture_tokens(rule, record.width, record.height) + answer
+        for record, answer in zip(records, answers, strict=True)
+    ]
+
+
+def _whole(rows: Dataset, template: Any, indices: Sequence[int]) -> list[int]:
+    lengths = []
+    with without_limit(template):
+        for index in indices:
+            row = rows[index]
+            with naming_sample(row):
+                lengths.append(encode_sample(template, row)["length"])
+    return lengths
+
+
+def _described(row: Mapping[str, Any], length: int) -> str:
+    record = record_in(row)
+    return (
+        f"{SampleSource.of_sample(row).sample_id} has {length} ({len(record.objects)} objects, a picture of "
+        f"{record.width} x {record.height})"
+    )
