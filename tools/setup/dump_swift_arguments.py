@@ -1,4 +1,4 @@
-"""Write coordexp/config/swift_arguments.json: the arguments of the installed ms-swift's `swift sft`.
+"""Write coordexp/config/checks/swift_arguments.json: the arguments of the installed ms-swift's `swift sft`.
 
 Run it after an upgrade of ms-swift or transformers:  python tools/setup/dump_swift_arguments.py
 
@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-OUTPUT = Path(__file__).parents[2] / "coordexp" / "config" / "swift_arguments.json"
+OUTPUT = Path(__file__).parents[2] / "coordexp" / "config" / "checks" / "swift_arguments.json"
 NAMES = {str: "str", bool: "bool", int: "int", float: "float", type(None): "null"}
 
 

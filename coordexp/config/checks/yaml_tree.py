@@ -152,7 +152,11 @@ _Loader.add_implicit_resolver(
 def _read_one(path: Path) -> Tree:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file.")
-    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is no UTF-8 text ({error}).") from None
+    return parse_yaml(text, str(path))
 
 
 def _places(node: yaml.Node | None, path: KeyPath, file: str) -> Iterator[tuple[KeyPath, Place]]:
@@ -170,22 +174,28 @@ def _places(node: yaml.Node | None, path: KeyPath, file: str) -> Iterator[tuple[
             yield from _places(item, (*path, index), file)
 
 
-def _refuse_repeated_keys(node: yaml.Node | None, file: str) -> None:
+def _refuse_repeated_keys(node: yaml.Node | None, file: str, above: tuple[yaml.Node, ...] = ()) -> None:
+    """Also keys that are no plain values, and aliases to a value around them. above: the nodes around this one."""
+    if node is not None and any(node is outer for outer in above):
+        raise ConfigError(f"{file}:{node.start_mark.line + 1}: a value holds itself by an alias.")
+    inside = above if node is None else (*above, node)
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_repeated_keys(item, file)
+            _refuse_repeated_keys(item, file, inside)
     if not isinstance(node, yaml.MappingNode):
         return
     lines: dict[str, int] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise ConfigError(f"{file}:{line}: a key is a {key.id}; expected text.")
         if key.value in lines and key.value != "<<":
             raise ConfigError(
                 f"{file}:{line}: key {key.value!r} is already set on line {lines[key.value]}; keep one of "
                 f"them."
             )
         lines[str(key.value)] = line
-        _refuse_repeated_keys(value, file)
+        _refuse_repeated_keys(value, file, inside)
 
 
 def _merge(

@@ -321,3 +321,22 @@ def test_when_to_save_reaches_the_trainer(write) -> None:
     for file in (sectioned, flat):
         sent = load_run_config(file).to_swift_flat()["coordexp"]["training"]
         assert sent == {"save_delay_steps": 100, "save_last_epoch": True}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe\x00", "is no UTF-8 text"),
+        (b"model: &a [*a]\n", "run.yaml:1: a value holds itself by an alias"),
+        (b"model: m\n? [a]\n: b\n", "run.yaml:2: a key is a sequence; expected text"),
+        (b"1: 2\n", "run.yaml:1: key '1' is not text; put it in quotes"),
+        (b"a: [1\n", "run.yaml is not valid YAML"),
+        (b"- a\n", "expected a mapping of settings, found list"),
+        (b"x: !!python/object:os.system 1\n", "is not valid YAML"),
+    ],
+)
+def test_files_that_are_no_run_file(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "run.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_run_config(tmp_path / "run.yaml")
+    assert said in str(caught.value)
