@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
@@ -133,13 +135,18 @@ def dataset_name(record: Record) -> str:
     """
     name = (record.metadata or {}).get("dataset")
     if name is None:
-        return Path(record.file).resolve().parent.name if record.file else ""
+        return _folder_name(record.file) if record.file else ""
     if not isinstance(name, str) or not name.strip():
         raise RecordError(
             f"{record.file}:{record.line}: metadata.dataset is {name!r}, expected the dataset's name as text "
             "(or leave it out)"
         )
     return name
+
+
+@lru_cache(maxsize=64)
+def _folder_name(file: str) -> str:
+    return Path(file).resolve().parent.name
 
 
 def order_objects(objects: Sequence[BoxObject], ordering: str = "sorted", seed: int = 0) -> list[BoxObject]:
@@ -365,10 +372,11 @@ def check_images(record: Record) -> None:
     Raises RecordError naming file and line of the record.
     """
     where = _Place(record.file, record.line)
-    for path in record.image_paths():
-        if not path.is_file():
+    paths = record.image_paths()
+    for path in paths:
+        if not os.path.isfile(path):
             where.fail(f"image {path} does not exist. Paths are relative to the folder of the data file")
-    path = record.image_paths()[0]
+    path = paths[0]
     try:
         facts = picture_facts(path)
     except RecordError as error:
