@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "evaluation",
     "doctor": "training",
     "metrics": "training",
+    "audit": "training",
     "demo": "demo",
     "rollout-server": "training",
 }

@@ -145,7 +145,7 @@ class Inference:
             on_images(log.num_done, total)
         predict(
             self.records,
-            self._requests(),
+            self.requests(),
             backend,
             tokenizer,
             log,
@@ -154,7 +154,8 @@ class Inference:
             on_images=None if on_images is None else lambda done: on_images(done, total),
         )
 
-    def _requests(self) -> list[RolloutRequest]:
+    def requests(self) -> list[RolloutRequest]:
+        """What the backend is asked, one question per record."""
         questions = [conversation(record, prompt=self.prompt) for record in self.records]
         return [
             RolloutRequest(tuple(q["messages"]), tuple(q["images"]), request_id=record.images[0])

@@ -36,6 +36,8 @@ from coordexp.trainers.progress import PROGRESS_KEY, Progress
 from coordexp.trainers.runtime import active
 from coordexp.trainers.saving import SaveSchedule
 from coordexp.trainers.step import ranks
+from coordexp.trainers.step.dump import DUMP_FOLDER, write_plan
+from coordexp.trainers.step.plan import StepPlan
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self.metrics = MetricStore()
         self._progress = Progress(self.metrics, self.args.gradient_accumulation_steps)
         self._has_started = False
+        self._plan: StepPlan | None = None
         self._finite_guard = self._guard_loss()
         self._best = BestCheckpoint(self.args, self.settings)
         self._saves = SaveSchedule(self.settings.sections.training)
@@ -103,6 +106,12 @@ class CoordTrainer(SwiftTrainerBridge):
             if self.template.padding_free:
                 check_template_packs(self.model_wrapped, self.template, self.args.device)
         self._progress.add_step(num_micro_steps)
+
+    def keep_plan(self, plan: StepPlan) -> None:
+        """The step that is about to run."""
+        self._plan = plan
+        if plan.step < self.settings.sections.debug.step_dumps:
+            write_plan(plan, Path(self.args.output_dir) / DUMP_FOLDER, self.accelerator.process_index)
 
     def count_samples(self, num_samples: int) -> None:
         """Original samples of this rank in the step that is being planned (`train/samples_total`, `_seen`)."""

@@ -29,7 +29,6 @@ from coordexp.trainers.base import CoordTrainer
 from coordexp.trainers.encoded_datasets import encode_datasets
 from coordexp.trainers.packing import pack_datasets
 from coordexp.trainers.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
-from coordexp.trainers.step.plan import StepPlan
 from coordexp.trainers.step.planners import COORD, TEXT, Totals, plan_teacher_forced
 
 logger = logging.getLogger(__name__)
@@ -50,7 +49,6 @@ class Stage1CoordTrainer(CoordTrainer):
         self.needs = self.weights.needs(mass_monitor=mass_monitor)
         self.head = RowsHead(custom.head, self.columns)
         self._has_reported_types = False
-        self._plan: StepPlan | None = None
 
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
         encode_datasets(arguments, self.settings)
@@ -59,9 +57,8 @@ class Stage1CoordTrainer(CoordTrainer):
     def plan_step(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         metas = [BatchMeta.of(batch) for batch in batches]
         self.count_samples(sum(meta.num_samples for meta in metas))
-        self._plan = plan_teacher_forced(
-            batches, metas, int(self.state.global_step), self.sum_over_ranks, self.args.device
-        )
+        step = int(self.state.global_step)
+        self.keep_plan(plan_teacher_forced(batches, metas, step, self.sum_over_ranks, self.args.device))
         return batches
 
     def compute_loss(

@@ -23,7 +23,7 @@ from coordexp.swift_bridge.prompts import rows_of
 from coordexp.trainers.base import CoordTrainer
 from coordexp.trainers.rollouts.eval import evaluate_rollouts
 from coordexp.trainers.stage2_parts import Stage2Parts, make_parts, rollout_settings
-from coordexp.trainers.step.plan import PlannedForward, StepPlan
+from coordexp.trainers.step.plan import PlannedForward
 from coordexp.trainers.step.planners import GroundTruthPlanner, Planner, RolloutPlanner, ScheduledPlanner
 
 
@@ -34,7 +34,6 @@ class Stage2Trainer(CoordTrainer):
         super().__init__(*args, **kwargs)
         self.parts = make_parts(self)
         self.planner = self.make_planner(self.parts)
-        self._plan: StepPlan | None = None
 
     def make_planner(self, parts: Stage2Parts) -> Planner:
         """What a step teaches on."""
@@ -59,7 +58,8 @@ class Stage2Trainer(CoordTrainer):
         raws: list[RawSample] = [raw for batch in batches for raw in batch]
         step = int(self.state.global_step)
         self.count_samples(len(raws))
-        self._plan = plan = self.planner(raws, step)
+        plan = self.planner(raws, step)
+        self.keep_plan(plan)
         self.metrics.add_all(plan.facts)
         if plan.rolled_out is not None:
             self.metrics.add_all(self.parts.record(plan.rolled_out, step))

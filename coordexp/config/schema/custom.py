@@ -174,6 +174,11 @@ class Debug(Section):
     val_sample_limit: int | None = Field(
         default=None, gt=0, description="Evaluate on the first N records only."
     )
+    step_dumps: int = Field(
+        default=0,
+        ge=0,
+        description="Write what the first N steps train on to step_dumps/ in the run folder, for `coordexp audit`.",
+    )
 
 
 class Experiment(Section):

@@ -1,0 +1,284 @@
+"""All questions of an audit, in order: short runs first, then everything that can be read off them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from coordexp.audit import answers, token_flow
+from coordexp.audit.answers import Answered
+from coordexp.audit.equations import check_equations
+from coordexp.audit.findings import DifferenceError, Finding, ask, skip
+from coordexp.audit.subject import ShortRun, Subject
+from coordexp.codec.records import order_objects
+from coordexp.config import load_run_config
+from coordexp.data.source import source_of
+from coordexp.errors import ConfigError
+from coordexp.packing.layout import pack_samples
+from coordexp.packing.position_ids import VisionLayout
+from coordexp.targets.builder import TargetBuilder
+from coordexp.targets.sample import EncodedSample, Media
+
+MOST_STEPS = 6
+PACKED_TOLERANCE = 1e-3
+RELOAD_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked beside the recipe as it stands.
+
+    ranks: a second short run on so many processes; 1 leaves it out.
+    other_packing: a short run with packing switched.  backends: of `infer`, beside hf.
+    """
+
+    ranks: int = 1
+    other_packing: bool = True
+    backends: tuple[str, ...] = ()
+    max_new_tokens: int = 64
+
+
+class Audit:
+    """Runs what the questions need, once each."""
+
+    def __init__(self, subject: Subject, options: Options) -> None:
+        self.subject, self.options = subject, options
+        config = load_run_config(subject.run_file, overrides=list(subject.overrides))
+        self.variant = config.variant
+        self._has_packing = bool(
+            config.sections.training.packing
+            if config.variant == "stage1_coord"
+            else config.sections.rollout_matching and config.sections.rollout_matching.packing
+        )
+        batch = int(config.swift["per_device_train_batch_size"] or 1)
+        per_step = batch * int(config.swift["gradient_accumulation_steps"] or 1)
+        self.steps = max(2, min(MOST_STEPS, math.ceil(len(subject.records) / per_step)))
+
+    @cached_property
+    def run(self) -> ShortRun:
+        return self.subject.train("run", steps=self.steps)
+
+    @property
+    def checkpoint(self) -> Path:
+        """What the short run saved last."""
+        return self.run.folder / f"checkpoint-{self.steps}"
+
+    @cached_property
+    def layout(self) -> VisionLayout:
+        from transformers import AutoConfig
+
+        return VisionLayout.from_config(AutoConfig.from_pretrained(self.subject.model))
+
+    @cached_property
+    def answered(self) -> Answered:
+        return self._infer("hf", self.checkpoint)
+
+    def findings(self) -> list[Finding]:
+        """One per question."""
+        found = self._flow("recipe", self.run)
+        if self.options.other_packing:
+            found += self._other_packing("padded" if self._has_packing else "packed")
+        if self.options.ranks > 1:
+            name = f"{self.options.ranks} ranks"
+            found += self._flow(
+                name, self.subject.train("ranks", steps=self.steps, num_ranks=self.options.ranks)
+            )
+        found += self._training_inputs()
+        found.append(
+            ask(
+                "prompts",
+                "chat template",
+                lambda: answers.check_template(self.subject.model, self.checkpoint),
+            )
+        )
+        found += self._rollouts()
+        found.append(ask("answers", "stored = generated", lambda: answers.check_stored(self.answered)))
+        found.append(
+            ask(
+                "answers",
+                "arg-max of a teacher-forced pass",
+                lambda: answers.check_teacher_forced(self.answered),
+            )
+        )
+        for backend in self.options.backends:
+            found += self._backend(backend)
+        found.append(ask("packing", "packed = single", self._packed))
+        found.append(ask("telemetry", "payload = float64", self._equations))
+        found.append(ask("weights", "checkpoint = plain transformers", self._reloaded))
+        return found
+
+    def _flow(self, name: str, run: ShortRun) -> list[Finding]:
+        return [
+            ask("order", name, lambda: token_flow.check_order(run, self.subject, self.layout)),
+            ask("targets", name, lambda: token_flow.check_targets(run, self.subject, self.layout)),
+        ]
+
+    def _other_packing(self, name: str) -> list[Finding]:
+        """The recipe with packing switched, where its settings allow that."""
+        is_stage1, value = self.variant == "stage1_coord", str(not self._has_packing).lower()
+        extra = ["--set", f"{'training' if is_stage1 else 'rollout_matching'}.packing={value}"]
+        extra += ["--lazy_tokenize", "false"] if is_stage1 and not self._has_packing else []
+        try:
+            run = self.subject.train("other_packing", steps=self.steps, extra=extra)
+        except ConfigError as error:
+            return [skip("order, targets", name, str(error).splitlines()[-1])]
+        return self._flow(name, run)
+
+    def _infer(self, backend: str, model: Path) -> Answered:
+        output = self.subject.work / f"infer_{backend}_{model.name}"
+        tokens = self.options.max_new_tokens
+        return Answered.by(backend, model, self.subject.data, output, max_new_tokens=tokens)
+
+    def _training_inputs(self) -> list[Finding]:
+        checks = {"prompts": answers.check_training_prompts, "pixels": answers.check_training_pixels}
+        return [
+            ask(area, "training = infer", partial(check, self.run, self.subject, self.answered, self.layout))
+            for area, check in checks.items()
+        ]
+
+    def _rollouts(self) -> list[Finding]:
+        if not any(plan["answers"] for plan in self.run.plans):
+            return [skip("rollouts", "prompts and weights", "the recipe's first steps have no rollouts")]
+        return [
+            ask(
+                "rollouts",
+                "prompts",
+                lambda: answers.check_rollout_prompts(self.run, self.subject, self.answered),
+            ),
+            ask("rollouts", "weights of the step", self._policy),
+        ]
+
+    def _policy(self) -> str:
+        rollout = self.run.config["rollout_matching"]
+        if rollout["decoding"]["temperature"] or rollout["decode_mode"] == "beam":
+            raise DifferenceError(
+                "rollouts are sampled, so they cannot be repeated; set decoding.temperature: 0"
+            )
+        tokens, expected = rollout["max_new_tokens"], {}
+        for plan in self.run.plans:
+            step = plan["step"]
+            if plan["answers"] and step not in expected:
+                expected[step] = self._greedy(self._weights_before(step), tokens)
+        return answers.check_policy(self.run, expected, self.subject.tokenizer)
+
+    def _greedy(self, model: Path, max_new_tokens: int) -> Mapping[str, Sequence[int]]:
+        """Greedy answers of a folder's weights to the run's own questions, by sample id."""
+        output = self.subject.work / f"replay_{model.name}"
+        prompt = self.run.config["custom"]["prompt"]
+        answered = Answered.by(
+            "hf", model, self.subject.data, output, max_new_tokens=max_new_tokens, prompt=prompt
+        )
+        ids = [source_of(record).sample_id for record in self.subject.records]
+        requests = answered.job.requests()
+        return {
+            sample_id: answered.rollouts[request.request_id].response_token_ids
+            for sample_id, request in zip(ids, requests, strict=True)
+        }
+
+    def _backend(self, backend: str) -> list[Finding]:
+        other = self._infer(backend, self.checkpoint)
+        return [
+            ask(
+                "prompts",
+                f"{backend} = hf",
+                lambda: answers.check_backend_prompts(self.answered, other, backend),
+            ),
+            ask(
+                "answers",
+                f"{backend} = hf",
+                lambda: answers.check_same_answers(self.answered, other, backend),
+            ),
+        ]
+
+    @torch.no_grad()
+    def _packed(self) -> str:
+        """Logits of samples that share a sequence against those of each alone, in this process."""
+        model, samples = self.answered.model, self._encoded_samples()
+        together = pack_samples(samples, self.layout)
+        packed = model(**_on(together.model_inputs(), model)).logits[0].float()
+        worst = 0.0
+        for sample, start in zip(samples, together.starts, strict=True):
+            alone = pack_samples([sample], self.layout)
+            single = model(**_on(alone.model_inputs(), model)).logits[0].float()
+            difference = (packed[start : start + sample.num_tokens] - single).abs().max() / single.abs().max()
+            worst = max(worst, float(difference))
+            if worst > PACKED_TOLERANCE:
+                raise DifferenceError(
+                    f"{sample.sample_id}: its logits change by {worst:.2g} (of the largest) when it shares a sequence"
+                )
+        return f"{len(samples)} samples, largest difference {worst:.1g} of the largest logit"
+
+    def _encoded_samples(self) -> list[EncodedSample]:
+        builder = TargetBuilder(self.answered.tokenizer)
+        samples = []
+        for record, question in zip(self.subject.records, self.answered.encoded, strict=True):
+            media = None
+            if question.get("pixel_values") is not None:
+                grids = torch.as_tensor(question["image_grid_thw"]).numpy()
+                media = Media(question["pixel_values"], grids)
+            objects = order_objects(record.objects, "sorted")
+            sample_id = source_of(record).sample_id
+            samples.append(
+                builder.from_ground_truth(
+                    list(question["input_ids"]), objects, sample_id=sample_id, media=media
+                )
+            )
+        return samples[:4]
+
+    def _equations(self) -> str:
+        """Of the first step of each kind, at the weights it starts from."""
+        ids_K, seen, found = torch.tensor(self.subject.vocab.ids), set(), []
+        for plan in self.run.plans:
+            if plan["channel"] in seen:
+                continue
+            seen.add(plan["channel"])
+            step = plan["step"]
+            model = _plain_model(self._weights_before(step)).double().eval()
+            plans = [one for one in self.run.plans if one["step"] == step]
+            payload = self.run.payloads[step + 1]
+            found.append(f"step {step}: {check_equations(plans, payload, self.run.config, model, ids_K)}")
+        return "; ".join(found)
+
+    def _weights_before(self, step: int) -> Path:
+        """The folder of the weights that optimizer step `step` starts from."""
+        return self.subject.model if step == 0 else self.run.folder / f"checkpoint-{step}"
+
+    @torch.no_grad()
+    def _reloaded(self) -> str:
+        """Logits of the checkpoint as `infer` loads it against plain transformers, merged where it has adapters."""
+        from coordexp.models.coord_offset import OFFSET_FILE
+        from coordexp.models.merge_offset import is_adapter, merge_offset
+
+        folder = self.checkpoint
+        if is_adapter(folder) or (folder / OFFSET_FILE).is_file():
+            folder = self.subject.work / "merged"
+            merge_offset(self.checkpoint, folder)
+        inputs = self.answered.inputs(0, self.answered.answer_ids[0])
+        ours = self.answered.model(**inputs, use_cache=False).logits.float()
+        plain = _plain_model(folder).to(ours.device).eval()(**inputs, use_cache=False).logits.float()
+        difference = float((ours - plain).abs().max() / plain.abs().max())
+        if difference > RELOAD_TOLERANCE:
+            raise DifferenceError(f"logits of {folder.name} differ by {difference:.2g} of the largest")
+        return f"largest difference {difference:.1g} of the largest logit"
+
+
+def _plain_model(folder: Path) -> nn.Module:
+    """As transformers alone loads it, in float32."""
+    from transformers import AutoModelForImageTextToText
+
+    model: nn.Module = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return model
+
+
+def _on(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    device = next(model.parameters()).device
+    return {
+        key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()
+    }

@@ -1,0 +1,136 @@
+"""The audit passes on sound recipes, and each planted fault fails on its own line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.processes import PLUGIN, ROOT, run_coordexp
+from support.stage2 import two_channel
+
+from coordexp.audit.findings import Finding
+from coordexp.audit.run import Audit, Options
+from coordexp.audit.subject import load_subject
+
+pytestmark = pytest.mark.slow
+
+FAULTS_PLUGIN = ROOT / "tests" / "integration" / "planted_faults_plugin.py"
+QUESTIONS = {
+    ("order", "recipe"), ("targets", "recipe"), ("prompts", "training = infer"), ("pixels", "training = infer"),
+    ("prompts", "chat template"), ("answers", "stored = generated"), ("answers", "arg-max of a teacher-forced pass"),
+    ("packing", "packed = single"), ("telemetry", "payload = float64"), ("weights", "checkpoint = plain transformers"),
+}  # fmt: skip
+
+
+def run_file(folder: Path, model: Path, *, plugins: Sequence[Path] = (), **settings: Any) -> Path:
+    """A flat run file of a small CPU run."""
+    flat = {
+        "external_plugins": [str(path) for path in (PLUGIN, *plugins)],
+        "ignore_args_error": True, "custom_trainer_variant": "stage1_coord",
+        "model": str(model), "model_type": "qwen3_vl", "tuner_type": "full", "torch_dtype": "float32",
+        "attn_impl": "sdpa", "freeze_vit": False, "freeze_aligner": False, "dataset": ["none.jsonl"],
+        "max_length": 512, "strict": True, "load_from_cache_file": False, "lazy_tokenize": True,
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1.0e-3,
+        "lr_scheduler_type": "constant", "gradient_checkpointing": False, "use_cpu": True, "fp16": False,
+        "bf16": False, "check_model": False, "max_steps": 2, "output_dir": str(folder / "unused"), **settings,
+    }  # fmt: skip
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(flat))
+    return path
+
+
+def findings(run: Path, data: Path, work: Path) -> list[Finding]:
+    subject = load_subject(run, data, samples=4, overrides=(), work=work)
+    return Audit(subject, Options(other_packing=False, max_new_tokens=24)).findings()
+
+
+def failed(found: Sequence[Finding]) -> dict[tuple[str, str], str]:
+    return {(one.area, one.question): one.detail for one in found if one.passed is False}
+
+
+def test_a_sound_stage_1_recipe_passes_as_a_command(nano_model: Path, scenes: Path, tmp_path: Path):
+    run = run_file(tmp_path, nano_model)
+    report = tmp_path / "audit.json"
+    done = run_coordexp(
+        "audit", run, scenes / "train.jsonl", "--samples", 4, "--max-new-tokens", 24, "--output", report,
+        "--keep", tmp_path / "kept",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(report.read_text())
+    assert found["passed"] is True
+    asked = {(one["area"], one["question"]): one for one in found["findings"] if one["passed"]}
+    assert asked.keys() == QUESTIONS | {("order", "packed"), ("targets", "packed")}
+    assert asked["order", "recipe"]["detail"] == "8 samples of 4 records on 1 rank(s)"
+    again = run_coordexp("audit", tmp_path / "kept" / "run" / "checkpoint-2", tmp_path / "none.jsonl")
+    assert again.returncode == 2
+    assert "none.jsonl" in again.stderr
+
+
+def test_a_sound_stage_2_recipe_passes_from_its_checkpoint(
+    taught_model: Path, scenes: Path, tmp_path: Path, monkeypatch
+):
+    sections = two_channel(0.5, {"max_new_tokens": 60}, n_softctx_iter=2)
+    run = run_file(tmp_path, taught_model, custom_trainer_variant="stage2_two_channel", coordexp=sections)
+    found = findings(run, scenes / "train.jsonl", tmp_path / "work")
+    assert failed(found) == {}
+    asked = {(one.area, one.question): one.detail for one in found if one.passed}
+    assert asked.keys() == QUESTIONS | {("rollouts", "prompts"), ("rollouts", "weights of the step")}
+    assert asked["rollouts", "weights of the step"] == "4 rollouts of steps [1]"
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        (
+            ("shifted_labels", "swapped_images", "wrong_count", "stale_template"),
+            {
+                ("targets", "recipe"): "is taught token",
+                ("pixels", "training = infer"): "its pixels are not those of the record's picture",
+                ("telemetry", "payload = float64"): "base_ce/loss is",
+                ("prompts", "chat template"): "another chat template",
+            },
+        ),
+        (
+            ("bin_order", "dropped_system"),
+            {
+                ("targets", "recipe"): "is taught bin",
+                ("prompts", "training = infer"): "system",
+            },
+        ),
+        (("pixel_budget",), {("pixels", "training = infer"): "another pixel budget"}),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
+)
+def test_planted_faults_fail_on_their_lines(
+    nano_model: Path, scenes: Path, tmp_path: Path, monkeypatch, faults, expected
+):
+    monkeypatch.setenv("PLANTED_FAULTS", ",".join(faults))
+    run = run_file(tmp_path, nano_model, plugins=[FAULTS_PLUGIN])
+    subject = load_subject(run, scenes / "train.jsonl", samples=4, overrides=(), work=tmp_path / "work")
+    audit = Audit(subject, Options(other_packing=False, max_new_tokens=24))
+    if "stale_template" in faults:
+        assert audit.run.plans
+        (audit.checkpoint / "chat_template.jinja").write_text("{{ messages }}")
+    found = failed(audit.findings())
+    for question, detail in expected.items():
+        assert detail in found[question], found
+    assert found.keys() <= expected.keys() | {
+        ("prompts", "training = infer"),
+        ("telemetry", "payload = float64"),
+    }
+
+
+def test_a_lost_weight_push_fails_on_its_line(taught_model: Path, scenes: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PLANTED_FAULTS", "lost_push")
+    sections = two_channel(1.0, {"max_new_tokens": 60})
+    run = run_file(
+        tmp_path, taught_model, plugins=[FAULTS_PLUGIN], custom_trainer_variant="stage2_two_channel",
+        coordexp=sections, learning_rate=0.02,
+    )  # fmt: skip
+    found = failed(findings(run, scenes / "train.jsonl", tmp_path / "work"))
+    assert found.keys() == {("rollouts", "weights of the step")}
+    assert "a fresh process" in found["rollouts", "weights of the step"]
