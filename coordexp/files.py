@@ -84,6 +84,16 @@ def is_file(path: str | Path) -> bool:
         return False
 
 
+def atomic_link(path: str | Path, target: str) -> None:
+    """Make `path` a symbolic link to `target`, in one step where there is one already."""
+    unfinished = _unfinished(Path(path))
+    unfinished.symlink_to(target)
+    try:
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str, *, sync: bool = True) -> None:
     """Make `text` the content of `path`."""
     with atomic_file(path, sync=sync) as stream:

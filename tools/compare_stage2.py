@@ -88,11 +88,11 @@ def numbers_of(checkpoint: Path, data: Path, output: Path) -> dict[str, Any]:
     from coordexp.eval.predictions.confidence import score_directory
     from coordexp.inference.infer import infer_file
 
-    lines = infer_file(
+    images = infer_file(
         checkpoint, data / "val.jsonl", output, batch_size=BATCH_SIZE, max_new_tokens=MAX_NEW_TOKENS
     )
     score_directory(output)
-    strict, lenient = on_policy_numbers(lines, gate=0.75), on_policy_numbers(lines, gate=0.5)
+    strict, lenient = on_policy_numbers(images, gate=0.75), on_policy_numbers(images, gate=0.5)
     f1 = {"rollout_f1@0.5": lenient["rollout_f1"], "rollout_f1@0.75": strict["rollout_f1"]}
     return {**evaluate_directory(output), **lenient, **f1}
 

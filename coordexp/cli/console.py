@@ -20,7 +20,7 @@ console = Console()
 
 
 @contextmanager
-def progress(unit: str, description: str = "") -> Iterator[Callable[[int, int], None]]:
+def progress(unit: str, description: str = "") -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar; the yielded function takes (items just done, items in all)."""
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -33,7 +33,7 @@ def progress(unit: str, description: str = "") -> Iterator[Callable[[int, int], 
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(description or unit, total=None)
 
-        def advance(done: int, total: int) -> None:
+        def advance(done: int, total: int | None) -> None:
             bar.update(task, advance=done, total=total)
 
         yield advance

@@ -1,7 +1,7 @@
 """From free descriptions to the categories of the ground truth: map or drop, and say what was done.
 
     mapping = map_descs(predicted_descs, categories, embed=DescEmbedder(model_folder), threshold=0.6)
-    mapping.desc_map          # {"kitten": "cat"}: what `to_coco` takes
+    mapping.desc_map          # {"kitten": "cat"}: what `Objects.renamed` takes
     mapping.report()          # JSON: what was mapped to what with which similarity, and what was dropped
 
 "exact" compares names after trimming, joining runs of white space and ignoring case. "semantic" also maps a
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from coordexp.codec.descs import folded_desc
 from coordexp.errors import ConfigError
 from coordexp.geometry import FloatArray
 
@@ -110,11 +111,11 @@ def map_descs(
     num_exact = sum(count for desc, count in counts.items() if desc in known)
     by_plain_name = _unique_plain_names(categories)
     others = [(desc, count) for desc, count in counts.most_common() if desc not in known]
-    unknown = [desc for desc, _ in others if _plain(desc) not in by_plain_name]
+    unknown = [desc for desc, _ in others if folded_desc(desc) not in by_plain_name]
     nearest = _nearest(unknown, categories, embed) if embed is not None and categories else {}
     matches = []
     for desc, count in others:
-        name = by_plain_name.get(_plain(desc))
+        name = by_plain_name.get(folded_desc(desc))
         if name is not None:
             matches.append(DescMatch(desc, name, name, 1.0, count))
             continue
@@ -172,14 +173,10 @@ def _nearest(descs: Sequence[str], categories: Sequence[str], embed: Embed) -> d
     }
 
 
-def _plain(name: str) -> str:
-    return " ".join(name.split()).casefold()
-
-
 def _unique_plain_names(categories: Sequence[str]) -> dict[str, str]:
     """Plain form -> category; forms that several categories share are left out."""
-    counts = Counter(_plain(name) for name in categories)
-    return {_plain(name): name for name in categories if counts[_plain(name)] == 1}
+    counts = Counter(folded_desc(name) for name in categories)
+    return {folded_desc(name): name for name in categories if counts[folded_desc(name)] == 1}
 
 
 def _model_folder(model: str | Path | None) -> Path:

@@ -1,33 +1,32 @@
-"""Precision, recall and F1 of detections against ground truth, by one-to-one matching.
+"""Precision, recall and F1 of detections against ground truth, by one-to-one matching of boxes.
 
-`DetectionMetrics` matches by box IoU at one or more thresholds and needs no scores; `MatchMetrics` sums up
-the mask-IoU matches of `coordexp.matching` that rollout training works with. Both go update, compute, reset:
+    boxes = BoxSet.of(images)
+    summary = match_boxes(boxes)                              # IoU 0.50:0.05:0.95, descriptions must be equal
+    summary.f1_at(0.5), summary.f1_50_95
+    match_boxes(boxes, class_aware=False)                     # boxes alone
 
-    metrics = DetectionMetrics()                                     # IoU 0.50:0.05:0.95, class-aware
-    metrics.update(pred_boxes, pred_descs, gt_boxes, gt_descs)       # once per image
-    metrics.compute().f1_at(0.5), metrics.compute().mean_f1
-
-Empty sets: precision is 1 when nothing was predicted, recall is 1 when there was nothing to find.
+Empty sets: precision is 1 when nothing was predicted, recall is 1 when there was nothing to find. `scores_of` is the
+one place where precision, recall and F1 come from counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
+from numpy.typing import ArrayLike, NDArray
 
 from coordexp.errors import ConfigError, ContractError
-from coordexp.geometry import FloatArray, IntArray, box_areas, pairwise_iou
-from coordexp.matching import MatchResult
+from coordexp.eval.box_matching import BoxSet, Ignored, Pairs, ignored_predictions, matched_pairs
+from coordexp.geometry import FloatArray, IntArray
 
 COCO_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 """IoU 0.50, 0.55, ..., 0.95."""
 
 SCOPES = ("all", "annotated")
+ANY_CLASS = "any"
 
 
 class Scores(NamedTuple):
@@ -45,13 +44,30 @@ class Counts(NamedTuple):
     fp: int
     fn: int
 
+    @classmethod
+    def of(cls, num_matched: float, num_pred: float, num_gt: float) -> Counts:
+        """From how many objects were matched, predicted and there."""
+        return cls(int(num_matched), int(num_pred - num_matched), int(num_gt - num_matched))
+
     @property
     def scores(self) -> Scores:
-        """precision = tp / (tp + fp), recall = tp / (tp + fn), each 1 if 0 / 0; F1 their harmonic mean."""
-        precision = self.tp / (self.tp + self.fp) if self.tp + self.fp else 1.0
-        recall = self.tp / (self.tp + self.fn) if self.tp + self.fn else 1.0
-        f1 = 2.0 * precision * recall / (precision + recall) if precision + recall else 0.0
-        return Scores(precision, recall, f1)
+        """See `scores_of`."""
+        return Scores(*(float(value) for value in scores_of(*self)))
+
+    @property
+    def ratios(self) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
+        """Numerator and denominator of precision, recall and F1, which add up over images, steps and ranks."""
+        tp, fp, fn = map(float, self)
+        return (tp, tp + fp), (tp, tp + fn), (2.0 * tp, 2.0 * tp + fp + fn)
+
+
+def scores_of(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Precision, recall and F1 of counts of one shape, 1 for 0 / 0.
+
+    tp / (tp + fp), tp / (tp + fn), and 2 tp / (2 tp + fp + fn), which is their harmonic mean.
+    """
+    tp, fp, fn = (np.asarray(count, dtype=np.float64) for count in (tp, fp, fn))
+    return _ratio(tp, tp + fp), _ratio(tp, tp + fn), _ratio(2.0 * tp, 2.0 * tp + fp + fn)
 
 
 @dataclass(frozen=True)
@@ -74,261 +90,202 @@ class ThresholdSummary:
     matched_iou_mean: float | None
 
 
-@dataclass(frozen=True)
-class DetectionSummary:
-    """Results at every threshold, ascending."""
+class ImageMatch(NamedTuple):
+    """The matches of one image at one threshold.
 
-    num_images: int
+    pairs: (pred, gt, IoU), ascending by pred.  ignored: unmatched predictions inside a crowd region, which count
+    neither way.  counts: of the image.
+    """
+
+    pairs: tuple[tuple[int, int, float], ...]
+    ignored: frozenset[int]
+    counts: Counts
+
+    @property
+    def scores(self) -> Scores:
+        """Of the counts."""
+        return self.counts.scores
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU of the matched pairs, 0 without any."""
+        return sum(iou for _, _, iou in self.pairs) / len(self.pairs) if self.pairs else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionSummary:
+    """Results at every threshold, ascending.
+
+    counts_NT3: int64 [images, thresholds, (tp, fp, fn)].
+    """
+
+    thresholds: tuple[float, ...]
     by_threshold: list[ThresholdSummary]
+    counts_NT3: IntArray
+    _boxes: BoxSet
+    _pairs: Pairs
+    _ignored: Ignored
+
+    @property
+    def num_images(self) -> int:
+        """Images that were evaluated."""
+        return len(self.counts_NT3)
 
     def at(self, threshold: float) -> ThresholdSummary:
         """The results at one of the thresholds that were evaluated; ContractError for any other."""
-        for summary in self.by_threshold:
-            if abs(summary.threshold - threshold) < 1e-9:
-                return summary
-        evaluated = ", ".join(str(summary.threshold) for summary in self.by_threshold)
-        raise ContractError(f"IoU threshold {threshold} was not evaluated: expected one of {evaluated}")
+        return self.by_threshold[self._index(threshold)]
 
     def f1_at(self, threshold: float) -> float:
         """Micro F1 at a threshold."""
         return self.at(threshold).micro.f1
 
     @property
-    def mean_f1(self) -> float:
-        """Micro F1 averaged over all evaluated thresholds (0.50:0.05:0.95 unless chosen otherwise)."""
-        return float(np.mean([summary.micro.f1 for summary in self.by_threshold]))
+    def f1_50_95(self) -> float:
+        """Micro F1 averaged over IoU 0.50:0.05:0.95, whatever else was evaluated."""
+        return sum(map(self.f1_at, COCO_THRESHOLDS)) / len(COCO_THRESHOLDS)
+
+    def matches(self, threshold: float) -> list[ImageMatch]:
+        """Who was matched with whom in every image; indices are those of its `pred` and `gt`."""
+        index = self._index(threshold)
+        pred_starts, gt_starts = self._boxes.pred_starts_N.tolist(), self._boxes.gt_starts_N.tolist()
+        pairs: list[list[tuple[int, int, float]]] = [[] for _ in range(self.num_images)]
+        for n, p, g, iou in self._pairs.at(index):
+            pairs[n].append((p - pred_starts[n], g - gt_starts[n], iou))
+        ignored: list[list[int]] = [[] for _ in range(self.num_images)]
+        for n, p in self._ignored.at(index):
+            ignored[n].append(p - pred_starts[n])
+        counts = self.counts_NT3[:, index].tolist()
+        return [
+            ImageMatch(tuple(found), frozenset(left_out), Counts(*row))
+            for found, left_out, row in zip(pairs, ignored, counts, strict=True)
+        ]
+
+    def _index(self, threshold: float) -> int:
+        for index, evaluated in enumerate(self.thresholds):
+            if abs(evaluated - threshold) < 1e-9:
+                return index
+        listed = ", ".join(map(str, self.thresholds))
+        raise ContractError(f"IoU threshold {threshold} was not evaluated: expected one of {listed}")
 
 
-@dataclass(frozen=True)
-class ImageMatches:
-    """What was counted for one image.
-
-    counts: int64 [thresholds, (tp, fp, fn)].  pairs: at each threshold the (pred, gt) pairs, ascending by pred,
-    as indices into the lists that `update` was given.
-    """
-
-    counts: IntArray
-    pairs: list[list[tuple[int, int]]]
-
-
-def match_at_threshold(iou_PG: FloatArray, threshold: float) -> list[tuple[int, int]]:
-    """One-to-one pairs with IoU >= threshold: as many as possible, and among those the largest total IoU.
-
-    iou_PG: float64 [P, G].  Returns (pred, gt) index pairs, ascending by pred.
-    """
-    feasible_PG = iou_PG >= threshold
-    if not feasible_PG.any():
-        return []
-    if feasible_PG.sum(axis=0).max() == 1 and feasible_PG.sum(axis=1).max() == 1:
-        rows, columns = np.nonzero(feasible_PG)  # nobody has a choice
-        return list(zip(rows.tolist(), columns.tolist(), strict=True))
-    one_more_pair = min(iou_PG.shape) + 1.0  # outweighs any total IoU
-    rows, columns = linear_sum_assignment((one_more_pair + iou_PG) * feasible_PG, maximize=True)
-    is_pair = feasible_PG[rows, columns]
-    return list(zip(rows[is_pair].tolist(), columns[is_pair].tolist(), strict=True))
-
-
-class DetectionMetrics:
-    """Counts of matched boxes over images, at every IoU threshold at once.
+def match_boxes(
+    boxes: BoxSet,
+    thresholds: Iterable[float] = COCO_THRESHOLDS,
+    *,
+    class_aware: bool = True,
+    scope: str = "all",
+) -> DetectionSummary:
+    """Match the predictions of every image with its objects, at every IoU threshold.
 
     thresholds: IoU values in (0, 1].  class_aware: only boxes of equal desc can match; otherwise descs are
     ignored.  scope: "all" counts every prediction; "annotated" leaves out predictions whose desc the image's
     ground truth does not hold, for data sets that do not annotate everything.
     """
+    thresholds = tuple(sorted(float(threshold) for threshold in thresholds))
+    if not thresholds or not all(0.0 < threshold <= 1.0 for threshold in thresholds):
+        raise ConfigError(f"thresholds are {thresholds}: expected one or more IoU values in (0, 1]")
+    if scope not in SCOPES:
+        raise ConfigError(f"scope is {scope!r}: expected one of {', '.join(SCOPES)}")
+    p, g, overlap = boxes.overlaps(thresholds[0])
+    kept_P = np.ones(len(boxes.pred_image_P), dtype=bool) if scope == "all" else _annotated(boxes)
+    possible = kept_P[p]
+    if class_aware:
+        possible &= boxes.pred_label_P[p] == boxes.gt_label_G[g]
+    is_crowd = boxes.crowd_G[g]
+    regular, in_crowd = possible & ~is_crowd, possible & is_crowd
+    pairs = matched_pairs(p[regular], g[regular], overlap[regular], boxes.pred_image_P, thresholds)
+    ignored = ignored_predictions(p[in_crowd], overlap[in_crowd], boxes.pred_image_P, pairs, thresholds)
+    return _summary(boxes, thresholds, kept_P, pairs, ignored, class_aware)
 
-    def __init__(
-        self,
-        thresholds: Iterable[float] = COCO_THRESHOLDS,
-        *,
-        class_aware: bool = True,
-        scope: str = "all",
-    ) -> None:
-        self.thresholds = tuple(sorted(float(threshold) for threshold in thresholds))
-        self.class_aware = class_aware
-        self.scope = scope
-        if not self.thresholds or not all(0.0 < threshold <= 1.0 for threshold in self.thresholds):
-            raise ConfigError(f"thresholds are {self.thresholds}: expected one or more IoU values in (0, 1]")
-        if scope not in SCOPES:
-            raise ConfigError(f"scope is {scope!r}: expected one of {', '.join(SCOPES)}")
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget every image."""
-        self._num_images = 0
-        self._class_counts: dict[str, np.ndarray] = {}  # desc -> int64 [thresholds, (tp, fp, fn)]
-        self._image_scores = np.zeros((len(self.thresholds), 3))  # sums of (precision, recall, f1)
-        self._iou_sums = np.zeros(len(self.thresholds))
-
-    def update(
-        self,
-        pred_boxes_xyxy: ArrayLike,
-        pred_descs: Sequence[str],
-        gt_boxes_xyxy: ArrayLike,
-        gt_descs: Sequence[str],
-        gt_crowd: Sequence[bool] | None = None,
-    ) -> ImageMatches:
-        """Add one image.
-
-        Boxes are [P, 4] and [G, 4] xyxy, both in pixels or both in bins (box IoU is the same in either up to
-        quantisation); descs are their P and G descriptions.  gt_crowd: G flags; a crowd region is neither found
-        nor missed, and an unmatched prediction of which the threshold's share lies inside one is not counted.
-        """
-        pred_boxes = _boxes(pred_boxes_xyxy, pred_descs, "pred")
-        gt_boxes = _boxes(gt_boxes_xyxy, gt_descs, "gt")
-        crowd = set(np.flatnonzero(gt_crowd).tolist()) if gt_crowd is not None else set()
-        overlap_PG = pairwise_iou(pred_boxes, gt_boxes)
-        if crowd:
-            columns = sorted(crowd)
-            overlap_PG[:, columns] = _share_inside(pred_boxes, gt_boxes[columns])
-        annotated = set(gt_descs) if self.scope == "annotated" else None
-        kept = [p for p, desc in enumerate(pred_descs) if annotated is None or desc in annotated]
-        preds_by_class = self._by_class(pred_descs, kept)
-        gts_by_class = self._by_class(gt_descs, [g for g in range(len(gt_descs)) if g not in crowd])
-        crowds_by_class = self._by_class(gt_descs, sorted(crowd))
-        image = ImageMatches(
-            np.zeros((len(self.thresholds), 3), dtype=np.int64), [[] for _ in self.thresholds]
+def _summary(
+    boxes: BoxSet,
+    thresholds: tuple[float, ...],
+    kept_P: NDArray[np.bool_],
+    pairs: Pairs,
+    ignored: Ignored,
+    class_aware: bool,
+) -> DetectionSummary:
+    labels = boxes.labels if class_aware else [ANY_CLASS]
+    pred_label_P, gt_label_G = boxes.pred_label_P, boxes.gt_label_G
+    if not class_aware:
+        pred_label_P, gt_label_G = np.zeros_like(pred_label_P), np.zeros_like(gt_label_G)
+    counted_G = ~boxes.crowd_G
+    counts_NT3 = _counts(
+        boxes.num_images, pairs, ignored, pairs.image_M, ignored.image_M, boxes.pred_image_P[kept_P],
+        boxes.gt_image_G[counted_G], len(thresholds),
+    )  # fmt: skip
+    counts_KT3 = _counts(
+        len(labels), pairs, ignored, gt_label_G[pairs.gt_M], pred_label_P[ignored.pred_M], pred_label_P[kept_P],
+        gt_label_G[counted_G], len(thresholds),
+    )  # fmt: skip
+    seen = sorted({*pred_label_P[kept_P].tolist(), *gt_label_G[counted_G].tolist()}, key=labels.__getitem__)
+    counts_KT3 = counts_KT3[seen]
+    iou_sums_T = _over_thresholds(pairs, np.zeros_like(pairs.gt_M), pairs.iou_M, 1, len(thresholds))[0]
+    by_threshold = [
+        _threshold_summary(
+            threshold, counts_NT3[:, t], counts_KT3[:, t], [labels[k] for k in seen], float(iou_sums_T[t])
         )
-        for desc in {**gts_by_class, **preds_by_class}:
-            preds, gts = preds_by_class.get(desc, []), gts_by_class.get(desc, [])
-            counts = self._count(overlap_PG, preds, gts, crowds_by_class.get(desc, []), image.pairs)
-            self._class_counts[desc] = self._class_counts.get(desc, 0) + counts
-            image.counts[:] += counts
-        self._image_scores += [Counts(*row).scores for row in image.counts.tolist()]
-        self._num_images += 1
-        return ImageMatches(image.counts, [sorted(pairs) for pairs in image.pairs])
-
-    def merge(self, other: DetectionMetrics) -> None:
-        """Add the images that another accumulator with the same settings has seen (another rank's, say)."""
-        mine = (self.thresholds, self.class_aware, self.scope)
-        theirs = (other.thresholds, other.class_aware, other.scope)
-        if mine != theirs:
-            raise ContractError(f"cannot merge detection metrics with settings {theirs} into {mine}")
-        for desc, counts in other._class_counts.items():
-            self._class_counts[desc] = self._class_counts.get(desc, 0) + counts
-        self._image_scores += other._image_scores
-        self._iou_sums += other._iou_sums
-        self._num_images += other._num_images
-
-    def compute(self) -> DetectionSummary:
-        """Results over the images so far; ContractError if there were none."""
-        if not self._num_images:
-            raise ContractError("no image was added to the detection metrics: call update() before compute()")
-        summaries = [self._summary(index) for index in range(len(self.thresholds))]
-        return DetectionSummary(self._num_images, summaries)
-
-    def _by_class(self, descs: Sequence[str], indices: Sequence[int]) -> dict[str, list[int]]:
-        groups: dict[str, list[int]] = {}
-        for index in indices:
-            groups.setdefault(descs[index] if self.class_aware else "any", []).append(index)
-        return groups
-
-    def _count(
-        self,
-        overlap_PG: FloatArray,
-        preds: list[int],
-        gts: list[int],
-        crowds: list[int],
-        pairs: list[list[tuple[int, int]]],
-    ) -> IntArray:
-        """(tp, fp, fn) at every threshold for the boxes of one class; its pairs are added to `pairs`."""
-        counts = np.zeros((len(self.thresholds), 3), dtype=np.int64)
-        counts[:, 1:] = len(preds), len(gts)
-        if not preds or not (gts or crowds):
-            return counts
-        iou_PG = overlap_PG[np.ix_(preds, gts)]
-        highest = iou_PG.max(initial=0.0)
-        in_crowd_P = overlap_PG[np.ix_(preds, crowds)].max(axis=1, initial=0.0) if crowds else None
-        for index, threshold in enumerate(self.thresholds):
-            found = match_at_threshold(iou_PG, threshold) if highest >= threshold else []
-            counts[index] += len(found), -len(found), -len(found)
-            self._iou_sums[index] += sum(iou_PG[pair] for pair in found)
-            pairs[index] += [(preds[p], gts[g]) for p, g in found]
-            if in_crowd_P is not None:
-                unmatched = np.delete(in_crowd_P, [p for p, _ in found])
-                counts[index, 1] -= int((unmatched >= threshold).sum())
-        return counts
-
-    def _summary(self, index: int) -> ThresholdSummary:
-        per_class = {
-            desc: Counts(*counts[index].tolist()) for desc, counts in sorted(self._class_counts.items())
-        }
-        total = (
-            Counts(*(sum(column) for column in zip(*per_class.values(), strict=True)))
-            if per_class
-            else Counts(0, 0, 0)
-        )
-        with_gt = [counts.scores for counts in per_class.values() if counts.tp + counts.fn]
-        return ThresholdSummary(
-            threshold=self.thresholds[index],
-            counts=total,
-            micro=total.scores,
-            macro_images=Scores(*(self._image_scores[index] / self._num_images).tolist()),
-            macro_classes=Scores(*np.mean(with_gt, axis=0).tolist()) if with_gt else total.scores,
-            per_class=per_class,
-            matched_iou_mean=float(self._iou_sums[index] / total.tp) if total.tp else None,
-        )
+        for t, threshold in enumerate(thresholds)
+    ]
+    return DetectionSummary(thresholds, by_threshold, counts_NT3, boxes, pairs, ignored)
 
 
-class MatchMetrics:
-    """Sums over the `MatchResult` of each image, and the ratios drawn from the sums."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every image."""
-        self.num_images = 0
-        self.num_images_with_match = 0
-        self.counts = Counts(0, 0, 0)
-        self.maskiou_sum = 0.0
-        self.num_candidates = 0
-        self.gating_rejections = 0
-
-    def update(self, match: MatchResult) -> None:
-        """Add one image."""
-        tp, fp, fn = self.counts
-        num_matched = len(match.matched)
-        self.num_images += 1
-        self.num_images_with_match += bool(num_matched)
-        self.counts = Counts(tp + num_matched, fp + len(match.unmatched_pred), fn + len(match.unmatched_gt))
-        self.maskiou_sum += match.maskiou_sum
-        self.num_candidates += match.num_candidates
-        self.gating_rejections += match.gating_rejections
-
-    def compute(self) -> Scores:
-        """Precision, recall and F1 of matched objects over the images so far."""
-        return self.counts.scores
-
-    @property
-    def matched_maskiou_mean(self) -> float | None:
-        """Mean mask IoU over matched pairs, None without any."""
-        return self.maskiou_sum / self.counts.tp if self.counts.tp else None
-
-    @property
-    def gating_rejection_rate(self) -> float | None:
-        """Candidate pairs under the gate / candidate pairs, None without any."""
-        return self.gating_rejections / self.num_candidates if self.num_candidates else None
-
-    @property
-    def sample_any_match_rate(self) -> float | None:
-        """Images with at least one matched pair / images, None without any."""
-        return self.num_images_with_match / self.num_images if self.num_images else None
+def _threshold_summary(
+    threshold: float, counts_N3: IntArray, counts_K3: IntArray, labels: Sequence[str], iou_sum: float
+) -> ThresholdSummary:
+    total = Counts(*counts_N3.sum(axis=0).tolist())
+    annotated_K3 = counts_K3[counts_K3[:, 0] + counts_K3[:, 2] > 0]
+    return ThresholdSummary(
+        threshold=threshold,
+        counts=total,
+        micro=total.scores,
+        macro_images=_mean_scores(counts_N3),
+        macro_classes=_mean_scores(annotated_K3) if len(annotated_K3) else total.scores,
+        per_class={label: Counts(*row) for label, row in zip(labels, counts_K3.tolist(), strict=True)},
+        matched_iou_mean=iou_sum / total.tp if total.tp else None,
+    )
 
 
-def _boxes(boxes_xyxy: ArrayLike, descs: Sequence[str], side: str) -> FloatArray:
-    boxes = np.asarray(boxes_xyxy, dtype=np.float64)
-    if boxes.size != 4 * len(descs):
-        raise ContractError(
-            f"{side} boxes have shape {boxes.shape} for {len(descs)} descs: expected [{len(descs)}, 4]"
-        )
-    return boxes.reshape(-1, 4)
+def _mean_scores(counts_M3: IntArray) -> Scores:
+    return Scores(*(float(values_M.mean()) for values_M in scores_of(*counts_M3.T)))
 
 
-def _share_inside(boxes_N4: FloatArray, regions_M4: FloatArray) -> FloatArray:
-    """Share of each box's area that lies inside each region.  [N, 4], [M, 4] xyxy -> float64 [N, M] in [0, 1]."""
-    top_left = np.maximum(boxes_N4[:, None, :2], regions_M4[None, :, :2])
-    bottom_right = np.minimum(boxes_N4[:, None, 2:], regions_M4[None, :, 2:])
-    inside_NM = np.clip(bottom_right - top_left, 0.0, None).prod(axis=-1)
-    areas_N1 = box_areas(boxes_N4)[:, None]
-    share: FloatArray = np.divide(inside_NM, areas_N1, out=np.zeros_like(inside_NM), where=areas_N1 > 0)
-    return share
+def _counts(
+    size: int,
+    pairs: Pairs,
+    ignored: Ignored,
+    pair_row: IntArray,
+    ignored_row: IntArray,
+    pred_row: IntArray,
+    gt_row: IntArray,
+    num_thresholds: int,
+) -> IntArray:
+    """int64 [size, thresholds, (tp, fp, fn)]; the rows say which image (or class) each thing belongs to."""
+    tp = _over_thresholds(pairs, pair_row, np.ones_like(pair_row), size, num_thresholds)
+    left_out = np.zeros_like(tp)
+    np.add.at(left_out, ignored_row, ignored.is_ignored_MT)
+    num_pred, num_gt = (np.bincount(row, minlength=size)[:, None] for row in (pred_row, gt_row))
+    return np.stack([tp, num_pred - tp - left_out, num_gt - tp], axis=-1)
+
+
+def _over_thresholds(
+    pairs: Pairs, row_M: IntArray, values_M: NDArray[Any], size: int, num_thresholds: int
+) -> NDArray[Any]:
+    """Sums of the values of the pairs that hold at each threshold, by row.  [size, thresholds]"""
+    changes = np.zeros((size, num_thresholds + 1), dtype=values_M.dtype)
+    np.add.at(changes, (row_M, pairs.start_M), values_M)
+    np.subtract.at(changes, (row_M, pairs.stop_M), values_M)
+    return np.cumsum(changes, axis=1)[:, :-1]
+
+
+def _annotated(boxes: BoxSet) -> NDArray[np.bool_]:
+    """Which predictions are of a description that the ground truth of their image holds."""
+    num_labels = len(boxes.labels)
+    pred_key_P = boxes.pred_image_P * num_labels + boxes.pred_label_P
+    return np.isin(pred_key_P, boxes.gt_image_G * num_labels + boxes.gt_label_G)
+
+
+def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
+    """part / whole, 1 for 0 / 0."""
+    return np.divide(part, whole, out=np.ones_like(whole), where=whole > 0)

@@ -1,6 +1,6 @@
 """From scored predictions to every number and table of an evaluation.
 
-    evaluation = evaluate(from_run(Path("runs/eval")), EvalSettings(engine="faster-coco-eval"))
+    evaluation = evaluate(from_run(Path("runs/eval")), EvalSettings(iou_type="segm"))
     evaluation.metrics["AP"], evaluation.metrics["f1_at_50"]
     write_evaluation(evaluation, Path("runs/eval"))
 
@@ -10,38 +10,35 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results, read_dataset, read_results
-from coordexp.eval.coco.evaluate import MAX_DETS, ImageDetections, run_coco, to_coco
-from coordexp.eval.coco.external import coco_lines, load_dataset, load_results
+from coordexp.eval.box_matching import BoxSet
+from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results
+from coordexp.eval.coco.evaluate import DEFAULT_ENGINE, MAX_DETS, CocoEvaluation, run_coco
+from coordexp.eval.coco.external import coco_images, load_dataset, load_results
+from coordexp.eval.coco.from_images import coco_of
 from coordexp.eval.desc_mapping import DEFAULT_THRESHOLD, DESC_MATCHES, DescEmbedder, DescMapping, map_descs
-from coordexp.eval.detection import COCO_THRESHOLDS, DetectionMetrics
-from coordexp.eval.predictions.scored import (
-    check_same_images,
-    check_same_run,
-    read_scored,
-    rollout_seconds,
-    scored_file,
-)
+from coordexp.eval.detection import COCO_THRESHOLDS, DetectionSummary, match_boxes
+from coordexp.eval.predictions.image_result import ImageResult
+from coordexp.eval.predictions.scored import check_same_images, load_scored_run
 from coordexp.eval.tables import (
     PER_CLASS_COLUMNS,
     class_rows,
-    image_row,
+    image_rows,
     pr_curves,
     size_table,
     threshold_row,
     write_csv,
 )
 from coordexp.files import is_file, write_json
-from coordexp.geometry import polygon_box
 
 METRICS, PER_IMAGE, PER_CLASS = "metrics.json", "per_image.json", "per_class.csv"
 COCO_GT, COCO_PREDS, DESC_MAPPING = "coco_gt.json", "coco_preds.json", "desc_mapping.json"
@@ -63,12 +60,12 @@ class EvalSettings:
     """How to evaluate.
 
     iou_type: what AP looks at, "bbox" or "segm" (polygons, boxes as quadrilaterals); F1 always takes boxes.
-    iou_thresholds: for F1, beside 0.50:0.05:0.95.  scope: see `DetectionMetrics`.  max_dets: see `run_coco`.
+    iou_thresholds: for F1, beside 0.50:0.05:0.95.  scope: see `match_boxes`.  max_dets: see `run_coco`.
     desc_match: "exact" or "semantic"; semantic_model: folder of a sentence-transformers model, None for the
     packaged one; semantic_threshold: smallest cosine similarity that maps.
     """
 
-    engine: str = "pycocotools"
+    engine: str = DEFAULT_ENGINE
     iou_type: str = "bbox"
     iou_thresholds: tuple[float, ...] = ()
     scope: str = "all"
@@ -82,48 +79,129 @@ class EvalSettings:
             raise ConfigError(f"desc_match is {self.desc_match!r}: expected one of {', '.join(DESC_MATCHES)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Detections:
     """What is evaluated.
 
-    lines: one per image, in the form of `gt_vs_pred_scored.jsonl`; a ground-truth object may be a `crowd`.
-    coco: ground truth and results where they are given as such; None builds them from the lines.
+    coco: ground truth and results where they are given as such; None makes them from the images.
     seconds: the predictions took to generate, where known.  source: the files, for the record.
     """
 
     name: str
-    lines: Sequence[dict[str, Any]]
+    images: Sequence[ImageResult]
     coco: tuple[Dataset, Results] | None = None
     seconds: float | None = None
     source: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Everything that `write_evaluation` writes."""
+    """Every result of one set of predictions.
 
-    metrics: dict[str, Any]
-    per_image: list[dict[str, Any]]
-    per_class: list[dict[str, Any]]
-    coco_gt: CocoDict
-    coco_preds: CocoResults
-    desc_mapping: dict[str, Any]
+    images: with descriptions mapped to categories.  dataset, results: what average precision was computed on.
+    coco, constant: with the scores, and with every score 1.0.  f1, box_f1: with and without looking at descriptions.
+    baseline: headline numbers of another model.
+    """
+
+    detections: Detections
+    settings: EvalSettings
+    images: Sequence[ImageResult]
+    mapping: DescMapping
+    dataset: Dataset
+    results: Results
+    coco: CocoEvaluation
+    constant: CocoEvaluation
+    f1: DetectionSummary
+    box_f1: DetectionSummary
+    num_images_missing: int | None = None
+    baseline: Mapping[str, Any] | None = None
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The content of metrics.json.
+
+        f1_at_50, f1_50_95: micro F1 where a match needs equal desc and the IoU; 50_95 is the mean over 0.50:0.05:0.95.
+        box_f1_*: the same without looking at the desc.  precision_at_50, recall_at_50: of f1_at_50.
+        AP...: COCO numbers with the scores; `AP_const` with every score 1.0, which is what a model without confidences
+        would get.
+        """
+        coco, half, settings = self.coco.metrics, self.f1.at(0.5), asdict(self.settings)
+        num_pred, num_crowd = (
+            sum(len(image.pred) for image in self.images),
+            sum(int(image.gt.crowd_N.sum()) for image in self.images),
+        )
+        seconds = self.detections.seconds
+        metrics = {
+            "name": self.detections.name,
+            "source": self.detections.source,
+            "settings": settings | {"iou_thresholds": list(self.f1.thresholds), "max_dets": list(self.coco.max_dets)},
+            "num_images": len(self.images),
+            "num_gt": sum(len(image.gt) for image in self.images) - num_crowd,
+            "num_crowd": num_crowd,
+            "num_pred": num_pred,
+            "num_images_missing": self.num_images_missing,
+            "f1_at_50": half.micro.f1,
+            "precision_at_50": half.micro.precision,
+            "recall_at_50": half.micro.recall,
+            "f1_50_95": self.f1.f1_50_95,
+            "box_f1_at_50": self.box_f1.f1_at(0.5),
+            "box_f1_50_95": self.box_f1.f1_50_95,
+            **coco,
+            "AR": coco[f"AR{self.coco.max_dets[-1]}"],
+            "AP_const": self.constant.metrics["AP"],
+            "const_scores": self.constant.metrics,
+            "rollout_seconds": seconds,
+            "boxes_per_second": num_pred / seconds if seconds else None,
+            "dropped_unknown_desc": self.mapping.num_dropped,
+            "mapped_desc": self.mapping.num_mapped,
+            "drop_reasons": _drop_reasons(self.images),
+            "f1_by_iou": [threshold_row(at) for at in self.f1.by_threshold],
+            "by_size": size_table(self.coco, self.dataset.area_M[~self.dataset.crowd_M]),
+            "pr_curves": pr_curves(self.coco),
+            "per_class": self.per_class,
+            "per_class_at_50": {desc: counts._asdict() for desc, counts in half.per_class.items()},
+        }  # fmt: skip
+        return metrics if self.baseline is None else metrics | {"baseline": dict(self.baseline)}
+
+    @cached_property
+    def per_image(self) -> list[dict[str, Any]]:
+        """The content of per_image.json."""
+        return image_rows(self.images, self.f1)
+
+    @cached_property
+    def per_class(self) -> list[dict[str, Any]]:
+        """The rows of per_class.csv."""
+        num_pred = Counter(chain.from_iterable(image.pred.descs for image in self.images))
+        return class_rows(self.coco, self.f1, num_pred)
+
+    @cached_property
+    def coco_gt(self) -> CocoDict:
+        """The content of coco_gt.json."""
+        return self.dataset.as_coco(segmentations=self._has_masks)
+
+    @cached_property
+    def coco_preds(self) -> CocoResults:
+        """The content of coco_preds.json."""
+        return self.results.as_coco(segmentations=self._has_masks)
+
+    @property
+    def _has_masks(self) -> bool:
+        return self.detections.coco is None or self.settings.iou_type == "segm"
 
 
 def from_run(run: Path) -> Detections:
     """The scored predictions of a run folder (or of a scored file); RecordError for what cannot be evaluated."""
-    path = scored_file(run)
-    lines = read_scored(path)
-    check_same_run(lines, path)
+    found = load_scored_run(run)
     name = run.resolve().name if run.is_dir() else run.resolve().parent.name
-    return Detections(name, lines, seconds=rollout_seconds(lines, path), source=str(path))
+    return Detections(name, found.images, seconds=found.seconds, source=str(found.path))
 
 
 def from_coco_files(gt_path: Path, pred_path: Path, iou_type: str = "bbox") -> Detections:
     """Plain COCO ground truth and results; RecordError naming file and entry for what cannot be evaluated."""
     dataset = load_dataset(gt_path)
     results = load_results(pred_path, dataset, dataset_path=gt_path, iou_type=iou_type)
-    return Detections(pred_path.stem, coco_lines(dataset, results), (dataset, results), source=str(pred_path))
+    images = coco_images(dataset, results)
+    return Detections(pred_path.stem, images, (dataset, results), source=str(pred_path))
 
 
 def evaluate(
@@ -131,178 +209,107 @@ def evaluate(
     settings: EvalSettings | None = None,
     *,
     embed: DescEmbedder | None = None,
+    desc_map: Mapping[str, str] | None = None,
     image_root: Path | None = None,
 ) -> Evaluation:
     """Every number and table of one set of predictions.
 
     embed: shared between evaluations so that descriptions are embedded once; None makes one when needed.
+    desc_map: categories of descriptions that are none, as an earlier evaluation mapped them; None maps anew.
     image_root: where image names start; given, missing image files are counted.
     """
     settings = settings or EvalSettings()
-    lines, mapping = _with_categories(detections, settings, embed)
-    dataset, results = detections.coco or _coco_of(lines)
-    run = partial(run_coco, iou_type=settings.iou_type, engine=settings.engine, max_dets=settings.max_dets)
-    coco = run(dataset, results)
-    const = run(dataset, replace(results, score_M=np.ones_like(results.score_M)))
-    f1 = DetectionMetrics({*COCO_THRESHOLDS, *settings.iou_thresholds}, scope=settings.scope)
-    boxes_f1 = DetectionMetrics(class_aware=False, scope=settings.scope)
-    per_image = []
-    for line in lines:
-        crowd = [bool(obj.get("crowd")) for obj in line["gt"]]
-        pred, truth = boxes_and_descs(line["pred"]), boxes_and_descs(line["gt"])
-        matches = f1.update(*pred, *truth, crowd)
-        boxes_f1.update(*pred, *truth, crowd)
-        per_image.append(image_row(line, matches, f1.thresholds))
-    summary, boxes_summary = f1.compute(), boxes_f1.compute()
-    per_class = class_rows(coco, summary, Counter(obj["desc"] for line in lines for obj in line["pred"]))
-    half, num_pred = summary.at(0.5), sum(len(line["pred"]) for line in lines)
-    metrics = {
-        "name": detections.name,
-        "source": detections.source,
-        "settings": {**asdict(settings), "iou_thresholds": list(f1.thresholds), "max_dets": list(settings.max_dets)},
-        "num_images": len(lines),
-        "num_gt": sum(not obj.get("crowd") for line in lines for obj in line["gt"]),
-        "num_crowd": sum(bool(obj.get("crowd")) for line in lines for obj in line["gt"]),
-        "num_pred": num_pred,
-        "num_images_missing": None if image_root is None else _num_missing(lines, image_root),
-        "f1_at_50": half.micro.f1,
-        "precision_at_50": half.micro.precision,
-        "recall_at_50": half.micro.recall,
-        "f1_50_95": sum(summary.f1_at(iou) for iou in COCO_THRESHOLDS) / len(COCO_THRESHOLDS),
-        "box_f1_at_50": boxes_summary.f1_at(0.5),
-        "box_f1_50_95": boxes_summary.mean_f1,
-        **coco.metrics,
-        "AR": coco.metrics[f"AR{settings.max_dets[-1]}"],
-        "AP_const": const.metrics["AP"],
-        "const_scores": const.metrics,
-        "rollout_seconds": detections.seconds,
-        "boxes_per_second": num_pred / detections.seconds if detections.seconds else None,
-        "dropped_unknown_desc": mapping.num_dropped,
-        "mapped_desc": mapping.num_mapped,
-        "drop_reasons": _drop_reasons(lines),
-        "f1_by_iou": [threshold_row(at) for at in summary.by_threshold],
-        "by_size": size_table(coco, dataset.area_M[~dataset.crowd_M]),
-        "pr_curves": pr_curves(coco),
-        "per_class": per_class,
-        "per_class_at_50": {desc: counts._asdict() for desc, counts in half.per_class.items()},
-    }  # fmt: skip
-    masks = detections.coco is None or settings.iou_type == "segm"
-    gt, preds = dataset.as_coco(segmentations=masks), results.as_coco(segmentations=masks)
-    return Evaluation(metrics, per_image, per_class, gt, preds, mapping.report())
+    mapping = _map_descs(detections, settings, embed)
+    desc_map = mapping.desc_map if desc_map is None else desc_map
+    images = [
+        replace(image, pred=image.pred.renamed(desc_map)) if desc_map else image
+        for image in detections.images
+    ]
+    boxes = BoxSet.of(images)
+    dataset, results = detections.coco or coco_of(images)
+    coco, constant = (
+        run_coco(
+            dataset, found, iou_type=settings.iou_type, engine=settings.engine, max_dets=settings.max_dets
+        )
+        for found in (results, replace(results, score_M=np.ones_like(results.score_M)))
+    )
+    return Evaluation(
+        detections=detections,
+        settings=settings,
+        images=images,
+        mapping=mapping,
+        dataset=dataset,
+        results=results,
+        coco=coco,
+        constant=constant,
+        f1=match_boxes(boxes, {*COCO_THRESHOLDS, *settings.iou_thresholds}, scope=settings.scope),
+        box_f1=match_boxes(boxes, class_aware=False, scope=settings.scope),
+        num_images_missing=None if image_root is None else _num_missing(images, image_root),
+    )
 
 
 def with_baseline(evaluation: Evaluation, baseline: Evaluation, name: str = "") -> Evaluation:
     """`evaluation` whose metrics hold the headline numbers of another model (the untuned one, say) as `baseline`."""
-    row = headline(baseline.metrics) | {"name": name or baseline.metrics["name"]}
-    row["source"] = baseline.metrics["source"]
-    return replace(evaluation, metrics={**evaluation.metrics, "baseline": row})
+    row = headline(baseline.metrics) | {"source": baseline.metrics["source"]}
+    return replace(evaluation, baseline=row | ({"name": name} if name else {}))
 
 
 def check_baseline(detections: Detections, baseline: Detections) -> None:
     """RecordError unless both are of the same images with the same ground truth, naming what differs."""
-    check_same_images(detections.lines, Path(detections.source), baseline.lines, Path(baseline.source))
+    check_same_images(detections.images, Path(detections.source), baseline.images, Path(baseline.source))
 
 
-def headline(metrics: dict[str, Any]) -> dict[str, Any]:
+def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers that stand side by side in the first table."""
     return {"name": metrics["name"], **{key: metrics[key] for key in HEADLINE}}
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
     """Write an evaluation's files, metrics.json last: where it stands, the others are complete."""
-    directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / COCO_GT, evaluation.coco_gt, indent=None)
     write_json(directory / COCO_PREDS, evaluation.coco_preds, indent=None)
     write_json(directory / PER_IMAGE, evaluation.per_image, indent=None)
     write_csv(directory / PER_CLASS, PER_CLASS_COLUMNS, evaluation.per_class)
-    write_json(directory / DESC_MAPPING, evaluation.desc_mapping)
+    write_json(directory / DESC_MAPPING, evaluation.mapping.report())
     write_json(directory / METRICS, evaluation.metrics)
 
 
-def evaluate_lines(lines: Sequence[dict[str, Any]], *, engine: str = "pycocotools") -> dict[str, Any]:
-    """Metrics of scored lines.
-
-    f1_at_50, f1_50_95: micro F1 where a match needs equal desc and the IoU; 50_95 is the mean over 0.50:0.05:0.95.
-    box_f1_*: the same without looking at the desc.  precision_at_50, recall_at_50: of f1_at_50.
-    AP...: COCO numbers with the file's scores; `AP_const` with every score 1.0, which is what a model without
-    confidences would get.
-    """
-    return evaluate(Detections("", lines), EvalSettings(engine=engine)).metrics
-
-
-def evaluate_directory(directory: Path, *, engine: str = "pycocotools") -> dict[str, Any]:
+def evaluate_directory(directory: Path, settings: EvalSettings | None = None) -> dict[str, Any]:
     """Evaluate a run's scored file, write the files of `write_evaluation` beside it, and return the metrics."""
-    evaluation = evaluate(from_run(directory), EvalSettings(engine=engine))
+    evaluation = evaluate(from_run(directory), settings)
     write_evaluation(evaluation, directory)
     return evaluation.metrics
 
 
-def boxes_and_descs(objects: Sequence[dict[str, Any]]) -> tuple[list[list[float]], list[str]]:
-    """Boxes xyxy (around polygons) and descriptions of the objects of a line."""
-    boxes = [
-        obj["points"] if len(obj["points"]) == 4 else polygon_box(obj["points"]).tolist() for obj in objects
-    ]
-    return boxes, [obj["desc"] for obj in objects]
+def _map_descs(detections: Detections, settings: EvalSettings, embed: DescEmbedder | None) -> DescMapping:
+    """What becomes of predicted descriptions that are no category.
 
-
-def _with_categories(
-    detections: Detections, settings: EvalSettings, embed: DescEmbedder | None
-) -> tuple[list[dict[str, Any]], DescMapping]:
-    """The lines with mapped descriptions replaced (`written_desc` keeps the model's), and what was mapped.
-
-    A description without a category stays: average precision leaves it out, F1 counts it as a false positive
-    unless the scope is "annotated".
+    One without a category stays: average precision leaves it out, F1 counts it as a false positive unless the scope is
+    "annotated".
     """
-    categories = sorted({obj["desc"] for line in detections.lines for obj in line["gt"]})
     if detections.coco is not None:
         categories = sorted(detections.coco[0].category_names)
+    else:
+        categories = sorted(set(chain.from_iterable(image.gt.descs for image in detections.images)))
     if settings.desc_match == "semantic" and embed is None:
         embed = DescEmbedder(settings.semantic_model)
-    mapping = map_descs(
-        (obj["desc"] for line in detections.lines for obj in line["pred"]),
+    return map_descs(
+        chain.from_iterable(image.pred.descs for image in detections.images),
         categories,
         embed=embed if settings.desc_match == "semantic" else None,
         threshold=settings.semantic_threshold,
     )
-    desc_map = mapping.desc_map
-    if not desc_map:
-        return list(detections.lines), mapping
-    return [
-        {**line, "pred": [_renamed(obj, desc_map) for obj in line["pred"]]} for line in detections.lines
-    ], mapping
 
 
-def _renamed(obj: dict[str, Any], desc_map: dict[str, str]) -> dict[str, Any]:
-    desc = obj["desc"]
-    return {**obj, "desc": desc_map[desc], "written_desc": desc} if desc in desc_map else obj
-
-
-def _coco_of(lines: Sequence[dict[str, Any]]) -> tuple[Dataset, Results]:
-    export = to_coco(
-        ImageDetections(
-            image_id=line["image_id"],
-            width=line["width"],
-            height=line["height"],
-            file_name=line["image"],
-            gt=[(obj["desc"], obj["points"]) for obj in line["gt"]],
-            pred=[(obj["desc"], obj["points"], obj["score"]) for obj in line["pred"]],
-        )
-        for line in lines
-    )
-    dataset = read_dataset(export.gt)
-    return dataset, read_results(export.preds, dataset)
-
-
-def _drop_reasons(lines: Sequence[dict[str, Any]]) -> dict[str, int]:
+def _drop_reasons(images: Sequence[ImageResult]) -> dict[str, int]:
     """What the parser dropped and scoring left out, summed over images."""
     reasons: Counter[str] = Counter()
-    for line in lines:
-        reasons.update(line.get("errors") or {})
-        reasons.update(line.get("pred_score_failures") or {})
+    for image in images:
+        reasons.update(image.errors)
     return dict(sorted(reasons.items()))
 
 
-def _num_missing(lines: Sequence[dict[str, Any]], image_root: Path) -> int:
+def _num_missing(images: Sequence[ImageResult], image_root: Path) -> int:
     if not image_root.is_dir():
         raise RecordError(f"{image_root} is no folder: expected the one that the image names start from.")
-    return sum(not is_file(image_root / line["image"]) for line in lines)
+    return sum(not is_file(image_root / image.file_name) for image in images)

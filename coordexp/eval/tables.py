@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from coordexp.eval.coco.evaluate import CocoEvaluation
-from coordexp.eval.detection import Counts, DetectionSummary, ImageMatches, ThresholdSummary
+from coordexp.eval.detection import Counts, DetectionSummary, ImageMatch, ThresholdSummary
+from coordexp.eval.predictions.image_result import ImageResult
 from coordexp.files import atomic_file
 from coordexp.geometry import FloatArray
 
@@ -48,24 +49,35 @@ def threshold_row(summary: ThresholdSummary) -> dict[str, Any]:
     }
 
 
-def image_row(line: Mapping[str, Any], matches: ImageMatches, thresholds: Sequence[float]) -> dict[str, Any]:
-    """One image of per_image.json.
+def image_rows(images: Sequence[ImageResult], summary: DetectionSummary) -> list[dict[str, Any]]:
+    """The images of per_image.json.
 
     counts: [tp, fp, fn] at every threshold of metrics.json's `f1_by_iou`; tp, fp, fn, precision, recall, f1 and
     `matched` (the index of the partner, None without one) are at IoU 0.50.
     """
-    half = thresholds.index(0.5)
-    counts = Counts(*matches.counts[half].tolist())
-    gt_of = dict(matches.pairs[half])
-    pred_of = {g: p for p, g in matches.pairs[half]}
+    return [
+        _image_row(image, match, counts)
+        for image, match, counts in zip(
+            images, summary.matches(0.5), summary.counts_NT3.tolist(), strict=True
+        )
+    ]
+
+
+def _image_row(image: ImageResult, match: ImageMatch, counts: list[list[int]]) -> dict[str, Any]:
+    gt_of = {p: g for p, g, _ in match.pairs}
+    pred_of = {g: p for p, g, _ in match.pairs}
+    gt, pred = image.gt.rows(scored=False), image.pred.rows(scored=True)
     return {
-        **{key: line[key] for key in ("image_id", "image", "width", "height")},
-        **counts._asdict(),
-        **counts.scores._asdict(),
-        "counts": matches.counts.tolist(),
-        "gt": [{**obj, "matched": pred_of.get(index)} for index, obj in enumerate(line["gt"])],
-        "pred": [{**obj, "matched": gt_of.get(index)} for index, obj in enumerate(line["pred"])],
-        "errors": line.get("errors", {}),
+        "image_id": image.image_id,
+        "image": image.file_name,
+        "width": image.width or None,
+        "height": image.height or None,
+        **match.counts._asdict(),
+        **match.scores._asdict(),
+        "counts": counts,
+        "gt": [row | {"matched": pred_of.get(index)} for index, row in enumerate(gt)],
+        "pred": [row | {"matched": gt_of.get(index)} for index, row in enumerate(pred)],
+        "errors": dict(image.errors),
     }
 
 

@@ -17,9 +17,11 @@ from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.data.dataset import conversation
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.answer_limit import LEAST_LIMIT, answer_limit
-from coordexp.eval.predictions.artifacts import GT_VS_PRED, read_jsonl_lines
+from coordexp.eval.predictions.artifacts import GT_VS_PRED
+from coordexp.eval.predictions.image_result import ImageResult
 from coordexp.eval.predictions.log import PredictionLog
 from coordexp.eval.predictions.predict import predict
+from coordexp.eval.predictions.scored import read_predictions
 from coordexp.files import read_json
 from coordexp.inference.fingerprint import file_fingerprint, model_fingerprint
 from coordexp.rollout.backend import RolloutBackend
@@ -196,8 +198,8 @@ def infer_file(
     overwrite: bool = True,
     on_images: Callable[[int, int], object] | None = None,
     **settings: Any,
-) -> list[dict[str, Any]]:
-    """Greedy predictions of `model` on the records of `data`: the lines of `gt_vs_pred.jsonl`.
+) -> list[ImageResult]:
+    """Greedy predictions of `model` on the records of `data`, as `gt_vs_pred.jsonl` holds them.
 
     settings: fields of `InferSettings`.  on_images, overwrite: see `Inference`.
     """
@@ -206,7 +208,7 @@ def infer_file(
         backend, tokenizer = job.load_backend()
         with closing(backend):
             job.answer(log, backend, tokenizer, on_images=on_images)
-    return read_jsonl_lines(output / GT_VS_PRED, ("image_id",))
+    return read_predictions(output / GT_VS_PRED, scored=False)
 
 
 def check_checkpoint(model: Path, backend: str) -> None:

@@ -85,7 +85,9 @@ EPOCH = _external("epoch", Kind.GAUGE, "Passes over the training set so far.", "
 _external(
     "num_input_tokens_seen", Kind.COUNTER, "Input tokens so far.", "tokens", source=HF, when="when asked for"
 )
-_external("global_step/max_steps", Kind.GAUGE, "Progress, as text such as `20/400`.", "text", source=SWIFT)
+PROGRESS = _external(
+    "global_step/max_steps", Kind.GAUGE, "Progress, as text such as `20/400`.", "text", source=SWIFT
+)
 _external("elapsed_time", Kind.GAUGE, "Time since training started, as text.", "text", source=SWIFT)
 _external("remaining_time", Kind.GAUGE, "Estimated time to the end, as text.", "text", source=SWIFT)
 _external(
@@ -97,7 +99,9 @@ _external(
     better="lower",
     when="on an accelerator",
 )
-_external("train_speed(s/it)", Kind.SECONDS, "Mean time of an optimizer step.", "s/step", source=SWIFT)
+TRAIN_SPEED = _external(
+    "train_speed(s/it)", Kind.SECONDS, "Mean time of an optimizer step.", "s/step", source=SWIFT
+)
 _external(
     "aux_loss", Kind.LOSS, "Router loss of mixture-of-experts models.", source=SWIFT, when="such models"
 )
@@ -110,26 +114,17 @@ _external(
     when="with the perf_log callback",
     better="higher",
 )
-for _split, _when in (("eval", AT_EVAL), ("train", AT_END)):
-    _external(f"{_split}_runtime", Kind.SECONDS, f"Time of {_when}.", "s", source=HF, when=_when)
-    _external(
-        f"{_split}_samples_per_second",
-        Kind.RATE,
-        "Throughput.",
-        "samples/s",
-        source=HF,
-        when=_when,
-        better="higher",
-    )
-    _external(
-        f"{_split}_steps_per_second",
-        Kind.RATE,
-        "Throughput.",
-        "steps/s",
-        source=HF,
-        when=_when,
-        better="higher",
-    )
+
+
+def _times(split: str, when: str) -> str:
+    runtime = _external(f"{split}_runtime", Kind.SECONDS, f"Time of {when}.", "s", source=HF, when=when)
+    for what in ("samples", "steps"):
+        key, unit = f"{split}_{what}_per_second", f"{what}/s"
+        _external(key, Kind.RATE, "Throughput.", unit, source=HF, when=when, better="higher")
+    return runtime
+
+
+EVAL_RUNTIME, TRAIN_RUNTIME = _times("eval", AT_EVAL), _times("train", AT_END)
 _external(
     "train_tokens_per_second",
     Kind.RATE,

@@ -12,7 +12,6 @@ once and goes on with the exact comparison.
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coordexp.codec.descs import folded_desc
 from coordexp.config.schema.rollout import DescMonitor as DescMonitorSettings
 from coordexp.metrics import keys_rollout as keys
 
@@ -78,11 +78,6 @@ class DescCounts:
 _SUMMED = tuple(item.name for item in fields(DescCounts) if item.name != "semantic_enabled")
 
 
-def normalized_desc(desc: str) -> str:
-    """NFC, without case, runs of white space as one space, none at the ends."""
-    return " ".join(unicodedata.normalize("NFC", desc).casefold().split())
-
-
 class DescMonitor:
     """Compares (predicted, true) descriptions.
 
@@ -107,7 +102,7 @@ class DescMonitor:
         max_pairs: None takes `desc_monitor.max_pairs`, the limit of a training step; evaluation passes len(pairs).
         """
         pairs = pairs[: self.settings.max_pairs if max_pairs is None else max_pairs]
-        texts = [(normalized_desc(pred), normalized_desc(true)) for pred, true in pairs]
+        texts = [(folded_desc(pred), folded_desc(true)) for pred, true in pairs]
         exact = [pred == true for pred, true in texts]
         counts = DescCounts(num_pairs=len(pairs), num_exact=sum(exact))
         if not self._has_model():

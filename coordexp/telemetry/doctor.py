@@ -21,7 +21,6 @@ STALE_AFTER_S = 600.0
 """A run whose last number is older has stopped, unless it logs less often than that."""
 RECENT_WINDOWS = 3
 """Training windows whose advice is reported, beside that of the last evaluation."""
-_SPEED, _RUNTIME = "train_speed(s/it)", "train_runtime"
 _COUNTED = {
     keys_run.NONFINITE_METRICS_TOTAL: "the console names the keys; lower the learning rate, check max_grad_norm and "
     "the precision",
@@ -94,7 +93,9 @@ def _summary(resolved: Mapping[str, Any], step: int, total_steps: int | None) ->
 
 
 def _is_finished(payloads: Sequence[Payload], step: int, total_steps: int | None) -> bool:
-    return _RUNTIME in payloads[-1]["metrics"] or (total_steps is not None and step >= total_steps)
+    return keys_run.TRAIN_RUNTIME in payloads[-1]["metrics"] or (
+        total_steps is not None and step >= total_steps
+    )
 
 
 def _stopped(payloads: Sequence[Payload], age: float) -> list[str]:
@@ -103,7 +104,7 @@ def _stopped(payloads: Sequence[Payload], age: float) -> list[str]:
     interval = 0.0
     if len(train) > 1:
         num_steps = train[-1]["global_step"] - train[-2]["global_step"]
-        interval = num_steps * float(train[-1]["metrics"].get(_SPEED, 0.0))
+        interval = num_steps * float(train[-1]["metrics"].get(keys_run.TRAIN_SPEED, 0.0))
     if age <= max(STALE_AFTER_S, 5 * interval):
         return []
     return [

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.errors import ConfigError
+from coordexp.files import atomic_link
 from coordexp.metrics.best import BestMetric, choose_best_metric, why_not_best
 from coordexp.trainers.runtime import RunSettings
 
@@ -88,11 +89,8 @@ def link_best(run_dir: Path, best_step: int | None) -> None:
     link = run_dir / BEST_LINK
     if best_step is None or not (run_dir / name).is_dir() or _target(link) == name:
         return
-    temporary = run_dir / f".{BEST_LINK}.{os.getpid()}"
     try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(name)
-        os.replace(temporary, link)
+        atomic_link(link, name)
     except OSError as error:
         logger.warning("%s could not be pointed at %s: %s.", link, name, error.strerror)
 

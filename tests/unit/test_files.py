@@ -20,6 +20,7 @@ from coordexp.files import (
     append_jsonl,
     atomic_file,
     atomic_folder,
+    atomic_link,
     json_line,
     read_json,
     read_jsonl,
@@ -118,6 +119,13 @@ def test_a_folder_is_swapped_when_it_is_complete(tmp_path: Path) -> None:
         assert os.listdir(folder) == ["old.txt"]
     assert os.listdir(folder) == ["new.txt"]
     assert os.listdir(tmp_path) == ["step_1"]
+
+
+def test_a_link_is_made_and_moved(tmp_path: Path) -> None:
+    for target in ("checkpoint-1", "checkpoint-2"):
+        atomic_link(tmp_path / "best", target)
+        assert os.readlink(tmp_path / "best") == target
+    assert os.listdir(tmp_path) == ["best"]
 
 
 @given(rows=st.lists(JSON_VALUES, max_size=4))

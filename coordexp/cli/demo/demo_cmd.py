@@ -129,7 +129,8 @@ def train_and_evaluate(name: str, max_steps: int | None) -> dict[str, Any]:
         result = read_json(result_file)
         if result["made_from"] == made_from and list(output.glob("checkpoint-*")):
             console.print(f"{name}: up to date, trained before (`make clean-demo` starts over)")
-            return result["metrics"]
+            recorded: dict[str, Any] = result["metrics"]
+            return recorded
     seconds = train(name, output, overrides)
     metrics = {
         **evaluate_checkpoint(name, last_checkpoint(output)),
@@ -178,12 +179,12 @@ def evaluate_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
 
     output = RUN / f"eval_{name}"
     with progress("images", f"rollouts, {name}") as advance:
-        lines = infer_file(
+        images = infer_file(
             checkpoint, DATA / "val.jsonl", output, batch_size=BATCH_SIZE, max_new_tokens=MAX_NEW_TOKENS,
             on_images=advance,
         )  # fmt: skip
     score_directory(output)
-    return {**evaluate_directory(output), **on_policy_numbers(lines, gate=MATCH_GATE)}
+    return {**evaluate_directory(output), **on_policy_numbers(images, gate=MATCH_GATE)}
 
 
 def output_of(name: str) -> Path:
@@ -204,12 +205,12 @@ def last_checkpoint(output: Path) -> Path:
 def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
     """runs/demo/index.html with the curves and the gallery of `recipe`."""
     from coordexp.cli.demo.demo_gallery import gallery
-    from coordexp.eval.report.demo_page import write_demo_page
+    from coordexp.eval.report.demo_page import HeadlineRow, write_demo_page
     from coordexp.eval.report.pictures import plot_curves
     from coordexp.metrics.sinks import read_payloads
 
     payloads = list(read_payloads(output_of(recipe) / "metrics.jsonl"))
-    headline = [
+    headline: list[HeadlineRow] = [
         {
             "name": name, "f1_50": row["f1_at_50"], "f1_mean": row["f1_50_95"], "precision": row["precision_at_50"],
             "recall": row["recall_at_50"], "map": row["AP"], "bin_error": row.get("bin_error"),
@@ -241,12 +242,14 @@ def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
 
 def _steps_done(output: Path) -> tuple[int, int | None]:
     """(optimizer steps, steps in all) of a running training, read from what ms-swift logs."""
+    from coordexp.metrics.keys_run import PROGRESS
+
     log = output / "logging.jsonl"
     if not log.is_file():
         return 0, None
     lines = log.read_text(encoding="utf-8").splitlines()
     for line in reversed(lines):
-        progress = json.loads(line).get("global_step/max_steps") if line.endswith("}") else None
+        progress = json.loads(line).get(PROGRESS) if line.endswith("}") else None
         if progress:
             step, total = progress.split("/")
             return int(step), int(total)
@@ -261,7 +264,8 @@ def _parameters(model: Path) -> float:
     from safetensors import safe_open
 
     with safe_open(model / "model.safetensors", framework="pt") as weights:
-        return sum(math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()) / 1e6  # noqa: SIM118
+        sizes = [math.prod(weights.get_slice(key).get_shape()) for key in weights.keys()]  # noqa: SIM118
+    return float(sum(sizes)) / 1e6
 
 
 def _cell(value: float | None, form: str) -> str:

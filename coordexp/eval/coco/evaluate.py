@@ -6,15 +6,14 @@
 
 `gt` is a COCO dataset dict (images, annotations, categories), `preds` a COCO results list (image_id,
 category_id, bbox xywh in pixels, score). The inputs are never changed, and nothing is printed.
-`to_coco` builds both from plain per-image detections.
+`coordexp.eval.coco.from_images.coco_of` makes both from images with objects.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +22,13 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from coordexp.errors import ConfigError, RecordError
+from coordexp.errors import ConfigError
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results, read_dataset, read_results
 from coordexp.eval.coco.engine_input import engine_dataset, engine_results
-from coordexp.eval.coco.fields import Id, parse_number, shown
-from coordexp.geometry import FloatArray, box_polygon, polygon_area, polygon_box, xyxy_to_xywh
+from coordexp.geometry import FloatArray
 
 ENGINES = ("pycocotools", "faster-coco-eval")
+DEFAULT_ENGINE = "pycocotools"
 IOU_TYPES = ("bbox", "segm")
 
 METRIC_NAMES = (
@@ -177,118 +176,6 @@ def _mean_of_measured(table: FloatArray) -> float:
     """Mean over the entries with ground truth, -1 if there are none."""
     measured = table[table > -1]
     return float(measured.mean()) if measured.size else -1.0
-
-
-@dataclass(frozen=True)
-class ImageDetections:
-    """Ground truth and predictions of one image, in pixels.
-
-    gt: (desc, points); pred: (desc, points, score). points: a box xyxy, or a polygon of at least 6 values.
-    """
-
-    image_id: Id
-    width: int
-    height: int
-    gt: Sequence[tuple[str, Sequence[float]]]
-    pred: Sequence[tuple[str, Sequence[float], float]]
-    file_name: str = ""
-
-
-@dataclass(frozen=True)
-class CocoExport:
-    """`to_coco`'s dataset and results, and what became of descriptions that are no category.
-
-    mapped: predictions given a category through `desc_map`, by their own desc; dropped: those left out.
-    """
-
-    gt: CocoDict
-    preds: CocoResults
-    mapped: Counter[str]
-    dropped: Counter[str]
-
-
-def to_coco(images: Iterable[ImageDetections], desc_map: Mapping[str, str] | None = None) -> CocoExport:
-    """Build a COCO dataset and results list; categories are the ground-truth descs, sorted, with ids from 1.
-
-    A predicted desc that is no category goes through `desc_map` (desc -> category name), and is dropped and
-    counted if it is not there either. Boxes become xywh with width = x2 - x1 and height = y2 - y1 (no +1).
-    A polygon gets a `segmentation` and its surrounding `bbox`, so that the pair serves both iou types.
-    Every image stays in, also one without ground truth. Raises RecordError for a repeated image id or a score
-    that is not a finite number, ConfigError for a `desc_map` target that is no category.
-    """
-    images = list(images)
-    _check_unique_images(images)
-    names = sorted({desc for image in images for desc, _ in image.gt})
-    category_ids = {name: category_id for category_id, name in enumerate(names, start=1)}
-    desc_map = desc_map or {}
-    for desc, name in desc_map.items():
-        if name not in category_ids:
-            raise ConfigError(
-                f"desc_map sends {desc!r} to {name!r}, which is no category of the ground truth"
-            )
-    annotations = [
-        {"id": 0, "image_id": image.image_id, "category_id": category_ids[desc], **_coco_annotation(points)}
-        for image in images
-        for desc, points in image.gt
-    ]
-    for annotation_id, annotation in enumerate(annotations, start=1):
-        annotation["id"] = annotation_id
-    dataset = {
-        "images": [
-            {"id": image.image_id, "width": image.width, "height": image.height, "file_name": image.file_name}
-            for image in images
-        ],
-        "annotations": annotations,
-        "categories": [{"id": category_id, "name": name} for name, category_id in category_ids.items()],
-    }
-    export = CocoExport(dataset, [], Counter(), Counter())
-    for image in images:
-        _export_predictions(image, category_ids, desc_map, export)
-    return export
-
-
-def _check_unique_images(images: Sequence[ImageDetections]) -> None:
-    seen: set[object] = set()
-    for image in images:
-        if image.image_id in seen:
-            raise RecordError(f"the images repeat id {image.image_id}: ids must be unique")
-        seen.add(image.image_id)
-
-
-def _export_predictions(
-    image: ImageDetections, category_ids: Mapping[str, int], desc_map: Mapping[str, str], export: CocoExport
-) -> None:
-    for index, (desc, points, score) in enumerate(image.pred):
-        category = desc if desc in category_ids else desc_map.get(desc)
-        if category is None:
-            export.dropped[desc] += 1
-            continue
-        if category != desc:
-            export.mapped[desc] += 1
-        result = {"image_id": image.image_id, "category_id": category_ids[category], **_coco_result(points)}
-        found = parse_number(score)
-        if found is None or not np.isfinite(found):
-            where = f"image {image.image_id} pred[{index}]"
-            raise RecordError(f"{where}.score is {shown(score)}: expected a finite number")
-        export.preds.append({**result, "score": found})
-
-
-def _coco_annotation(points: Sequence[float]) -> CocoDict:
-    if len(points) == 4:
-        box = xyxy_to_xywh(points).tolist()
-        outline, area = box_polygon(points).tolist(), box[2] * box[3]
-    else:
-        box = xyxy_to_xywh(polygon_box(points)).tolist()
-        outline, area = [float(value) for value in points], polygon_area(points)
-    return {"bbox": box, "segmentation": [outline], "area": area, "iscrowd": 0}
-
-
-def _coco_result(points: Sequence[float]) -> CocoDict:
-    if len(points) == 4:
-        x1, y1, x2, y2 = map(float, points)
-        return {"bbox": [x1, y1, x2 - x1, y2 - y1]}
-    box = xyxy_to_xywh(polygon_box(points)).tolist()
-    return {"bbox": box, "segmentation": [[float(value) for value in points]]}
 
 
 def _evaluator(dataset: CocoDict, results: CocoResults, iou_type: str, engine: str) -> Any:

@@ -2,7 +2,7 @@
 
 dataset = load_dataset(Path("instances.json"))
 results = load_results(Path("results.json"), dataset, dataset_path=Path("instances.json"))
-lines = coco_lines(dataset, results)       # the form of `gt_vs_pred_scored.jsonl`, for tables and galleries
+images = coco_images(dataset, results)     # what F1, tables and galleries are made from
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from coordexp.codec.schema import KIND_BBOX
+import numpy as np
+
 from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import Dataset, Results, read_dataset, read_results
-from coordexp.eval.predictions.artifacts import COORD_MODE
+from coordexp.eval.predictions.image_result import ImageResult, Objects
 from coordexp.files import read_json
-from coordexp.geometry import xywh_to_xyxy
+from coordexp.geometry import IntArray, xywh_to_xyxy
 
 
 def load_dataset(path: Path) -> Dataset:
@@ -60,48 +61,42 @@ def naming(path: Path) -> Iterator[None]:
         raise RecordError(f"{path}: {error}") from None
 
 
-def coco_lines(dataset: Dataset, results: Results) -> list[dict[str, Any]]:
-    """One line per image as in `gt_vs_pred_scored.jsonl`; a crowd region has `"crowd": true`.
+def coco_images(dataset: Dataset, results: Results) -> list[ImageResult]:
+    """One image after the other, in the order of the data set.
 
     Objects are boxes: a result without `bbox` has the box around its mask.
     """
-    lines: list[dict[str, Any]] = [
-        {
-            "image_id": image_id,
-            "image": file_name,
-            "width": int(width) or None,
-            "height": int(height) or None,
-            "coord_mode": COORD_MODE,
-            "gt": [],
-            "pred": [],
-        }
-        for image_id, file_name, (width, height) in zip(
-            dataset.image_ids, dataset.file_names, dataset.sizes_N2.tolist(), strict=True
+    gt_rows, pred_rows = (_rows_by_image(side.image_M, len(dataset.image_ids)) for side in (dataset, results))
+    gt_boxes, pred_boxes = (xywh_to_xyxy(side.boxes_xywh_M4) for side in (dataset, results))
+    names = dataset.category_names
+    return [
+        ImageResult(
+            image_id=image_id,
+            file_name=file_name,
+            width=width,
+            height=height,
+            gt=Objects.of(
+                [names[row] for row in dataset.category_M[gt].tolist()],
+                gt_boxes[gt].tolist(),
+                crowd=dataset.crowd_M[gt],
+                areas=dataset.area_M[gt],
+            ),
+            pred=Objects.of(
+                [names[row] for row in results.category_M[pred].tolist()],
+                pred_boxes[pred].tolist(),
+                scores=results.score_M[pred],
+            ),
+        )
+        for image_id, file_name, (width, height), gt, pred in zip(
+            dataset.image_ids, dataset.file_names, dataset.sizes_N2.tolist(), gt_rows, pred_rows, strict=True
         )
     ]
-    names = dataset.category_names
-    truths = zip(
-        dataset.image_M.tolist(),
-        dataset.category_M.tolist(),
-        xywh_to_xyxy(dataset.boxes_xywh_M4).tolist(),
-        dataset.crowd_M.tolist(),
-        strict=True,
-    )
-    for image, category, points, crowd in truths:
-        truth = {"type": KIND_BBOX, "points": points, "desc": names[category]}
-        lines[image]["gt"].append({**truth, "crowd": True} if crowd else truth)
-    found = zip(
-        results.image_M.tolist(),
-        results.category_M.tolist(),
-        xywh_to_xyxy(results.boxes_xywh_M4).tolist(),
-        results.score_M.tolist(),
-        strict=True,
-    )
-    for image, category, points, score in found:
-        lines[image]["pred"].append(
-            {"type": KIND_BBOX, "points": points, "desc": names[category], "score": score}
-        )
-    return lines
+
+
+def _rows_by_image(image_M: IntArray, num_images: int) -> list[IntArray]:
+    """The rows of each image, in their order."""
+    order = np.argsort(image_M, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(image_M, minlength=num_images))[:-1])
 
 
 def _is_json_lines(path: Path) -> bool:

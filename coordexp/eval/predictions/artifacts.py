@@ -10,54 +10,52 @@ A box is xyxy in pixels of the image the record names; bins become pixels by the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.records import Record
-from coordexp.codec.schema import BoxObject
 from coordexp.errors import RecordError
+from coordexp.eval.predictions.image_result import objects_of
 from coordexp.files import read_jsonl
-from coordexp.geometry import dequantize_points
 
 GT_VS_PRED = "gt_vs_pred.jsonl"
 TOKEN_TRACE = "pred_token_trace.jsonl"
 SCORED = "gt_vs_pred_scored.jsonl"
 RUN_META = "infer_run.json"
 COORD_MODE = "pixel"
+TRUNCATED, INVALID_ROLLOUT = "truncated", "invalid_rollout"
+"""Entries of a line's `errors` that count answers, not objects."""
 
 
-def to_pixels(obj: BoxObject, width: int, height: int) -> list[float]:
-    """Flat pixel coordinates x, y, x, y, ... of an object's bins."""
-    points = dequantize_points([obj.bins[i : i + 2] for i in range(0, len(obj.bins), 2)], width, height)
-    return [float(value) for value in points.reshape(-1)]
-
-
-def pixel_objects(objects: Iterable[BoxObject], width: int, height: int) -> list[dict[str, Any]]:
-    """Objects as the artefact stores them: type, points (pixels), desc."""
-    return [{"type": obj.kind, "points": to_pixels(obj, width, height), "desc": obj.desc} for obj in objects]
-
-
-def artifact_line(record: Record, image_id: int, parsed: Any, strict_json: str | None) -> dict[str, Any]:
-    """One line of `gt_vs_pred.jsonl`.
-
-    parsed: a `ParsedRollout` of the model's answer.  strict_json: the answer as strict JSON, None when it is not
-    a complete container.
-    """
+def answer_errors(parsed: ParsedRollout) -> dict[str, int]:
+    """What the parser dropped, by reason, and what is wrong with the answer as a whole."""
     errors = {str(reason): count for reason, count in sorted(parsed.dropped_by_reason.items()) if count}
     if parsed.invalid_rollout:
-        errors["invalid_rollout"] = 1
+        errors[INVALID_ROLLOUT] = 1
     if parsed.truncated:
-        errors["truncated"] = 1
+        errors[TRUNCATED] = 1
+    return errors
+
+
+def artifact_line(
+    record: Record, image_id: int, parsed: ParsedRollout, strict_json: str | None
+) -> dict[str, Any]:
+    """One line of `gt_vs_pred.jsonl`.
+
+    parsed: the model's answer.  strict_json: it as strict JSON, None when it is not
+    a complete container.
+    """
     return {
         "image_id": image_id,
         "image": record.images[0],
         "width": record.width,
         "height": record.height,
         "coord_mode": COORD_MODE,
-        "gt": pixel_objects(record.objects, record.width, record.height),
-        "pred": pixel_objects(parsed.objects, record.width, record.height),
-        "errors": errors,
+        "gt": objects_of(record.objects, record.width, record.height).rows(scored=False),
+        "pred": objects_of(parsed.objects, record.width, record.height).rows(scored=False),
+        "errors": answer_errors(parsed),
         "raw_output_json": strict_json,
     }
 

@@ -11,7 +11,6 @@ of the scored file. Predictions and trace are checked to be of the same run, lin
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from coordexp.codec.descs import canonical_desc
 from coordexp.codec.pieces import token_bytes
 from coordexp.codec.serialize import to_strict_json
 from coordexp.errors import ConfigError, RecordError
@@ -106,7 +106,7 @@ def object_score(
     bins = quantize_points([points[i : i + 2] for i in range(0, len(points), 2)], width, height).reshape(-1)
     if tokens != [f"<|coord_{k}|>" for k in bins]:
         return ScoreFailure.TOKEN_MISMATCH
-    mean = _mean_logprob(positions, trace)
+    mean = mean_logprob(positions, trace["token_logprobs"])
     if isinstance(mean, ScoreFailure) or not scoring.desc_fusion:
         return mean if isinstance(mean, ScoreFailure) else math.exp(mean)
     desc_positions = trace[_DESC_KEY][index]
@@ -115,7 +115,7 @@ def object_score(
         return desc_tokens
     if not _is_written_by(obj["desc"], desc_tokens):
         return ScoreFailure.DESC_MISMATCH
-    desc_mean = _mean_logprob(desc_positions, trace)
+    desc_mean = mean_logprob(desc_positions, trace["token_logprobs"])
     if isinstance(desc_mean, ScoreFailure):
         return desc_mean
     return math.exp((1.0 - scoring.desc_fusion) * mean + scoring.desc_fusion * desc_mean)
@@ -175,12 +175,12 @@ def _tokens_at(positions: Sequence[int], trace: Mapping[str, Any]) -> list[str] 
     return [tokens[p] for p in positions]
 
 
-def _mean_logprob(positions: Sequence[int], trace: Mapping[str, Any]) -> float | ScoreFailure:
-    logprobs = trace["token_logprobs"]
+def mean_logprob(positions: Sequence[int], logprobs: Sequence[float | None]) -> float | ScoreFailure:
+    """Mean log-probability of the tokens at these positions, at most 0, or why there is none."""
     if not logprobs:
         return ScoreFailure.MISSING_LOGPROBS
-    values = [logprobs[p] for p in positions]
-    if not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+    values = [value for p in positions if (value := logprobs[p]) is not None and math.isfinite(value)]
+    if len(values) < len(positions):
         return ScoreFailure.NONFINITE_LOGPROB
     if max(values) > 1e-6:
         return ScoreFailure.POSITIVE_LOGPROB
@@ -190,7 +190,7 @@ def _mean_logprob(positions: Sequence[int], trace: Mapping[str, Any]) -> float |
 def _is_written_by(desc: str, tokens: Sequence[str]) -> bool:
     """Whether the tokens hold the description; one with JSON escapes may be spelled in several ways."""
     text = b"".join(map(token_bytes, tokens)).decode("utf-8", errors="replace")
-    return desc in unicodedata.normalize("NFC", text) or "\\" in text
+    return desc in canonical_desc(text) or "\\" in text
 
 
 def _check_same_images(lines: Sequence[dict[str, Any]], traces: Sequence[dict[str, Any]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from coordexp.eval.coco.annotations import read_dataset, read_results
+from coordexp.eval.coco.annotations import Results
 from coordexp.eval.coco.engine_input import engine_dataset, engine_results
+from coordexp.eval.detection import scores_of
 from coordexp.geometry import FloatArray, IntArray
 
 LEVEL = 0.95
@@ -72,10 +73,7 @@ def resampled_f1(weights_BN: IntArray, counts_NT3: IntArray) -> dict[str, FloatA
     num_images, num_thresholds, _ = counts_NT3.shape
     flat = counts_NT3.reshape(num_images, -1)
     tp, fp, fn = np.moveaxis((weights_BN @ flat).reshape(-1, num_thresholds, 3), -1, 0).astype(np.float64)
-    precision = _ratio(tp, tp + fp)
-    recall = _ratio(tp, tp + fn)
-    total = precision + recall
-    f1 = np.divide(2.0 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+    precision, recall, f1 = scores_of(tp, fp, fn)
     return {
         "f1_at_50": f1[:, 0],
         "f1_50_95": f1.mean(axis=1),
@@ -84,17 +82,16 @@ def resampled_f1(weights_BN: IntArray, counts_NT3: IntArray) -> dict[str, FloatA
     }
 
 
-def coco_matches(gt: Mapping[str, Any], preds: Sequence[Mapping[str, Any]]) -> list[CategoryMatches]:
+def coco_matches(results: Results) -> list[CategoryMatches]:
     """pycocotools' matches per category, in the order of the category ids; images are indexed by their sorted ids."""
-    columns = read_dataset(gt)
-    dataset = engine_dataset(columns)
-    results = [
+    dataset = engine_dataset(results.dataset)
+    detections = [
         {**pred, "id": i, "area": pred["bbox"][2] * pred["bbox"][3], "iscrowd": 0}
-        for i, pred in enumerate(engine_results(read_results(preds, columns)), start=1)
+        for i, pred in enumerate(engine_results(results), start=1)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         truth, found = COCO(), COCO()
-        truth.dataset, found.dataset = dataset, {**dataset, "annotations": results}
+        truth.dataset, found.dataset = dataset, {**dataset, "annotations": detections}
         truth.createIndex()
         found.createIndex()
         evaluator = COCOeval(truth, found, iouType="bbox")
@@ -192,8 +189,3 @@ def _mean(values_KBT: FloatArray) -> FloatArray:
     total_B = np.where(defined, values_KBT, 0.0).sum(axis=(0, 2))
     mean_B: FloatArray = np.divide(total_B, count_B, out=np.full(count_B.shape, -1.0), where=count_B > 0)
     return mean_B
-
-
-def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """part / whole, 1 for 0 / 0."""
-    return np.divide(part, whole, out=np.ones_like(whole), where=whole > 0)

@@ -43,9 +43,9 @@ def report_figures(runs: Sequence[RunNumbers]) -> list[ReportFigure]:
         _f1_over_iou(runs),
         _objects_per_image(runs),
     ]
-    if any(image.num_tokens is not None for numbers in runs for image in numbers.run.images):
+    if any(map(_answer_tokens, runs)):
         figures.append(_answer_lengths(runs))
-    if any(drop_reasons(numbers.run) for numbers in runs):
+    if any(map(drop_reasons, runs)):
         figures.append(_drop_reasons(runs))
     return figures
 
@@ -56,13 +56,13 @@ def _precision_recall(runs: Sequence[RunNumbers]) -> ReportFigure:
     def draw(axes: Axes) -> None:
         for numbers, color in _with_colors(runs):
             for iou, style in styles:
-                precision = numbers.coco.pr_curve(iou)
+                precision = numbers.evaluation.coco.pr_curve(iou)
                 if not precision:
                     continue
                 label: str | None = "IoU 0.5:0.95" if iou is None else f"IoU {iou}"
                 if len(runs) > 1:
                     label = numbers.run.name if iou == 0.5 else None
-                axes.plot(numbers.coco.recall_points, precision, style, color=color, label=label)
+                axes.plot(numbers.evaluation.coco.recall_points, precision, style, color=color, label=label)
         _unit_square(axes, "recall", "precision")
 
     meaning = " Solid: IoU 0.5, dotted: the mean of 0.5:0.95." if len(runs) > 1 else ""
@@ -108,9 +108,9 @@ def _f1_over_confidence(runs: Sequence[RunNumbers]) -> ReportFigure:
 def _f1_over_iou(runs: Sequence[RunNumbers]) -> ReportFigure:
     def draw(axes: Axes) -> None:
         for numbers, color in _with_colors(runs):
-            thresholds = [summary.threshold for summary in numbers.summary.by_threshold]
-            f1 = [summary.micro.f1 for summary in numbers.summary.by_threshold]
-            boxes = [summary.micro.f1 for summary in numbers.box_summary.by_threshold]
+            thresholds = [summary.threshold for summary in numbers.evaluation.f1.by_threshold]
+            f1 = [summary.micro.f1 for summary in numbers.evaluation.f1.by_threshold]
+            boxes = [summary.micro.f1 for summary in numbers.evaluation.box_f1.by_threshold]
             axes.plot(
                 thresholds,
                 f1,
@@ -128,8 +128,8 @@ def _f1_over_iou(runs: Sequence[RunNumbers]) -> ReportFigure:
 
 def _objects_per_image(runs: Sequence[RunNumbers]) -> ReportFigure:
     def draw(axes: Axes) -> None:
-        truth = [len(image.gt) for image in runs[0].run.images]
-        predicted = [[len(image.pred) for image in numbers.run.images] for numbers in runs]
+        truth = [int((~image.gt.crowd_N).sum()) for image in runs[0].images]
+        predicted = [[len(image.pred) for image in numbers.images] for numbers in runs]
         edges = _edges([truth, *predicted])
         axes.hist(truth, edges, color=TRUTH_COLOR, alpha=0.35, label="annotated")
         for values, (numbers, color) in zip(predicted, _with_colors(runs), strict=True):
@@ -144,10 +144,7 @@ def _objects_per_image(runs: Sequence[RunNumbers]) -> ReportFigure:
 
 def _answer_lengths(runs: Sequence[RunNumbers]) -> ReportFigure:
     def draw(axes: Axes) -> None:
-        lengths = [
-            [image.num_tokens for image in numbers.run.images if image.num_tokens is not None]
-            for numbers in runs
-        ]
+        lengths = list(map(_answer_tokens, runs))
         edges = _edges(lengths)
         for values, (numbers, color) in zip(lengths, _with_colors(runs), strict=True):
             axes.hist(values, edges, histtype="step", lw=1.8, color=color, label=_label(numbers, runs, None))
@@ -157,10 +154,14 @@ def _answer_lengths(runs: Sequence[RunNumbers]) -> ReportFigure:
     return _figure("Length of the answers", "A peak at the far right is a cut-off by the token limit.", draw)
 
 
+def _answer_tokens(numbers: RunNumbers) -> list[int]:
+    return [trace.num_tokens for trace in numbers.run.traces.values() if trace.num_tokens is not None]
+
+
 def _drop_reasons(runs: Sequence[RunNumbers]) -> ReportFigure:
-    counts = [drop_reasons(numbers.run) for numbers in runs]
+    counts = list(map(drop_reasons, runs))
     reasons = sorted(
-        {reason for count in counts for reason in count}, key=lambda r: sum(c[r] for c in counts)
+        {reason for count in counts for reason in count}, key=lambda r: sum(c.get(r, 0) for c in counts)
     )
 
     def draw(axes: Axes) -> None:
@@ -168,7 +169,11 @@ def _drop_reasons(runs: Sequence[RunNumbers]) -> ReportFigure:
         for index, (count, (numbers, color)) in enumerate(zip(counts, _with_colors(runs), strict=True)):
             offsets = np.arange(len(reasons)) + height * ((len(runs) - 1) / 2 - index)
             bars = axes.barh(
-                offsets, [count[r] for r in reasons], height, color=color, label=_label(numbers, runs, None)
+                offsets,
+                [count.get(r, 0) for r in reasons],
+                height,
+                color=color,
+                label=_label(numbers, runs, None),
             )
             axes.bar_label(bars, padding=3, fontsize=8)
         axes.set_yticks(range(len(reasons)), [reason.replace("_", " ") for reason in reasons])

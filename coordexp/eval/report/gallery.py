@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from coordexp.errors import RecordError
-from coordexp.eval.report.data import XYXY, ReportImage
-from coordexp.eval.report.numbers import ImageMatch, RunNumbers
+from coordexp.eval.detection import ImageMatch
+from coordexp.eval.predictions.image_result import ImageResult
+from coordexp.eval.report.numbers import RunNumbers
 from coordexp.eval.report.page import data_uri
-from coordexp.eval.report.pictures import ROLE_COLORS, Role
+from coordexp.eval.report.pictures import ROLE_COLORS, XYXY, Role
 from coordexp.pictures import open_picture
 
 VIEW_SIDE, VIEW_SIDE_OF_MANY = 400.0, 300.0
@@ -83,10 +85,10 @@ def select_images(runs: Sequence[RunNumbers], num_worst: int, num_best: int) -> 
     Worst: lowest F1, then most errors, then loosest boxes. Best: highest F1, then most objects found. Changed: as
     many as best, the largest difference of F1 first.
     """
-    last, images = runs[-1].matches, runs[-1].run.images
+    last = runs[-1].matches
     indices = range(len(last))
     groups: dict[int, list[str]] = {}
-    for index in sorted(indices, key=lambda i: (*_badness(last[i]), images[i].image_id))[:num_worst]:
+    for index in sorted(indices, key=lambda i: (*_badness(last[i]), i))[:num_worst]:
         if last[index].scores.f1 < 1.0:
             groups.setdefault(index, []).append("worst")
     by_quality = sorted(indices, key=lambda i: (-last[i].scores.f1, -last[i].counts.tp, -last[i].mean_iou, i))
@@ -122,7 +124,7 @@ def load_picture(path: Path) -> str | None:
     return data_uri(stream.getvalue(), "image/jpeg")
 
 
-def panel_boxes(image: ReportImage, match: ImageMatch, scale: float, extent: float) -> tuple[list[Box], int]:
+def panel_boxes(image: ImageResult, match: ImageMatch, scale: float, extent: float) -> tuple[list[Box], int]:
     """Boxes of one panel and how many more there are than are drawn.
 
     extent: 1 where x2, y2 name the last pixel of an object, 0 where they are its edge (COCO).
@@ -130,18 +132,19 @@ def panel_boxes(image: ReportImage, match: ImageMatch, scale: float, extent: flo
     ious = {p: iou for p, _, iou in match.pairs}
     found = {g for _, g, _ in match.pairs}
     by_role: dict[Role, list[tuple[XYXY, str, str]]] = {Role.GT: [], Role.FN: [], Role.FP: [], Role.TP: []}
-    for g, truth in enumerate(image.gt):
-        role = Role.GT if g in found else Role.FN
-        by_role[role].append((truth.box_xyxy, truth.desc, f"{role.value}: {truth.desc}"))
-    for pred_index in sorted(range(len(image.pred)), key=lambda p: -image.pred[p].score):
-        pred = image.pred[pred_index]
-        if pred_index in match.ignored:
+    for g, (desc, box) in enumerate(zip(image.gt.descs, image.gt.boxes_N4.tolist(), strict=True)):
+        if not image.gt.crowd_N[g]:
+            role = Role.GT if g in found else Role.FN
+            by_role[role].append((box, desc, f"{role.value}: {desc}"))
+    pred_boxes = image.pred.boxes_N4.tolist()
+    for p in np.argsort(-image.pred.scores_N, kind="stable").tolist():
+        if p in match.ignored:
             continue
-        role = Role.TP if pred_index in ious else Role.FP
-        overlap = f", IoU {ious[pred_index]:.2f}" if pred_index in ious else ""
-        label = f"{_short(pred.desc)} {pred.score:.2f}"
-        title = f"{role.value}: {pred.desc}, score {pred.score:.3f}{overlap}"
-        by_role[role].append((pred.box_xyxy, label, title))
+        desc, score = image.pred.descs[p], image.pred.scores_N[p]
+        role = Role.TP if p in ious else Role.FP
+        overlap = f", IoU {ious[p]:.2f}" if p in ious else ""
+        title = f"{role.value}: {desc}, score {score:.3f}{overlap}"
+        by_role[role].append((pred_boxes[p], f"{_short(desc)} {score:.2f}", title))
     boxes, hidden = [], 0
     for role, entries in by_role.items():
         hidden += max(0, len(entries) - MAX_BOXES)
@@ -153,7 +156,7 @@ def panel_boxes(image: ReportImage, match: ImageMatch, scale: float, extent: flo
 
 def _card(runs: Sequence[RunNumbers], index: int, groups: list[str]) -> GalleryCard:
     last = runs[-1]
-    image = last.run.images[index]
+    image = last.images[index]
     scale = (VIEW_SIDE if len(runs) == 1 else VIEW_SIDE_OF_MANY) / max(image.width, image.height)
     matches = [numbers.matches[index] for numbers in runs]
     panels = [_panel(numbers, index, scale) for numbers in runs]
@@ -170,17 +173,18 @@ def _card(runs: Sequence[RunNumbers], index: int, groups: list[str]) -> GalleryC
             "f1": round(matches[-1].scores.f1, 6),
             "errors": counts.fp + counts.fn,
             "iou": round(matches[-1].mean_iou, 6),
-            "objects": len(image.gt),
+            "objects": int((~image.gt.crowd_N).sum()),
             "change": round(matches[-1].scores.f1 - matches[0].scores.f1, 6),
         },
     )
 
 
 def _panel(numbers: RunNumbers, index: int, scale: float) -> Panel:
-    image, match = numbers.run.images[index], numbers.matches[index]
+    image, match = numbers.images[index], numbers.matches[index]
     boxes, hidden = panel_boxes(image, match, scale, numbers.run.box_extent)
     tp, fp, fn = match.counts
-    text = image.text
+    trace = numbers.run.traces.get(image.image_id)
+    text = None if trace is None else trace.text
     if text is not None and len(text) > MAX_TEXT:
         text = f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT} more characters)"
     return Panel(
@@ -195,7 +199,7 @@ def _panel(numbers: RunNumbers, index: int, scale: float) -> Panel:
 
 
 def _box(
-    role: Role, box_xyxy: XYXY, label: str, title: str, scale: float, extent: float, image: ReportImage
+    role: Role, box_xyxy: XYXY, label: str, title: str, scale: float, extent: float, image: ImageResult
 ) -> Box:
     x1, y1, x2, y2 = box_xyxy
     left, right = (min(max(0.0, x), float(image.width)) * scale for x in (x1, x2 + extent))

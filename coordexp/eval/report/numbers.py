@@ -1,49 +1,29 @@
-"""The numbers of a report: those of `coordexp eval`, and per image, per class, per size and over confidence.
+"""The numbers of a report: those of `coordexp eval`, and per class, per size and over confidence.
 
 Everything that needs a match takes IoU 0.5 and equal descriptions, unless it says otherwise.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-from pycocotools import mask as coco_mask
+from numpy.typing import NDArray
 
-from coordexp.eval.coco.evaluate import CocoEvaluation, evaluate_coco, run_coco
-from coordexp.eval.detection import (
-    Counts,
-    DetectionMetrics,
-    DetectionSummary,
-    Scores,
-)
-from coordexp.eval.report.data import XYXY, ReportImage, ReportRun
-from coordexp.geometry import FloatArray, IntArray, box_areas, pairwise_iou, xyxy_to_xywh
+from coordexp.eval.box_matching import BoxSet
+from coordexp.eval.coco.evaluate import DEFAULT_ENGINE
+from coordexp.eval.detection import Counts, ImageMatch, match_boxes, scores_of
+from coordexp.eval.evaluate import EvalSettings, Evaluation, evaluate
+from coordexp.eval.predictions.image_result import ImageResult, Objects
+from coordexp.eval.report.data import ReportRun
+from coordexp.geometry import FloatArray, pairwise_iou
 
 MATCH_IOU = 0.5
 SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))
 """COCO's size classes: name, smallest area, first area beyond (square pixels)."""
-
-
-class ImageMatch(NamedTuple):
-    """The matches of one image.
-
-    pairs: (pred index, gt index, IoU).  ignored: unmatched predictions inside a crowd region, which count neither
-    way.  scores: of the counts.
-    """
-
-    pairs: tuple[tuple[int, int, float], ...]
-    ignored: frozenset[int]
-    counts: Counts
-    scores: Scores
-
-    @property
-    def mean_iou(self) -> float:
-        """Mean IoU of the matched pairs, 0 without any."""
-        return sum(iou for _, _, iou in self.pairs) / len(self.pairs) if self.pairs else 0.0
 
 
 class ConfidenceCurve(NamedTuple):
@@ -83,86 +63,54 @@ class ClassRow(NamedTuple):
     average_precision: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunNumbers:
-    """All numbers of one run.
-
-    counts_NT3, box_counts_NT3: int64 [images, IoU thresholds, (tp, fp, fn)], with and without looking at descs.
-    constant_preds: the COCO results with every score 1.0.
-    """
+    """All numbers of one run."""
 
     run: ReportRun
-    summary: DetectionSummary
-    box_summary: DetectionSummary
-    coco: CocoEvaluation
-    ap_const: float
-    constant_preds: list[dict[str, Any]]
-    counts_NT3: IntArray
-    box_counts_NT3: IntArray
-    matches: tuple[ImageMatch, ...]
-    confidence: ConfidenceCurve
+    evaluation: Evaluation
 
     @property
-    def headline(self) -> dict[str, float]:
-        """The numbers of `metrics.json`, under its keys."""
-        half = self.summary.at(MATCH_IOU)
-        return {
-            "AP": self.coco.metrics["AP"],
-            "AP_const": self.ap_const,
-            "f1_at_50": half.micro.f1,
-            "f1_50_95": self.summary.mean_f1,
-            "precision_at_50": half.micro.precision,
-            "recall_at_50": half.micro.recall,
-            "box_f1_at_50": self.box_summary.f1_at(MATCH_IOU),
-            "box_f1_50_95": self.box_summary.mean_f1,
-            **{key: value for key, value in self.coco.metrics.items() if key != "AP"},
-            "num_images": len(self.run.images),
-            "num_gt": sum(len(image.gt) for image in self.run.images),
-            "num_pred": sum(len(image.pred) for image in self.run.images),
-        }
+    def images(self) -> Sequence[ImageResult]:
+        """The run's images, with descriptions mapped to categories."""
+        return self.evaluation.images
+
+    @cached_property
+    def matches(self) -> list[ImageMatch]:
+        """Who was matched with whom in each image."""
+        return self.evaluation.f1.matches(MATCH_IOU)
+
+    @cached_property
+    def confidence(self) -> ConfidenceCurve:
+        """Scores over confidence."""
+        return confidence_curve(self.images)
+
+    def headline(self, key: str) -> float | None:
+        """A number of metrics.json; None where it cannot be measured."""
+        return defined(self.evaluation.metrics[key])
 
 
-def compute_numbers(run: ReportRun, *, engine: str = "pycocotools") -> RunNumbers:
+def compute_numbers(run: ReportRun, *, engine: str = DEFAULT_ENGINE) -> RunNumbers:
     """Evaluate one run. engine: as for `coordexp eval`."""
-    metrics, boxes_only = DetectionMetrics(), DetectionMetrics(class_aware=False)
-    counts, box_counts, matches = [], [], []
-    for image in run.images:
-        found = metrics.update(*_sides(image))
-        counts.append(found.counts)
-        box_counts.append(boxes_only.update(*_sides(image)).counts)
-        matches.append(_image_match(image, found.pairs[0], Counts(*found.counts[0].tolist())))
-    constant = [{**pred, "score": 1.0} for pred in run.coco_preds]
-    return RunNumbers(
-        run=run,
-        summary=metrics.compute(),
-        box_summary=boxes_only.compute(),
-        coco=run_coco(run.coco_gt, run.coco_preds, engine=engine),
-        ap_const=evaluate_coco(run.coco_gt, constant, engine=engine)["AP"],
-        constant_preds=constant,
-        counts_NT3=np.stack(counts),
-        box_counts_NT3=np.stack(box_counts),
-        matches=tuple(matches),
-        confidence=confidence_curve(run.images),
-    )
+    return RunNumbers(run, evaluate(run.detections, EvalSettings(engine=engine), desc_map=run.desc_map))
 
 
-def same_class_iou(image: ReportImage) -> FloatArray:
-    """IoU of every prediction with every object, 0 where the descriptions differ.  float64 [P, G]."""
-    iou_PG = pairwise_iou([pred.box_xyxy for pred in image.pred], [truth.box_xyxy for truth in image.gt])
-    pred_descs = np.array([pred.desc for pred in image.pred], dtype=object)
-    gt_descs = np.array([truth.desc for truth in image.gt], dtype=object)
-    same_class: FloatArray = iou_PG * (pred_descs[:, None] == gt_descs[None, :])
+def same_class_iou(image: ImageResult) -> FloatArray:
+    """IoU of every prediction with every object, 0 for crowd regions and where descriptions differ.  [P, G]"""
+    iou_PG = pairwise_iou(image.pred.boxes_N4, image.gt.boxes_N4)
+    pred_descs, gt_descs = (np.array(side.descs, dtype=object) for side in (image.pred, image.gt))
+    same_class: FloatArray = iou_PG * (pred_descs[:, None] == gt_descs[None, :]) * ~image.gt.crowd_N
     return same_class
 
 
-def confidence_curve(images: Sequence[ReportImage]) -> ConfidenceCurve:
+def confidence_curve(images: Sequence[ImageResult]) -> ConfidenceCurve:
     """Precision, recall and F1 of the predictions kept at every confidence threshold.
 
-    At each threshold the kept predictions are matched as `DetectionMetrics` does, so that the last point is the F1
-    of all predictions.
+    At each threshold the kept predictions are matched as `match_boxes` does, so that the last point is the F1 of all
+    predictions.
     """
     steps = [step for image in images for step in _steps(image)]
-    num_gt = sum(len(image.gt) for image in images)
+    num_gt = sum(int((~image.gt.crowd_N).sum()) for image in images)
     scores, hits, errors = (
         (np.array(column) for column in zip(*steps, strict=True)) if steps else np.zeros((3, 0))
     )
@@ -171,37 +119,34 @@ def confidence_curve(images: Sequence[ReportImage]) -> ConfidenceCurve:
     last_of_tie = np.append(score_S[1:] != score_S[:-1], True)[: len(score_S)]
     tp = np.cumsum(hits[descending])[last_of_tie]
     fp = np.cumsum(errors[descending])[last_of_tie]
-    precision = np.divide(tp, tp + fp, out=np.ones(len(tp)), where=tp + fp > 0)
-    recall = tp / num_gt if num_gt else np.ones(len(tp))
-    f1 = np.divide(2.0 * tp, tp + fp + num_gt, out=np.zeros(len(tp)), where=precision + recall > 0)
-    return ConfidenceCurve(score_S[last_of_tie], precision, recall, f1)
+    return ConfidenceCurve(score_S[last_of_tie], *scores_of(tp, fp, num_gt - tp))
 
 
 def size_rows(numbers: RunNumbers) -> list[SizeRow]:
     """Recall by the size of the objects and precision by the size of the predictions."""
-    gt_area = [truth.area for image in numbers.run.images for truth in image.gt]
-    pred_area = [float(box_areas(pred.box_xyxy)) for image in numbers.run.images for pred in image.pred]
+    gts, preds = [image.gt for image in numbers.images], [image.pred for image in numbers.images]
+    gt_area, pred_area = (np.concatenate([objects.areas_N for objects in side]) for side in (gts, preds))
+    is_gt = np.concatenate([~gt.crowd_N for gt in gts])
     found, right, counted = [], [], []
-    for image, match in zip(numbers.run.images, numbers.matches, strict=True):
-        preds, gts = {p for p, _, _ in match.pairs}, {g for _, g, _ in match.pairs}
-        found += [g in gts for g in range(len(image.gt))]
-        right += [p in preds for p in range(len(image.pred))]
-        counted += [p not in match.ignored for p in range(len(image.pred))]
+    for gt, pred, match in zip(gts, preds, numbers.matches, strict=True):
+        found.append(_flags(len(gt), [g for _, g, _ in match.pairs]))
+        right.append(_flags(len(pred), [p for p, _, _ in match.pairs]))
+        counted.append(~_flags(len(pred), list(match.ignored)))
+    found_G, right_P, counted_P = (np.concatenate(flags) for flags in (found, right, counted))
+    metrics = numbers.evaluation.coco.metrics
     rows = []
     for name, low, high in SIZES:
-        is_gt, is_pred = (
-            _between(gt_area, low, high),
-            _between(pred_area, low, high) & np.array(counted, dtype=bool),
-        )
+        of_size_G = (gt_area >= low) & (gt_area < high)
+        of_size_P = (pred_area >= low) & (pred_area < high)
         rows.append(
             SizeRow(
                 name=name,
-                num_gt=int(is_gt.sum()),
-                found=int(np.sum(found, where=is_gt)),
-                num_pred=int(is_pred.sum()),
-                right=int(np.sum(right, where=is_pred)),
-                average_precision=defined(numbers.coco.metrics[f"AP_{name}"]),
-                average_recall=defined(numbers.coco.metrics[f"AR_{name}"]),
+                num_gt=int((of_size_G & is_gt).sum()),
+                found=int((of_size_G & found_G).sum()),
+                num_pred=int((of_size_P & counted_P).sum()),
+                right=int((of_size_P & right_P).sum()),
+                average_precision=defined(metrics[f"AP_{name}"]),
+                average_recall=defined(metrics[f"AR_{name}"]),
             )
         )
     return rows
@@ -209,95 +154,64 @@ def size_rows(numbers: RunNumbers) -> list[SizeRow]:
 
 def class_rows(numbers: RunNumbers) -> list[ClassRow]:
     """Counts and AP of every description that is annotated or predicted; by objects annotated, then by name."""
-    average_precision = numbers.coco.per_category_ap()
+    average_precision = numbers.evaluation.coco.per_category_ap()
     rows = [
         ClassRow(desc, counts, average_precision.get(desc))
-        for desc, counts in numbers.summary.at(MATCH_IOU).per_class.items()
+        for desc, counts in numbers.evaluation.f1.at(MATCH_IOU).per_class.items()
     ]
     return sorted(rows, key=lambda row: (-(row.counts.tp + row.counts.fn), row.name))
 
 
-def drop_reasons(run: ReportRun) -> Counter[str]:
+def drop_reasons(numbers: RunNumbers) -> dict[str, int]:
     """What the parser and the scoring left out, by reason; most frequent first."""
-    reasons: Counter[str] = Counter()
-    for image in run.images:
-        reasons.update(image.errors)
-    return Counter(dict(reasons.most_common()))
+    reasons: dict[str, int] = numbers.evaluation.metrics["drop_reasons"]
+    return dict(sorted(reasons.items(), key=lambda item: -item[1]))
 
 
-def defined(value: float) -> float | None:
+def defined(value: float | None) -> float | None:
     """A COCO number; None for -1, which stands for "no ground truth"."""
-    return None if value < 0 else value
+    return None if value is None or value < 0 else value
 
 
-def _sides(image: ReportImage) -> tuple[list[XYXY], list[str], list[XYXY], list[str], list[bool]]:
-    """Predicted boxes and descs, annotated boxes and descs with whether they are crowd: for `DetectionMetrics`."""
-    annotated = [*image.gt, *image.crowd]
-    return (
-        [pred.box_xyxy for pred in image.pred],
-        [pred.desc for pred in image.pred],
-        [truth.box_xyxy for truth in annotated],
-        [truth.desc for truth in annotated],
-        [False] * len(image.gt) + [True] * len(image.crowd),
-    )
+def _flags(size: int, indices: Sequence[int]) -> NDArray[np.bool_]:
+    flags = np.zeros(size, dtype=bool)
+    flags[list(indices)] = True
+    return flags
 
 
-def _image_match(image: ReportImage, pairs: Sequence[tuple[int, int]], counts: Counts) -> ImageMatch:
-    iou_PG = same_class_iou(image)
-    matched = {p for p, _ in pairs}
-    return ImageMatch(
-        pairs=tuple((p, g, float(iou_PG[p, g])) for p, g in pairs),
-        ignored=frozenset(p for p in _in_crowd(image) if p not in matched),
-        counts=counts,
-        scores=counts.scores,
-    )
-
-
-def _in_crowd(image: ReportImage) -> list[int]:
-    """Predictions of which at least half lies inside a crowd region of their description (pycocotools' overlap)."""
-    if not image.crowd or not image.pred:
-        return []
-    preds, regions = (xyxy_to_xywh([item.box_xyxy for item in items]) for items in (image.pred, image.crowd))
-    share_PR = coco_mask.iou(preds, regions, [1] * len(image.crowd))
-    return [
-        p
-        for p, pred in enumerate(image.pred)
-        if any(
-            share_PR[p, r] >= MATCH_IOU and region.desc == pred.desc for r, region in enumerate(image.crowd)
-        )
-    ]
-
-
-def _steps(image: ReportImage) -> list[tuple[float, int, int]]:
+def _steps(image: ImageResult) -> list[tuple[float, int, int]]:
     """(score, change of tp, change of fp) as the predictions are added from the most confident down.
 
     The largest one-to-one matching grows by one exactly where an augmenting path starts at the new prediction
     (Berge). With crowd regions it also matters which predictions stay unmatched: there every step is matched anew.
     """
-    order = sorted(range(len(image.pred)), key=lambda p: -image.pred[p].score)
-    if image.crowd:
+    scores = image.pred.scores_N.tolist()
+    order = sorted(range(len(scores)), key=lambda p: -scores[p])
+    if image.gt.crowd_N.any():
         return _steps_with_crowd(image, order)
     feasible_PG = same_class_iou(image) >= MATCH_IOU
     owner: dict[int, int] = {}
     steps = []
     for p in order:
         hit = _augment(p, feasible_PG, owner, set())
-        steps.append((image.pred[p].score, int(hit), int(not hit)))
+        steps.append((scores[p], int(hit), int(not hit)))
     return steps
 
 
-def _steps_with_crowd(image: ReportImage, order: Sequence[int]) -> list[tuple[float, int, int]]:
-    boxes, descs, gt_boxes, gt_descs, gt_crowd = _sides(image)
-    steps, tp, fp = [], 0, 0
-    for count, p in enumerate(order, start=1):
-        kept = order[:count]
-        found = DetectionMetrics((MATCH_IOU,)).update(
-            [boxes[k] for k in kept], [descs[k] for k in kept], gt_boxes, gt_descs, gt_crowd
+def _steps_with_crowd(image: ImageResult, order: Sequence[int]) -> list[tuple[float, int, int]]:
+    pred = image.pred
+    kept = [
+        ImageResult(
+            0, "", image.width, image.height, image.gt,
+            Objects.of([pred.descs[p] for p in order[:count]], [pred.points[p] for p in order[:count]]),
         )
-        new_tp, new_fp, _ = found.counts[0].tolist()
-        steps.append((image.pred[p].score, new_tp - tp, new_fp - fp))
-        tp, fp = new_tp, new_fp
-    return steps
+        for count in range(1, len(order) + 1)
+    ]  # fmt: skip
+    if not kept:
+        return []
+    counts_S3 = match_boxes(BoxSet.of(kept), (MATCH_IOU,)).counts_NT3[:, 0]
+    changes_S3 = np.diff(counts_S3, axis=0, prepend=0).tolist()
+    return [(float(pred.scores_N[p]), tp, fp) for p, (tp, fp, _) in zip(order, changes_S3, strict=True)]
 
 
 def _augment(p: int, feasible_PG: np.ndarray, owner: dict[int, int], seen: set[int]) -> bool:
@@ -310,8 +224,3 @@ def _augment(p: int, feasible_PG: np.ndarray, owner: dict[int, int], seen: set[i
             owner[g] = p
             return True
     return False
-
-
-def _between(areas: Sequence[float], low: float, high: float) -> np.ndarray:
-    values = np.array(areas, dtype=np.float64)
-    return (values >= low) & (values < high)

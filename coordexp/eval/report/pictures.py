@@ -21,6 +21,14 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from coordexp.errors import ContractError
+from coordexp.metrics.catalog import EVAL_PREFIX
+from coordexp.metrics.keys_run import LOSS
+from coordexp.metrics.keys_stage1 import (
+    BASE_CE_LOSS,
+    COORD_DIAG_EXPECTED_BIN_ABS_ERR_P90,
+    COORD_DIAG_EXPECTED_BIN_MAE,
+    COORD_DIAG_LOSS,
+)
 
 PANEL_SIDE = 320
 """Smaller images are enlarged by a whole factor until their longer side reaches this, in pixels."""
@@ -30,7 +38,7 @@ MAX_PANEL_SIDE = 960
 _HEADER_HEIGHT, _LEGEND_HEIGHT, _GAP, _FONT_SIZE = 26, 26, 8, 13
 _INK, _PAPER = "#1a1a1a", "#ffffff"
 
-XYXY = tuple[float, float, float, float]
+XYXY = Sequence[float]
 
 
 class Role(StrEnum):
@@ -64,12 +72,12 @@ class Curve(NamedTuple):
 
 
 TRAINING_CURVES = (
-    Curve("loss", "Loss", "loss (weighted terms)", ("loss", "base_ce/loss", "coord_diag/loss")),
+    Curve("loss", "Loss", "loss (weighted terms)", (LOSS, BASE_CE_LOSS, COORD_DIAG_LOSS)),
     Curve(
         "coord_error",
         "Coordinate error",
         "error (bins of 1000)",
-        ("coord_diag/expected_bin_mae", "coord_diag/expected_bin_abs_err_p90"),
+        (COORD_DIAG_EXPECTED_BIN_MAE, COORD_DIAG_EXPECTED_BIN_ABS_ERR_P90),
     ),
 )
 
@@ -157,7 +165,7 @@ def plot_curves(
         series = [
             (key, prefix, points)
             for key in curve.keys
-            for prefix in ("", "eval_")
+            for prefix in ("", EVAL_PREFIX)
             if (points := _points(payloads, prefix + key))
         ]
         if series:

@@ -9,12 +9,15 @@ from disk, can be sent and stays as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from coordexp.errors import ConfigError
-from coordexp.eval.evaluate import METRICS
+from coordexp.eval.coco.evaluate import DEFAULT_ENGINE
+from coordexp.eval.evaluate import METRICS, Evaluation
 from coordexp.eval.predictions.artifacts import RUN_META
 from coordexp.eval.report.bootstrap import (
     Interval,
@@ -34,7 +37,6 @@ from coordexp.eval.report.numbers import (
     RunNumbers,
     class_rows,
     compute_numbers,
-    defined,
     drop_reasons,
     size_rows,
 )
@@ -80,7 +82,7 @@ class ReportOptions:
     num_best: int = 12
     num_resamples: int = 1000
     seed: int = 0
-    engine: str = "pycocotools"
+    engine: str = DEFAULT_ENGINE
 
 
 class WrittenReport(NamedTuple):
@@ -146,16 +148,16 @@ def write_report(
         image_root=str(runs[-1].run.image_root),
         facts=[(numbers.run.name, _facts(numbers)) for numbers in runs],
     )
-    return WrittenReport(output, len(runs[0].run.images), len(cards), num_missing)
+    return WrittenReport(output, len(runs[0].images), len(cards), num_missing)
 
 
 def bootstrap(runs: Sequence[RunNumbers], num_resamples: int, seed: int) -> Intervals:
     """Intervals from `num_resamples` resamples of the images, the same ones for every run."""
     if not num_resamples:
         return Intervals([{} for _ in runs], [None for _ in runs], 0)
-    weights_BN = image_weights(resample_indices(len(runs[0].run.images), num_resamples, seed))
-    num_ap = min(_ap_resamples(numbers, num_resamples) for numbers in runs)
-    values = [_resampled(numbers, weights_BN, num_ap) for numbers in runs]
+    weights_BN = image_weights(resample_indices(len(runs[0].images), num_resamples, seed))
+    num_ap = min(_ap_resamples(numbers.evaluation, num_resamples) for numbers in runs)
+    values = [_resampled(numbers.evaluation, weights_BN, num_ap) for numbers in runs]
     return Intervals(
         of_run=[{key: interval(found) for key, found in of_run.items()} for of_run in values],
         of_difference=[
@@ -166,29 +168,26 @@ def bootstrap(runs: Sequence[RunNumbers], num_resamples: int, seed: int) -> Inte
     )
 
 
-def _ap_resamples(numbers: RunNumbers, num_resamples: int) -> int:
-    if numbers.coco.metrics["AP"] < 0:  # no ground truth
+def _ap_resamples(evaluation: Evaluation, num_resamples: int) -> int:
+    if evaluation.metrics["AP"] < 0:  # no ground truth
         return 0
-    run = numbers.run
-    return affordable_resamples(num_resamples, len(run.coco_preds), len(run.coco_gt["categories"]))
+    return affordable_resamples(num_resamples, len(evaluation.results), len(evaluation.dataset.category_ids))
 
 
-def _resampled(numbers: RunNumbers, weights_BN: IntArray, num_ap: int) -> dict[str, FloatArray]:
+def _resampled(evaluation: Evaluation, weights_BN: IntArray, num_ap: int) -> dict[str, FloatArray]:
     """Every number that has an interval, in every resample, under its key."""
-    values = resampled_f1(weights_BN, numbers.counts_NT3)
-    values["box_f1_50_95"] = resampled_f1(weights_BN, numbers.box_counts_NT3)["f1_50_95"]
+    values = resampled_f1(weights_BN, evaluation.f1.counts_NT3)
+    values["box_f1_50_95"] = resampled_f1(weights_BN, evaluation.box_f1.counts_NT3)["f1_50_95"]
     if num_ap:
-        truth = numbers.run.coco_gt
-        values |= resampled_ap(weights_BN[:num_ap], coco_matches(truth, numbers.run.coco_preds))
-        values["AP_const"] = resampled_ap(weights_BN[:num_ap], coco_matches(truth, numbers.constant_preds))[
-            "AP"
-        ]
+        constant = replace(evaluation.results, score_M=np.ones_like(evaluation.results.score_M))
+        values |= resampled_ap(weights_BN[:num_ap], coco_matches(evaluation.results))
+        values["AP_const"] = resampled_ap(weights_BN[:num_ap], coco_matches(constant))["AP"]
     return values
 
 
 def _cells(measure: Measure, runs: Sequence[RunNumbers], intervals: Intervals) -> list[dict[str, Any]]:
     """One cell per run: the number, its interval, and how it differs from the first run."""
-    values = [_value(numbers, measure.key) for numbers in runs]
+    values = [numbers.headline(measure.key) for numbers in runs]
     cells = []
     for value, of_run, of_difference in zip(values, intervals.of_run, intervals.of_difference, strict=True):
         change = None
@@ -216,7 +215,7 @@ def _change(difference: float, found: Interval | None, decimals: int) -> dict[st
 
 
 def _hero(measure: Measure, runs: Sequence[RunNumbers], intervals: Intervals) -> dict[str, Any]:
-    values = [_value(numbers, measure.key) for numbers in runs]
+    values = [numbers.headline(measure.key) for numbers in runs]
     return {
         "title": measure.title,
         "meaning": measure.meaning,
@@ -224,10 +223,6 @@ def _hero(measure: Measure, runs: Sequence[RunNumbers], intervals: Intervals) ->
         "after": format_measure(values[-1], measure.decimals),
         "interval": _interval_text(intervals.of_run[-1].get(measure.key), measure.decimals),
     }
-
-
-def _value(numbers: RunNumbers, key: str) -> float | None:
-    return defined(numbers.headline[key])
 
 
 def _interval_text(found: Interval | None, decimals: int, sign: str = "") -> str | None:
@@ -239,9 +234,9 @@ def _title(runs: Sequence[RunNumbers]) -> str:
 
 
 def _summary(runs: Sequence[RunNumbers]) -> str:
-    images = runs[0].run.images
-    num_gt, num_classes = sum(len(image.gt) for image in images), len({t.desc for i in images for t in i.gt})
-    text = f"{len(images)} images, {num_gt} annotated objects of {num_classes} descriptions."
+    metrics = runs[0].evaluation.metrics
+    num_classes = len({desc for image in runs[0].images for desc in image.gt.descs})
+    text = f"{metrics['num_images']} images, {metrics['num_gt']} annotated objects of {num_classes} descriptions."
     if len(runs) > 1:
         text += f" {len(runs)} runs on the same images; changes are against {runs[0].run.name}."
     return text
@@ -251,7 +246,7 @@ def _method(runs: Sequence[RunNumbers], intervals: Intervals, options: ReportOpt
     if not options.num_resamples:
         return "No bootstrap intervals were asked for."
     text = (
-        f"Ranges hold 95 % of {options.num_resamples} bootstrap resamples of the {len(runs[0].run.images)} images "
+        f"Ranges hold 95 % of {options.num_resamples} bootstrap resamples of the {len(runs[0].images)} images "
         f"(seed {options.seed}, percentiles)"
     )
     if len(runs) > 1:
@@ -328,9 +323,9 @@ def _unknown_classes(runs: Sequence[RunNumbers]) -> list[str]:
 
 
 def _drop_table(runs: Sequence[RunNumbers]) -> list[tuple[str, list[int]]]:
-    by_run = [drop_reasons(numbers.run) for numbers in runs]
+    by_run = [drop_reasons(numbers) for numbers in runs]
     reasons = dict.fromkeys(reason for reasons in by_run for reason in reasons)
-    return [(reason.replace("_", " "), [found[reason] for found in by_run]) for reason in reasons]
+    return [(reason.replace("_", " "), [found.get(reason, 0) for found in by_run]) for reason in reasons]
 
 
 def _facts(numbers: RunNumbers) -> dict[str, str]:
@@ -341,12 +336,10 @@ def _facts(numbers: RunNumbers) -> dict[str, str]:
         recorded = read_json(run.directory / RUN_META)
         facts |= {name: str(recorded[name]) for name in ("model", "data", "backend")}
         facts["decoding"] = ", ".join(f"{name} {value}" for name, value in recorded["decoding"].items())
-    seconds = [image.seconds for image in run.images if image.seconds is not None]
-    total = sum(seconds, start=0.0)
-    if len(seconds) == len(run.images) and total:
-        facts["speed"] = (
-            f"{numbers.headline['num_pred'] / total:.1f} boxes/s, {len(seconds) / total:.2f} images/s"
-        )
+    seconds = run.detections.seconds
+    if seconds:
+        num_pred, num_images = (numbers.evaluation.metrics[key] for key in ("num_pred", "num_images"))
+        facts["speed"] = f"{num_pred / seconds:.1f} boxes/s, {num_images / seconds:.2f} images/s"
     return facts | _other_metrics(numbers)
 
 
@@ -359,7 +352,8 @@ def _other_metrics(numbers: RunNumbers) -> dict[str, str]:
     differing = [
         f"{measure.key} {written[measure.key]:.4f}"
         for measure in MEASURES
-        if measure.key in written and abs(written[measure.key] - numbers.headline[measure.key]) > 1e-9
+        if measure.key in written
+        and abs(written[measure.key] - numbers.evaluation.metrics[measure.key]) > 1e-9
     ]
     if not differing:
         return {}

@@ -9,9 +9,10 @@ from typing import Any
 from PIL import Image
 
 from coordexp.codec.pieces import TokenPieces, pieces_of
-from coordexp.codec.schema import KIND_BBOX, BoxObject
+from coordexp.codec.schema import BoxObject
+from coordexp.eval.predictions.image_result import objects_of
 from coordexp.eval.report.pictures import XYXY, side_by_side
-from coordexp.geometry import dequantize_boxes, polygon_box
+from coordexp.pictures import open_picture
 from coordexp.targets import EncodedSample, TokenRole
 from coordexp.telemetry.dumps import DumpSample
 from coordexp.trainers.rollouts.metrics import RolloutOutcome
@@ -93,15 +94,11 @@ def _prompt_tokens(token_ids: Sequence[int], texts: Sequence[str]) -> list[tuple
 def _picture(
     path: str, gts: Sequence[BoxObject], preds: Sequence[BoxObject], matched: Sequence[tuple[int, int]]
 ) -> Image.Image:
-    with Image.open(path) as image:
-        return side_by_side(image, _boxes(gts, image.size), _boxes(preds, image.size), matched)
+    image = open_picture(path)
+    return side_by_side(image, _boxes(gts, image.size), _boxes(preds, image.size), matched)
 
 
 def _boxes(objects: Sequence[BoxObject], size: tuple[int, int]) -> list[tuple[str, XYXY]]:
     """Pixel boxes (of polygons: the tightest ones), for an image of (width, height) `size`."""
-    boxes = []
-    for obj in objects:
-        bins = obj.bins if obj.kind == KIND_BBOX else polygon_box(obj.bins)
-        x1, y1, x2, y2 = dequantize_boxes(bins, *size).tolist()
-        boxes.append((obj.desc, (x1, y1, x2, y2)))
-    return boxes
+    found = objects_of(objects, *size)
+    return list(zip(found.descs, found.boxes_N4.tolist(), strict=True))

@@ -1,37 +1,33 @@
-"""Evaluation on policy: every sample of a data set is answered, parsed and matched; counts are summed over ranks."""
+"""Evaluation on policy: every sample of a data set is answered, parsed and matched by one rank.
+
+The image results of all ranks meet on the main process, which computes the numbers once and hands them to the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 
-from coordexp.config.schema.rollout import EvalDetection, RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.control.schedule import rollout_seed_base
 from coordexp.data.raw_samples import RawSample
-from coordexp.eval.coco.evaluate import ImageDetections
+from coordexp.errors import RolloutError
+from coordexp.eval.predictions.image_result import ImageResult
 from coordexp.rollout.session.session import RolloutSession
 from coordexp.telemetry.desc_monitor import DescCounts, DescMonitor
 from coordexp.trainers.rollouts.answers import Answer, AnswerJudge
-from coordexp.trainers.rollouts.eval_metrics import (
-    CocoOutcome,
-    RolloutEvalCounts,
-    count_rollout,
-    eval_metrics,
-    image_detections,
-    rollout_ap,
-)
+from coordexp.trainers.rollouts.eval_metrics import eval_metrics, image_result
 
 
 @dataclass(frozen=True)
 class _Share:
     """What one rank found."""
 
-    counts: RolloutEvalCounts
+    images: list[ImageResult]
     desc: DescCounts
-    images: list[ImageDetections]
 
 
 def evaluate_rollouts(
@@ -49,28 +45,29 @@ def evaluate_rollouts(
 
     version: of the policy the backend answers with.  seed, step: what seeds of sampled evaluations are made of.
     """
-    share = _Share(RolloutEvalCounts(), DescCounts(), [])
+    images: list[ImageResult] = []
+    desc = DescCounts()
     own = _part_of_rank(samples)
-    first = own.first
     for chunk, rollouts in session.generate_all(
-        own, version=version, seed_base=rollout_seed_base(seed, step), first_index=first
+        own, version=version, seed_base=rollout_seed_base(seed, step), first_index=own.first
     ):
         answers = [
             judge(raw, rollout, gate=settings.eval_maskiou_gate)
             for raw, rollout in zip(chunk, rollouts, strict=True)
         ]
-        share = _add(share, answers, first, settings, desc_monitor)
-        first += len(chunk)
-    shares = _gather(share)
-    coco: CocoOutcome | None = None
-    if settings.eval_detection.enabled:
-        images = sorted((image for one in shares for image in one.images), key=lambda image: image.image_id)
-        coco = rollout_ap(images, iou_type=settings.eval_detection.iou_type)
-    return eval_metrics(
-        sum((one.counts for one in shares), RolloutEvalCounts()),
-        desc=None if desc_monitor is None else sum((one.desc for one in shares), DescCounts()),
-        coco=coco,
-        wanted=settings.eval_detection.metrics,
+        images += [
+            image_result(own.first + index, answer) for index, answer in enumerate(answers, start=len(images))
+        ]
+        if desc_monitor is not None:
+            pairs = matched_descs(answers)
+            desc = desc + desc_monitor.compare(pairs, max_pairs=len(pairs))
+    return _on_main(
+        _Share(images, desc),
+        lambda shares: eval_metrics(
+            [image for share in shares for image in share.images],
+            settings,
+            desc=None if desc_monitor is None else sum((share.desc for share in shares), DescCounts()),
+        ),
     )
 
 
@@ -91,48 +88,9 @@ class _Stretch:
 
 def _part_of_rank(samples: Sequence[RawSample]) -> _Stretch:
     """This rank's part of the data set."""
-    is_distributed = dist.is_available() and dist.is_initialized()
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed else (0, 1)
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if _is_distributed() else (0, 1)
     start, stop = (len(samples) * part // world_size for part in (rank, rank + 1))
     return _Stretch(samples, start, stop)
-
-
-def _add(
-    share: _Share,
-    answers: Sequence[Answer],
-    first: int,
-    settings: RolloutMatching,
-    monitor: DescMonitor | None,
-) -> _Share:
-    counts = sum((count_rollout(a.parsed, a.match, len(a.raw.objects)) for a in answers), share.counts)
-    images = share.images
-    if settings.eval_detection.enabled:
-        images = images + [
-            detected_image(first + index, answer, settings.eval_detection)
-            for index, answer in enumerate(answers)
-        ]
-    desc = share.desc
-    if monitor is not None:
-        pairs = matched_descs(answers)
-        desc = desc + monitor.compare(pairs, max_pairs=len(pairs))
-    return _Share(counts, desc, images)
-
-
-def detected_image(image_id: int, answer: Answer, settings: EvalDetection) -> ImageDetections:
-    """An answer as detection metrics take it, by `eval_detection.score_mode` and `strict_parse`."""
-    raw, parsed = answer.raw, answer.parsed
-    image = image_detections(image_id, (raw.width, raw.height), raw.objects, answer.rollout, parsed)
-    is_broken = (
-        parsed.truncated
-        or parsed.invalid_rollout
-        or parsed.dropped_invalid > 0
-        or parsed.dropped_ambiguous > 0
-    )
-    if settings.strict_parse and is_broken:
-        return replace(image, pred=[])
-    if settings.score_mode == "constant":
-        return replace(image, pred=[(desc, points, 1.0) for desc, points, _ in image.pred])
-    return image
 
 
 def matched_descs(answers: Sequence[Answer]) -> list[tuple[str, str]]:
@@ -142,9 +100,27 @@ def matched_descs(answers: Sequence[Answer]) -> list[tuple[str, str]]:
     ]
 
 
-def _gather(share: _Share) -> list[_Share]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return [share]
-    shares: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, share)
-    return shares
+def _on_main(share: _Share, numbers_of: Callable[[Sequence[_Share]], dict[str, float]]) -> dict[str, float]:
+    """Numbers from the shares of all ranks, computed once, on the main process; its error is raised on every rank."""
+    if not _is_distributed():
+        return numbers_of([share])
+    is_main = dist.get_rank() == 0
+    shares: list[Any] | None = [None] * dist.get_world_size() if is_main else None
+    dist.gather_object(share, shares)
+    sent: list[Any] = [None]
+    if shares is not None:
+        try:
+            sent = [numbers_of(shares)]
+        except Exception as error:
+            sent = [f"{type(error).__name__}: {error}"]
+            dist.broadcast_object_list(sent)
+            raise
+    dist.broadcast_object_list(sent)
+    if isinstance(sent[0], str):
+        raise RolloutError(f"the evaluation failed on the main process ({sent[0]}).")
+    numbers: dict[str, float] = sent[0]
+    return numbers
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

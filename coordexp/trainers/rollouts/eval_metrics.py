@@ -1,7 +1,7 @@
-"""Evaluation by rollouts: counts of every sample, added up over the set and all ranks, and the keys drawn from them.
+"""Evaluation by rollouts: the image results of all ranks become the `rollout/*` keys.
 
-    counts = sum((count_rollout(parsed, match, len(gts)) for ...), RolloutEvalCounts())
-    metrics = eval_metrics(counts_of_all_ranks, desc=..., mean_ap=...)       # {"rollout/f1": ..., ...}
+    images = [image_result(index, answer) for index, answer in enumerate(answers)]     # on every rank
+    metrics = eval_metrics(images_of_all_ranks, desc=..., iou_type="bbox")              # {"rollout/f1": ..., ...}
 
 Keys carry their training names; whoever logs them adds `eval_`.
 """
@@ -11,156 +11,120 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import replace
 
-from coordexp.codec.parse import ParsedRollout
-from coordexp.codec.schema import BoxObject
+import numpy as np
+
+from coordexp.config.schema.rollout import EvalDetection, RolloutMatching
 from coordexp.errors import CoordExpError
-from coordexp.eval.coco.evaluate import ImageDetections
-from coordexp.eval.detection import Counts
-from coordexp.eval.online import map_of
-from coordexp.geometry import dequantize_points
-from coordexp.matching import MatchResult
+from coordexp.eval.box_matching import BoxSet
+from coordexp.eval.coco.evaluate import DEFAULT_ENGINE, run_coco
+from coordexp.eval.coco.from_images import coco_of
+from coordexp.eval.detection import match_boxes
+from coordexp.eval.on_policy import AnswerCounts
+from coordexp.eval.predictions.artifacts import answer_errors
+from coordexp.eval.predictions.confidence import ScoreFailure, mean_logprob
+from coordexp.eval.predictions.image_result import ImageResult, Objects, objects_of
 from coordexp.metrics import keys_rollout as keys
-from coordexp.rollout.types import Rollout
 from coordexp.telemetry.desc_monitor import DescCounts
+from coordexp.trainers.rollouts.answers import Answer
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class RolloutEvalCounts:
-    """Sums over samples; add those of several samples or ranks with `+`."""
+def image_result(image_id: int, answer: Answer) -> ImageResult:
+    """An answer as evaluation takes it.
 
-    num_samples: int = 0
-    num_truncated: int = 0
-    num_with_valid_pred: int = 0
-    num_with_match: int = 0
-    pred_objects: int = 0
-    gt_objects: int = 0
-    matched: int = 0
-    dropped_invalid: int = 0
-    dropped_ambiguous: int = 0
-    maskiou_sum: float = 0.0
-
-    def __add__(self, other: RolloutEvalCounts) -> RolloutEvalCounts:
-        return RolloutEvalCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-def count_rollout(parsed: ParsedRollout, match: MatchResult, num_gt: int) -> RolloutEvalCounts:
-    """The counts of one sample. match: of `parsed.objects` with the record's `num_gt` objects."""
-    return RolloutEvalCounts(
-        num_samples=1,
-        num_truncated=int(parsed.truncated),
-        num_with_valid_pred=int(bool(parsed.objects)),
-        num_with_match=int(bool(match.matched)),
-        pred_objects=len(parsed.objects),
-        gt_objects=num_gt,
-        matched=len(match.matched),
-        dropped_invalid=parsed.dropped_invalid,
-        dropped_ambiguous=parsed.dropped_ambiguous,
-        maskiou_sum=match.maskiou_sum,
+    The score of a prediction is exp of the mean log-probability of its coordinate tokens, and 1 for answers without
+    log-probabilities.
+    """
+    raw, parsed, logprobs = answer.raw, answer.parsed, answer.rollout.token_logprobs
+    return ImageResult(
+        image_id=image_id,
+        file_name="",
+        width=raw.width,
+        height=raw.height,
+        gt=objects_of(raw.objects, raw.width, raw.height),
+        pred=objects_of(
+            parsed.objects,
+            raw.width,
+            raw.height,
+            scores=[_score(obj.token_positions, logprobs) for obj in parsed.objects],
+        ),
+        errors=answer_errors(parsed),
+        match=answer.match,
     )
 
 
-@dataclass(frozen=True)
-class CocoOutcome:
-    """COCO AP and F1 (both over IoU 0.50:0.05:0.95) of the rollouts; None when they could not be computed."""
-
-    mean_ap: float | None
-    mean_f1: float | None = None
-
-
 def eval_metrics(
-    counts: RolloutEvalCounts,
-    *,
-    desc: DescCounts | None = None,
-    coco: CocoOutcome | None = None,
-    wanted: str = "coco",
+    images: Sequence[ImageResult], settings: RolloutMatching, *, desc: DescCounts | None = None
 ) -> dict[str, float]:
     """The `rollout/*` keys of an evaluation, as plain numbers.
 
     Empty sets: precision is 1 when nothing was predicted, recall is 1 when there was nothing to find; a rate over no
     sample and a mean over no pair are left out.
-    desc: None when the description monitor is off.  coco: None when `eval_detection` is off; a failed evaluation
-    reports mAP 0 with coco_eval_ok 0, and no F1.  wanted: `eval_detection.metrics`.
+    desc: None when the description monitor is off.
     """
-    scores = Counts(
-        counts.matched, counts.pred_objects - counts.matched, counts.gt_objects - counts.matched
-    ).scores
+    counts = sum(map(AnswerCounts.of, images), AnswerCounts())
+    objects = counts.objects
     metrics: dict[str, float] = {
-        keys.PRECISION: scores.precision,
-        keys.RECALL: scores.recall,
-        keys.F1: scores.f1,
-        keys.PRED_OBJECTS: counts.pred_objects,
-        keys.GT_OBJECTS: counts.gt_objects,
-        keys.MATCHED: counts.matched,
-        keys.FALSE_POSITIVES: counts.pred_objects - counts.matched,
-        keys.FALSE_NEGATIVES: counts.gt_objects - counts.matched,
+        keys.PRECISION: objects.scores.precision,
+        keys.RECALL: objects.scores.recall,
+        keys.F1: objects.scores.f1,
+        keys.PRED_OBJECTS: counts.num_pred,
+        keys.GT_OBJECTS: counts.num_gt,
+        keys.MATCHED: objects.tp,
+        keys.FALSE_POSITIVES: objects.fp,
+        keys.FALSE_NEGATIVES: objects.fn,
         keys.PARSE_DROPPED_INVALID: counts.dropped_invalid,
         keys.PARSE_DROPPED_AMBIGUOUS: counts.dropped_ambiguous,
     }
-    if counts.num_samples:
-        metrics[keys.PARSE_TRUNCATED_RATE] = counts.num_truncated / counts.num_samples
-        metrics[keys.SAMPLE_VALID_PRED_RATE] = counts.num_with_valid_pred / counts.num_samples
-        metrics[keys.SAMPLE_ANY_MATCH_RATE] = counts.num_with_match / counts.num_samples
-    if counts.matched:
-        metrics[keys.MATCHED_MASKIOU_MEAN] = counts.maskiou_sum / counts.matched
-    if coco is not None:
-        metrics[keys.COCO_EVAL_OK] = float(coco.mean_ap is not None)
-        if wanted != "f1":
-            metrics[keys.MAP] = 0.0 if coco.mean_ap is None else coco.mean_ap
-        if wanted != "coco" and coco.mean_f1 is not None:
-            metrics[keys.F1_50_95] = coco.mean_f1
+    if counts.num_images:
+        metrics[keys.PARSE_TRUNCATED_RATE] = counts.num_truncated / counts.num_images
+        metrics[keys.SAMPLE_VALID_PRED_RATE] = counts.num_with_pred / counts.num_images
+        metrics[keys.SAMPLE_ANY_MATCH_RATE] = counts.num_with_match / counts.num_images
+    if counts.num_matched:
+        metrics[keys.MATCHED_MASKIOU_MEAN] = counts.maskiou_sum / counts.num_matched
+    if settings.eval_detection.enabled:
+        metrics |= detection_metrics(images, settings.eval_detection)
     return metrics | ({} if desc is None else desc.values())
 
 
-def image_detections(
-    image_id: int,
-    size: tuple[int, int],
-    gts: Sequence[BoxObject],
-    rollout: Rollout,
-    parsed: ParsedRollout,
-) -> ImageDetections:
-    """One image of `rollout_ap`, in pixels.
+def detection_metrics(images: Sequence[ImageResult], settings: EvalDetection) -> dict[str, float]:
+    """COCO AP and F1 (both over IoU 0.50:0.05:0.95), as far as `settings.metrics` asks for them.
 
-    size: width and height of the image.  The score of a prediction is exp of the mean log-probability of its
-    coordinate tokens, and 1 for rollouts without log-probabilities.
+    A failure is logged, not raised, as training goes on: it reports coco_eval_ok 0, mAP 0 (so that a checkpoint can
+    still be chosen by it), and no F1.
     """
-    return ImageDetections(
-        image_id=image_id,
-        width=size[0],
-        height=size[1],
-        gt=[(gt.desc, _pixels(gt.bins, size)) for gt in gts],
-        pred=[
-            (pred.desc, _pixels(pred.bins, size), _score(pred.token_positions, rollout.token_logprobs))
-            for pred in parsed.objects
-        ],
-    )
+    metrics: dict[str, float] = {}
+    problem = None if any(len(image.gt) for image in images) else "there is no ground truth"
+    found = [_detected(image, settings) for image in images]
+    if settings.metrics != "f1":
+        metrics[keys.MAP] = 0.0
+        try:
+            if problem is None:
+                coco = run_coco(*coco_of(found), iou_type=settings.iou_type, engine=DEFAULT_ENGINE)
+                metrics[keys.MAP] = max(0.0, coco.metrics["AP"])
+        except (CoordExpError, ValueError, ArithmeticError, LookupError) as error:
+            problem = str(error)
+    if settings.metrics != "coco" and problem is None:
+        metrics[keys.F1_50_95] = match_boxes(BoxSet.of(found)).f1_50_95
+    if problem is not None:
+        logger.warning("Detection metrics of the rollouts failed, rollout/mAP is reported as 0: %s", problem)
+    return metrics | {keys.COCO_EVAL_OK: float(problem is None)}
 
 
-def rollout_ap(images: Sequence[ImageDetections], *, iou_type: str = "bbox") -> CocoOutcome:
-    """COCO AP over the images of all ranks, by the code of `coordexp eval`.
-
-    A failure is logged, never raised: training goes on.
-    """
-    try:
-        numbers = map_of(images, iou_type=iou_type)
-    except (CoordExpError, ValueError, ArithmeticError, LookupError) as error:
-        logger.warning("COCO evaluation of the rollouts failed, rollout/mAP is reported as 0: %s", error)
-        return CocoOutcome(None)
-    if numbers["AP"] < 0:
-        logger.warning("COCO evaluation of the rollouts found no ground truth; rollout/mAP is reported as 0.")
-        return CocoOutcome(None)
-    return CocoOutcome(numbers["AP"], numbers["f1_50_95"])
-
-
-def _pixels(bins: Sequence[int], size: tuple[int, int]) -> list[float]:
-    points = dequantize_points([bins[at : at + 2] for at in range(0, len(bins), 2)], *size)
-    return [float(value) for value in points.ravel()]
+def _detected(image: ImageResult, settings: EvalDetection) -> ImageResult:
+    """As detection metrics take it, by `score_mode` and `strict_parse`."""
+    if settings.strict_parse and image.errors:  # cut off, no container, or with a broken object
+        return replace(image, pred=Objects.of([], []))
+    if settings.score_mode == "constant":
+        return replace(image, pred=replace(image.pred, scores_N=np.ones(len(image.pred))))
+    return image
 
 
 def _score(positions: Sequence[int], logprobs: Sequence[float]) -> float:
-    if not logprobs:
+    mean = mean_logprob(positions, logprobs)
+    if mean is ScoreFailure.MISSING_LOGPROBS:
         return 1.0
-    return math.exp(sum(logprobs[at] for at in positions) / len(positions))
+    return math.nan if isinstance(mean, ScoreFailure) else math.exp(mean)

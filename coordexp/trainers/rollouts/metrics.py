@@ -20,6 +20,7 @@ import numpy as np
 from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.token_types import TokenType
 from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.eval.detection import Counts
 from coordexp.matching import MatchResult
 from coordexp.metrics import keys_rollout as keys
 from coordexp.metrics.keys_stage2 import (
@@ -185,6 +186,7 @@ def _matching(outcomes: Sequence[RolloutOutcome]) -> MetricEntries:
     matched = _total(len(match.matched) for match in matches)
     supervised = _total(outcome.num_supervised for outcome in outcomes)
     rejections = _total(match.gating_rejections for match in matches)
+    precision, recall, f1 = Counts.of(supervised, num_pred, num_gt).ratios
     return {
         keys.GT_OBJECTS_TOTAL: num_gt,
         keys.VALID_PRED_OBJECTS_TOTAL: num_pred,
@@ -194,9 +196,9 @@ def _matching(outcomes: Sequence[RolloutOutcome]) -> MetricEntries:
         keys.FN_TOTAL: num_gt - supervised,
         keys.GATING_REJECTIONS: rejections,
         keys.GATING_REJECTION_RATE: (rejections, _total(match.num_candidates for match in matches)),
-        keys.PRECISION: (supervised, num_pred),
-        keys.RECALL: (supervised, num_gt),
-        keys.F1: (2.0 * supervised, num_pred + num_gt),
+        keys.PRECISION: precision,
+        keys.RECALL: recall,
+        keys.F1: f1,
         keys.MATCHED_MASKIOU_MEAN: (sum(match.maskiou_sum for match in matches), matched),
         keys.MATCHED_MASKIOU_COUNT: matched,
     }

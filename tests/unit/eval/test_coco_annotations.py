@@ -17,7 +17,7 @@ from support.coco_reference import pycocotools_directly, random_pair
 from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import Dataset, read_dataset, read_results
 from coordexp.eval.coco.evaluate import ENGINES, evaluate_coco
-from coordexp.eval.coco.external import coco_lines, load_dataset, load_results
+from coordexp.eval.coco.external import coco_images, load_dataset, load_results
 from coordexp.eval.coco.fields import Place, read_flags, read_numbers
 
 TRIANGLE = [10.0, 20.0, 60.0, 20.0, 10.0, 90.0]
@@ -323,16 +323,20 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, preds: str, message
     assert len(str(caught.value)) < 500
 
 
-def test_lines_for_tables_hold_every_image_with_its_objects():
+def test_images_for_tables_hold_their_objects():
     dataset = read_dataset(small())
-    first, second = coco_lines(dataset, read_results(results(), dataset))
-    assert (first["image_id"], first["image"], first["width"], first["height"]) == (7, "a.png", 100, 200)
-    assert first["gt"] == [
+    first, second = coco_images(dataset, read_results(results(), dataset))
+    assert (first.image_id, first.file_name, first.width, first.height) == (7, "a.png", 100, 200)
+    assert first.gt.rows(scored=False) == [
         {"type": "bbox_2d", "points": [1, 2, 31, 42], "desc": "cat"},
         {"type": "bbox_2d", "points": [0, 0, 10, 10], "desc": "dog"},
     ]
-    assert second["gt"] == [{"type": "bbox_2d", "points": [5, 6, 12.5, 14], "desc": "dog", "crowd": True}]
-    assert second["pred"] == [{"type": "bbox_2d", "points": [5, 6, 12, 14], "desc": "dog", "score": 0.5}]
+    assert second.gt.rows(scored=False) == [
+        {"type": "bbox_2d", "points": [5, 6, 12.5, 14], "desc": "dog", "crowd": True}
+    ]
+    assert second.pred.rows(scored=True) == [
+        {"type": "bbox_2d", "points": [5, 6, 12, 14], "desc": "dog", "score": 0.5}
+    ]
 
 
 json_values = st.recursive(

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 from support.coco_reference import brute_force_ap, pycocotools_directly, random_pair
+from support.images import image_result
 
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.coco.evaluate import (
     ENGINES,
     METRIC_NAMES,
-    ImageDetections,
     evaluate_coco,
     run_coco,
-    to_coco,
 )
+from coordexp.eval.coco.from_images import coco_of
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "coco_val2014_100"
 
@@ -116,7 +116,7 @@ def test_an_annotation_with_id_0_can_be_found(engine):
 
 def test_segmentations_without_boxes_may_be_polygons_or_run_lengths():
     triangle = [10.0, 10.0, 60.0, 10.0, 10.0, 60.0]
-    gt = to_coco([ImageDetections(1, 100, 100, [("sail", triangle)], [])]).gt
+    gt = coco_dicts(image_result(1, 100, 100, [("sail", triangle)]))[0]
     run_length = coco_mask.merge(coco_mask.frPyObjects([triangle], 100, 100))
     for segmentation in ([triangle], run_length):
         preds = [{"image_id": 1, "category_id": 1, "segmentation": segmentation, "score": 0.5}]
@@ -149,16 +149,16 @@ def test_per_category_ap_averages_to_ap_and_leaves_out_what_has_no_ground_truth(
 )
 def test_a_bad_result_is_named_by_its_index(change, message):
     images = [
-        ImageDetections(i, 50, 50, [("cat", (1, 1, 20, 20))], [("cat", (1, 1, 20, 20), 0.5)]) for i in (1, 2)
+        image_result(i, 50, 50, [("cat", (1, 1, 20, 20))], [("cat", (1, 1, 20, 20), 0.5)]) for i in (1, 2)
     ]
-    export = to_coco(images)
-    preds = [export.preds[0], {**export.preds[1], **change}]
+    gt, preds = coco_dicts(*images)
+    preds = [preds[0], {**preds[1], **change}]
     with pytest.raises(RecordError, match=message):
-        evaluate_coco(export.gt, preds)
+        evaluate_coco(gt, preds)
 
 
 def test_a_bad_ground_truth_is_named():
-    gt = to_coco([ImageDetections(1, 50, 50, [("cat", (1, 1, 20, 20))], [])]).gt
+    gt = coco_dicts(image_result(1, 50, 50, [("cat", (1, 1, 20, 20))]))[0]
     with pytest.raises(RecordError, match="has no categories"):
         evaluate_coco({key: gt[key] for key in ("images", "annotations")}, [])
     with pytest.raises(RecordError, match=r"images\[1\] repeats id 1"):
@@ -175,54 +175,65 @@ def test_unknown_engine_and_iou_type_are_refused():
         evaluate_coco(gt, preds, iou_type="keypoints")
 
 
-def test_to_coco_writes_pixel_exact_boxes_and_sorted_categories():
-    image = ImageDetections(
-        7,
-        640,
-        480,
-        gt=[("zebra", (10, 20, 30, 60)), ("ant", (0, 0, 5, 5))],
-        pred=[("ant", (1, 2, 4, 8), 0.25)],
+def coco_dicts(*images):
+    """The COCO data set and results of images, in COCO's form."""
+    dataset, results = coco_of(images)
+    return dataset.as_coco(segmentations=True), results.as_coco(segmentations=True)
+
+
+def test_images_become_pixel_exact_boxes_and_sorted_categories():
+    image = image_result(
+        7, 640, 480, [("zebra", (10, 20, 30, 60)), ("ant", (0, 0, 5, 5))], [("ant", (1, 2, 4, 8), 0.25)]
     )
-    empty = ImageDetections(8, 100, 90, gt=[], pred=[("zebra", (0, 0, 9, 9), 0.5)], file_name="empty.png")
-    export = to_coco([image, empty])
-    assert export.gt["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "zebra"}]
-    assert [i["id"] for i in export.gt["images"]] == [7, 8]
-    assert export.gt["images"][1]["file_name"] == "empty.png"
-    assert [a["id"] for a in export.gt["annotations"]] == [1, 2]
-    zebra = export.gt["annotations"][0]
+    empty = image_result(8, 100, 90, [], [("zebra", (0, 0, 9, 9), 0.5)], file_name="empty.png")
+    gt, preds = coco_dicts(image, empty)
+    assert gt["categories"] == [{"id": 1, "name": "ant"}, {"id": 2, "name": "zebra"}]
+    assert gt["images"] == [
+        {"id": 7, "width": 640, "height": 480, "file_name": ""},
+        {"id": 8, "width": 100, "height": 90, "file_name": "empty.png"},
+    ]
+    assert [a["id"] for a in gt["annotations"]] == [1, 2]
+    zebra = gt["annotations"][0]
     assert (zebra["bbox"], zebra["area"], zebra["iscrowd"]) == ([10, 20, 20, 40], 800, 0)
     assert zebra["segmentation"] == [[10, 20, 30, 20, 30, 60, 10, 60]]
-    assert export.preds == [
+    assert preds == [
         {"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 6], "score": 0.25},
         {"image_id": 8, "category_id": 2, "bbox": [0, 0, 9, 9], "score": 0.5},
     ]
 
 
-def test_to_coco_gives_polygons_a_segmentation_a_box_and_their_own_area():
+def test_polygons_have_a_segmentation_a_box_and_their_own_area():
     triangle = (10, 10, 50, 10, 10, 40)
-    export = to_coco([ImageDetections(1, 99, 99, [("sail", triangle)], [("sail", triangle, 1.0)])])
-    annotation, result = export.gt["annotations"][0], export.preds[0]
+    gt, preds = coco_dicts(image_result(1, 99, 99, [("sail", triangle)], [("sail", triangle, 1.0)]))
+    annotation, result = gt["annotations"][0], preds[0]
     assert (annotation["bbox"], annotation["area"]) == ([10, 10, 40, 30], 600)
     assert annotation["segmentation"] == result["segmentation"] == [list(triangle)]
-    assert evaluate_coco(export.gt, export.preds, iou_type="segm")["AP"] == pytest.approx(1.0)
+    assert evaluate_coco(gt, preds, iou_type="segm")["AP"] == pytest.approx(1.0)
 
 
-def test_descs_outside_the_categories_are_mapped_or_dropped_and_counted():
+def test_crowd_regions_stay_crowd_regions():
+    gt, _ = coco_dicts(
+        image_result(1, 99, 99, [("cat", (0, 0, 9, 9)), ("cat", (0, 0, 5, 5))], crowd=[False, True])
+    )
+    assert [a["iscrowd"] for a in gt["annotations"]] == [0, 1]
+
+
+def test_predictions_that_are_no_category_are_left_out():
     box = (0, 0, 9, 9)
-    preds = [("kitten", box, 0.9), ("cat", box, 0.8), ("unicorn", box, 0.7), ("unicorn", box, 0.6)]
-    export = to_coco([ImageDetections(1, 20, 20, [("cat", box)], preds)], desc_map={"kitten": "cat"})
-    assert [pred["score"] for pred in export.preds] == [0.9, 0.8]
-    assert (export.mapped, export.dropped) == ({"kitten": 1}, {"unicorn": 2})
-    with pytest.raises(ConfigError, match="'kitten' to 'feline'"):
-        to_coco([ImageDetections(1, 20, 20, [("cat", box)], preds)], desc_map={"kitten": "feline"})
+    preds = [("unicorn", box, 0.7), ("cat", box, 0.8), ("unicorn", box, 0.6)]
+    _, found = coco_dicts(image_result(1, 20, 20, [("cat", box)], preds))
+    assert [pred["score"] for pred in found] == [0.8]
 
 
-def test_to_coco_refuses_a_repeated_image_and_a_missing_or_infinite_score():
-    image = ImageDetections(5, 20, 20, [("cat", (0, 0, 9, 9))], [("cat", (0, 0, 9, 9), float("inf"))])
-    with pytest.raises(RecordError, match=r"image 5 pred\[0\]\.score is inf"):
-        to_coco([image])
+def test_a_repeated_image_and_an_infinite_score_are_refused():
+    first = image_result(4, 20, 20, [], [("dog", (0, 0, 9, 9), 0.5)] * 3)
+    image = image_result(
+        5, 20, 20, [("cat", (0, 0, 9, 9))], [("cat", (0, 0, 9, 9), 0.1), ("cat", (0, 0, 9, 9), float("inf"))]
+    )
+    with pytest.raises(RecordError, match=r"image 5 pred\[1\]\.score is inf"):
+        coco_of([first, image])
     with pytest.raises(RecordError, match="repeat id 5"):
-        to_coco([image, image])
+        coco_of([image, image])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -267,6 +278,6 @@ def test_masks_need_outlines_in_the_ground_truth_and_image_sizes(engine):
     gt, preds = random_pair(5, seed=3)
     with pytest.raises(RecordError, match=r"gt annotations\[0\] \(id 1\) has no segmentation.*bbox"):
         evaluate_coco(gt, preds, iou_type="segm", engine=engine)
-    square = to_coco([ImageDetections(1, 50, 50, [("cat", (1, 1, 20, 20))], [])]).gt
+    square = coco_dicts(image_result(1, 50, 50, [("cat", (1, 1, 20, 20))]))[0]
     with pytest.raises(RecordError, match=r"images\[0\] \(id 1\) has no width and height"):
         evaluate_coco({**square, "images": [{"id": 1}]}, [], iou_type="segm", engine=engine)

@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.images import image_result
 
-from coordexp.codec.schema import BoxObject
 from coordexp.errors import ConfigError, ContractError
+from coordexp.eval import box_matching
+from coordexp.eval.box_matching import BoxSet, match_at_threshold
 from coordexp.eval.detection import (
     COCO_THRESHOLDS,
     Counts,
-    DetectionMetrics,
-    MatchMetrics,
-    match_at_threshold,
+    DetectionSummary,
+    ImageMatch,
+    match_boxes,
+    scores_of,
 )
-from coordexp.matching import match_objects
+from coordexp.eval.predictions.image_result import ImageResult, Objects
+from coordexp.geometry import box_areas, pairwise_iou
 
 BOX = (0, 0, 100, 10)
 FAR = (500, 500, 600, 600)
@@ -29,15 +33,19 @@ def overlapping(iou: float) -> tuple[float, float, float, float]:
     return (0, 0, 100 * iou, 10)
 
 
-def one_image(preds, gts, **options) -> DetectionMetrics:
-    """Metrics of one image; preds and gts are lists of (box, desc)."""
-    metrics = DetectionMetrics(**options)
-    add_image(metrics, preds, gts)
-    return metrics
+def image_of(preds, gts, crowd=None, size=(1000, 1000)) -> ImageResult:
+    """An image with these (box, desc) lists."""
+    pred, gt = ([(desc, box) for box, desc in side] for side in (preds, gts))
+    return image_result(0, *size, gt, pred, crowd=crowd)
 
 
-def add_image(metrics: DetectionMetrics, preds, gts) -> None:
-    metrics.update([b for b, _ in preds], [d for _, d in preds], [b for b, _ in gts], [d for _, d in gts])
+def summary_of(*images: ImageResult, **options) -> DetectionSummary:
+    return match_boxes(BoxSet.of(images), **options)
+
+
+def one_image(preds, gts, **options) -> DetectionSummary:
+    """Results of one image; preds and gts are lists of (box, desc)."""
+    return summary_of(image_of(preds, gts), **options)
 
 
 @settings(max_examples=150, deadline=None)
@@ -72,7 +80,7 @@ def test_two_pairs_above_the_threshold_beat_one_perfect_pair():
 def test_counts_and_scores_by_hand():
     preds = [(overlapping(0.8), "cat"), (FAR, "cat"), (FAR, "dog")]
     gts = [(BOX, "cat"), (BOX, "bird"), (FAR, "dog"), ((0, 50, 9, 60), "dog")]
-    summary = one_image(preds, gts).compute()
+    summary = one_image(preds, gts)
     at_50, at_85 = summary.at(0.5), summary.at(0.85)
     assert at_50.counts == Counts(tp=2, fp=1, fn=2)
     assert at_50.micro == pytest.approx((2 / 3, 2 / 4, 4 / 7))
@@ -84,17 +92,13 @@ def test_counts_and_scores_by_hand():
     assert at_85.counts == Counts(tp=1, fp=2, fn=3)
     assert summary.f1_at(0.5) == pytest.approx(4 / 7)
     # IoU 0.50 ... 0.80 find two, 0.85 ... 0.95 one.
-    assert summary.mean_f1 == pytest.approx((7 * 4 / 7 + 3 * 2 / 7) / 10)
+    assert summary.f1_50_95 == pytest.approx((7 * 4 / 7 + 3 * 2 / 7) / 10)
 
 
 def test_default_thresholds_are_those_of_coco_and_the_bound_itself_counts():
     assert COCO_THRESHOLDS == (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-    assert (
-        one_image([(overlapping(0.5), "cat")], [(BOX, "cat")], thresholds=[0.5]).compute().f1_at(0.5) == 1.0
-    )
-    assert (
-        one_image([(overlapping(0.49), "cat")], [(BOX, "cat")], thresholds=[0.5]).compute().f1_at(0.5) == 0.0
-    )
+    assert one_image([(overlapping(0.5), "cat")], [(BOX, "cat")], thresholds=[0.5]).f1_at(0.5) == 1.0
+    assert one_image([(overlapping(0.49), "cat")], [(BOX, "cat")], thresholds=[0.5]).f1_at(0.5) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -107,129 +111,165 @@ def test_default_thresholds_are_those_of_coco_and_the_bound_itself_counts():
     ],
 )
 def test_empty_sets(preds, gts, precision, recall, f1):
-    at_50 = one_image(preds, gts).compute().at(0.5)
+    at_50 = one_image(preds, gts).at(0.5)
     assert at_50.micro == at_50.macro_images == at_50.macro_classes == (precision, recall, f1)
 
 
 def test_macro_over_images_is_the_mean_of_the_scores_of_each_image():
-    metrics = one_image([(BOX, "cat"), (FAR, "cat"), (FAR, "dog")], [(BOX, "cat")])  # 1/3, 1, 1/2
-    add_image(metrics, [], [])  # 1, 1, 1
-    add_image(metrics, [], [(BOX, "cat")])  # 1, 0, 0
-    at_50 = metrics.compute().at(0.5)
+    summary = summary_of(
+        image_of([(BOX, "cat"), (FAR, "cat"), (FAR, "dog")], [(BOX, "cat")]),  # 1/3, 1, 1/2
+        image_of([], []),  # 1, 1, 1
+        image_of([], [(BOX, "cat")]),  # 1, 0, 0
+    )
+    at_50 = summary.at(0.5)
     assert at_50.macro_images == pytest.approx(((1 / 3 + 1 + 1) / 3, 2 / 3, (1 / 2 + 1 + 0) / 3))
     assert at_50.micro == pytest.approx((1 / 3, 1 / 2, 2 / 5))
     assert at_50.macro_classes == (1 / 2, 1 / 2, 1 / 2)  # of the cats alone: no dog is annotated
-    assert metrics.compute().num_images == 3
+    assert summary.num_images == 3
 
 
 def test_descs_decide_only_when_class_aware():
     preds, gts = [(BOX, "kitten")], [(BOX, "cat")]
-    assert one_image(preds, gts).compute().at(0.5).counts == Counts(0, 1, 1)
-    agnostic = one_image(preds, gts, class_aware=False).compute().at(0.5)
+    assert one_image(preds, gts).at(0.5).counts == Counts(0, 1, 1)
+    agnostic = one_image(preds, gts, class_aware=False).at(0.5)
     assert agnostic.counts == Counts(1, 0, 0)
     assert agnostic.micro == agnostic.macro_classes == (1.0, 1.0, 1.0)
 
 
 def test_annotated_scope_leaves_out_predictions_of_descs_the_image_does_not_hold():
     preds, gts = [(BOX, "cat"), (FAR, "cat"), (FAR, "unicorn")], [(BOX, "cat")]
-    assert one_image(preds, gts).compute().at(0.5).counts == Counts(1, 2, 0)
-    assert one_image(preds, gts, scope="annotated").compute().at(0.5).counts == Counts(1, 1, 0)
+    assert one_image(preds, gts).at(0.5).counts == Counts(1, 2, 0)
+    assert one_image(preds, gts, scope="annotated").at(0.5).counts == Counts(1, 1, 0)
 
 
 def test_the_same_boxes_in_bins_and_in_pixels_give_the_same_counts():
     scale = np.array([6.4, 4.8, 6.4, 4.8])
-    preds, gts = np.array([overlapping(0.7), FAR]), np.array([BOX, FAR])
-    in_bins, in_pixels = DetectionMetrics(), DetectionMetrics()
-    in_bins.update(preds, ["a", "b"], gts, ["a", "b"])
-    in_pixels.update(preds * scale, ["a", "b"], gts * scale, ["a", "b"])
-    assert [s.counts for s in in_bins.compute().by_threshold] == [
-        s.counts for s in in_pixels.compute().by_threshold
-    ]
-
-
-def test_merging_parts_equals_one_pass_and_reset_forgets():
-    rng = np.random.default_rng(1)
-    images = []
-    for _ in range(20):
-        corners = rng.uniform(0, 80, (4, 2))
-        gts = [((*c, *(c + 20)), str(rng.choice(["a", "b"]))) for c in corners]
-        preds = [(np.array(box) + rng.normal(0, 2, 4), desc) for box, desc in gts if rng.random() < 0.8]
-        images.append((preds, gts))
-    whole, first, second = DetectionMetrics(), DetectionMetrics(), DetectionMetrics()
-    for index, (preds, gts) in enumerate(images):
-        add_image(whole, preds, gts)
-        add_image(first if index < 7 else second, preds, gts)
-    first.merge(second)
-    for merged, single in zip(first.compute().by_threshold, whole.compute().by_threshold, strict=True):
-        assert (merged.counts, merged.per_class, merged.micro) == (
-            single.counts,
-            single.per_class,
-            single.micro,
+    preds, gts = [overlapping(0.7), FAR], [BOX, FAR]
+    in_bins, in_pixels = (
+        one_image(
+            [(tuple(np.array(box) * factor), desc) for box, desc in zip(preds, "ab", strict=True)],
+            [(tuple(np.array(box) * factor), desc) for box, desc in zip(gts, "ab", strict=True)],
         )
-        assert merged.macro_images == pytest.approx(single.macro_images)
-        assert merged.matched_iou_mean == pytest.approx(single.matched_iou_mean)
-    whole.reset()
-    add_image(whole, [(BOX, "cat")], [(BOX, "cat")])
-    assert (whole.compute().num_images, whole.compute().mean_f1) == (1, 1.0)
-    with pytest.raises(ContractError, match="cannot merge"):
-        whole.merge(DetectionMetrics(class_aware=False))
+        for factor in (1.0, scale)
+    )
+    assert [s.counts for s in in_bins.by_threshold] == [s.counts for s in in_pixels.by_threshold]
 
 
 def test_misuse_is_named():
-    with pytest.raises(ContractError, match="no image was added"):
-        DetectionMetrics().compute()
+    with pytest.raises(ContractError, match="there is no image"):
+        BoxSet.of([])
     with pytest.raises(ContractError, match=r"IoU threshold 0\.33 was not evaluated"):
-        one_image([], []).compute().at(0.33)
-    with pytest.raises(ContractError, match=r"pred boxes have shape \(1, 4\) for 2 descs"):
-        DetectionMetrics().update([BOX], ["cat", "dog"], [], [])
+        one_image([], []).at(0.33)
+    with pytest.raises(ContractError, match=r"are \[2, 1, 1, 2, 2\]: expected as many"):
+        Objects.of(["cat", "dog"], [BOX])
     with pytest.raises(ConfigError, match="thresholds are"):
-        DetectionMetrics(thresholds=[0.0])
+        one_image([], [], thresholds=[0.0])
     with pytest.raises(ConfigError, match="scope is 'some'"):
-        DetectionMetrics(scope="some")
+        one_image([], [], scope="some")
 
 
-def test_match_metrics_sum_over_images():
-    def box(*bins: int) -> BoxObject:
-        return BoxObject("cat", "bbox_2d", bins)
-
-    metrics = MatchMetrics()
-    assert (metrics.matched_maskiou_mean, metrics.gating_rejection_rate, metrics.sample_any_match_rate) == (
-        None,
-    ) * 3
-    metrics.update(match_objects([box(0, 0, 100, 10), box(*FAR)], [box(0, 0, 80, 10)], resolution=1000))
-    metrics.update(match_objects([box(*BOX)], [box(*BOX), box(*FAR)], resolution=1000))
-    metrics.update(match_objects([], [box(*BOX)]))
-    assert metrics.counts == Counts(tp=2, fp=1, fn=2)
-    assert metrics.compute() == pytest.approx((2 / 3, 1 / 2, 4 / 7))
-    assert metrics.matched_maskiou_mean == pytest.approx((0.8 + 1.0) / 2)
-    assert metrics.gating_rejection_rate == 2 / 4
-    assert metrics.sample_any_match_rate == pytest.approx(2 / 3)
-    metrics.reset()
-    assert (metrics.num_images, metrics.counts, metrics.maskiou_sum) == (0, Counts(0, 0, 0), 0.0)
+def test_scores_from_counts_of_any_shape():
+    precision, recall, f1 = scores_of([2, 0, 0, 0], [1, 0, 3, 0], [2, 0, 0, 4])
+    assert precision.tolist() == pytest.approx([2 / 3, 1, 0, 1])
+    assert recall.tolist() == pytest.approx([1 / 2, 1, 1, 0])
+    assert f1.tolist() == pytest.approx([4 / 7, 1, 0, 0])
+    assert Counts(2, 1, 2).scores == pytest.approx((2 / 3, 1 / 2, 4 / 7))
+    assert Counts(2, 1, 2).ratios == ((2, 3), (2, 4), (4, 7))
 
 
 def test_a_crowd_region_is_no_miss_and_excuses_only_unmatched_predictions_inside_it():
     crowd, inside, half_inside = (0, 0, 100, 100), (10, 10, 20, 20), (90, 0, 110, 10)
-    metrics = DetectionMetrics([0.5, 0.75])
-    preds = [inside, half_inside, (300, 300, 320, 320)]
-    matches = metrics.update(preds, ["cat"] * 3, [crowd, inside], ["cat", "cat"], [True, False])
+    preds = [(box, "cat") for box in (inside, half_inside, (300, 300, 320, 320))]
+    image = image_of(preds, [(crowd, "cat"), (inside, "cat")], crowd=[True, False])
+    summary = summary_of(image, thresholds=[0.5, 0.75])
     # inside: found (it is also a regular object); half_inside: excused at 0.5, not at 0.75; the third never.
-    assert matches.pairs == [[(0, 1)], [(0, 1)]]
-    assert [at.counts for at in metrics.compute().by_threshold] == [Counts(1, 1, 0), Counts(1, 2, 0)]
+    assert summary.matches(0.5) == [ImageMatch(((0, 1, 1.0),), frozenset({1}), Counts(1, 1, 0))]
+    assert summary.matches(0.75) == [ImageMatch(((0, 1, 1.0),), frozenset(), Counts(1, 2, 0))]
+    assert [at.counts for at in summary.by_threshold] == [Counts(1, 1, 0), Counts(1, 2, 0)]
 
 
 def test_a_crowd_excuses_predictions_of_its_own_class_only():
-    metrics = DetectionMetrics([0.5])
-    metrics.update([(10, 10, 20, 20)], ["dog"], [(0, 0, 100, 100)], ["cat"], [True])
-    assert metrics.compute().at(0.5).counts == Counts(0, 1, 0)
-    agnostic = DetectionMetrics([0.5], class_aware=False)
-    agnostic.update([(10, 10, 20, 20)], ["dog"], [(0, 0, 100, 100)], ["cat"], [True])
-    assert agnostic.compute().at(0.5).counts == Counts(0, 0, 0)
+    image = image_of([((10, 10, 20, 20), "dog")], [((0, 0, 100, 100), "cat")], crowd=[True])
+    assert summary_of(image).at(0.5).counts == Counts(0, 1, 0)
+    assert summary_of(image, class_aware=False).at(0.5).counts == Counts(0, 0, 0)
 
 
-def test_pairs_are_indices_into_the_lists_given():
-    metrics = DetectionMetrics([0.5], scope="annotated")
+def test_pairs_are_indices_into_the_objects_of_the_image():
     preds = [((0, 0, 9, 9), "unicorn"), (FAR, "dog"), (BOX, "cat")]
-    matches = metrics.update(*zip(*preds, strict=True), [BOX, FAR], ["cat", "dog"])
-    assert matches.pairs == [[(1, 1), (2, 0)]]
-    assert matches.counts.tolist() == [[2, 0, 0]]
+    images = image_of([(BOX, "cat")], []), image_of(preds, [(BOX, "cat"), (FAR, "dog")])
+    empty, found = summary_of(*images, scope="annotated").matches(0.5)
+    assert empty == ImageMatch((), frozenset(), Counts(0, 0, 0))
+    assert [pair[:2] for pair in found.pairs] == [(1, 1), (2, 0)]
+    assert found.counts == Counts(2, 0, 0)
+    assert found.mean_iou == 1.0
+
+
+def crowded_images(seed: int, num_images: int = 12) -> list[ImageResult]:
+    """Many overlapping boxes of two classes, some of them crowd regions, on a coarse grid so that overlaps tie."""
+    rng = np.random.default_rng(seed)
+
+    def boxes(count):
+        corner, side = rng.integers(0, 12, (count, 2)), rng.integers(1, 10, (count, 2))
+        return [tuple(map(float, box)) for box in np.hstack([corner, corner + side])]
+
+    def side():
+        count = int(rng.integers(0, 12))
+        return list(zip(boxes(count), rng.choice(["a", "b"], count).tolist(), strict=True))
+
+    images = []
+    for _ in range(num_images):
+        gts = side()
+        near = [(tuple(map(float, np.add(box, [0, 0, *rng.integers(0, 2, 2)]))), desc) for box, desc in gts]
+        images.append(image_of(near + side(), gts, crowd=(rng.random(len(gts)) < 0.15).tolist()))
+    return images
+
+
+def counted_one_by_one(
+    image: ImageResult, threshold: float, class_aware: bool, scope: str
+) -> tuple[Counts, float]:
+    """Counts and total IoU of one image, class by class, by the definition."""
+    pred, gt = image.pred, image.gt
+    kept = [p for p, desc in enumerate(pred.descs) if scope == "all" or desc in gt.descs]
+    iou_PG = pairwise_iou(pred.boxes_N4, gt.boxes_N4)
+    totals, iou_sum = np.zeros(3, dtype=int), 0.0
+    for desc in sorted({*pred.descs, *gt.descs}) if class_aware else [None]:
+        preds = [p for p in kept if desc in (None, pred.descs[p])]
+        gts = [g for g, name in enumerate(gt.descs) if desc in (None, name) and not gt.crowd_N[g]]
+        crowds = [g for g, name in enumerate(gt.descs) if desc in (None, name) and gt.crowd_N[g]]
+        pairs = match_at_threshold(iou_PG[np.ix_(preds, gts)], threshold)
+        iou_sum += sum(iou_PG[preds[p], gts[g]] for p, g in pairs)
+        excused = 0
+        for p in set(range(len(preds))) - {p for p, _ in pairs}:
+            box = np.array(pred.points[preds[p]])
+            shares = [
+                box_areas([*np.maximum(box[:2], gt.points[g][:2]), *np.minimum(box[2:], gt.points[g][2:])])
+                / box_areas(box)
+                for g in crowds
+            ]
+            excused += max(shares, default=0.0) >= threshold
+        totals += [len(pairs), len(preds) - len(pairs) - excused, len(gts) - len(pairs)]
+    return Counts(*totals.tolist()), iou_sum
+
+
+@pytest.mark.parametrize("scope", ["all", "annotated"])
+@pytest.mark.parametrize("class_aware", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_all_images_at_once_count_as_one_by_one(monkeypatch, seed, class_aware, scope):
+    monkeypatch.setattr(
+        box_matching, "_PAIRS_AT_ONCE", 100
+    )  # so that the images are looked at in several blocks
+    images, thresholds = crowded_images(seed), (0.3, 0.5, 0.8)
+    summary = summary_of(*images, thresholds=thresholds, class_aware=class_aware, scope=scope)
+    for t, threshold in enumerate(thresholds):
+        expected = [counted_one_by_one(image, threshold, class_aware, scope) for image in images]
+        assert summary.counts_NT3[:, t].tolist() == [list(counts) for counts, _ in expected]
+        at, iou_sum = summary.at(threshold), sum(total for _, total in expected)
+        assert at.matched_iou_mean == pytest.approx(iou_sum / at.counts.tp)
+        assert np.sum(list(at.per_class.values()), axis=0).tolist() == list(at.counts)
+        for match, image in zip(summary.matches(threshold), images, strict=True):
+            assert (
+                len({p for p, _, _ in match.pairs}) == len({g for _, g, _ in match.pairs}) == match.counts.tp
+            )
+            assert len(image.pred) >= match.counts.tp + match.counts.fp + len(match.ignored)
+            for p, g, iou in match.pairs:
+                assert iou == pytest.approx(pairwise_iou(image.pred.points[p], image.gt.points[g])[0, 0])

@@ -12,18 +12,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from coordexp.errors import RecordError
-from coordexp.eval.coco.evaluate import ImageDetections
 from coordexp.eval.evaluate import (
     Detections,
     EvalSettings,
     evaluate,
     evaluate_directory,
-    evaluate_lines,
     write_evaluation,
 )
-from coordexp.eval.online import map_of
+from coordexp.eval.on_policy import on_policy_numbers
 from coordexp.eval.predictions.artifacts import SCORED
-from coordexp.eval.predictions.scored import read_scored
+from coordexp.eval.predictions.scored import read_predictions
 from coordexp.files import write_jsonl
 
 
@@ -46,22 +44,32 @@ GT = [
 ]
 
 
+def images_of(lines, folder):
+    """The images of these lines of a predictions file."""
+    write_jsonl(folder / SCORED, lines)
+    return read_predictions(folder / SCORED)
+
+
+def evaluated(lines, folder, settings=None, **options):
+    return evaluate(Detections("run", images_of(lines, folder)), settings, **options)
+
+
 def with_scores(objects, score=0.9):
     return [{**o, "score": score} for o in objects]
 
 
-def test_perfect_predictions():
-    metrics = evaluate_lines([line(i, gt, with_scores(gt)) for i, gt in enumerate(GT)])
+def test_perfect_predictions(tmp_path: Path):
+    metrics = evaluated([line(i, gt, with_scores(gt)) for i, gt in enumerate(GT)], tmp_path).metrics
     for key in ("f1_at_50", "precision_at_50", "recall_at_50", "f1_50_95", "AP", "AP50", "AP_const"):
         assert metrics[key] == pytest.approx(1.0), key
 
 
-def test_no_predictions():
-    metrics = evaluate_lines([line(i, gt, []) for i, gt in enumerate(GT)])
+def test_no_predictions(tmp_path: Path):
+    metrics = evaluated([line(i, gt, []) for i, gt in enumerate(GT)], tmp_path).metrics
     assert (metrics["f1_at_50"], metrics["recall_at_50"], metrics["AP"]) == (0.0, 0.0, 0.0)
 
 
-def test_hand_worked_scene():
+def test_hand_worked_scene(tmp_path: Path):
     # cat found with IoU 0.625 (a hit at 0.50 0.55 0.60), dog under a wrong name, second cat missed, one box on an
     # empty image: tp 1, fp 2, fn 2.
     lines = [
@@ -69,7 +77,7 @@ def test_hand_worked_scene():
         line(1, GT[1], []),
         line(2, GT[2], [obj("cat", 1, 1, 9, 9, score=0.1)]),
     ]
-    metrics = evaluate_lines(lines)
+    metrics = evaluated(lines, tmp_path).metrics
     assert metrics["precision_at_50"] == pytest.approx(1 / 3)
     assert metrics["recall_at_50"] == pytest.approx(1 / 3)
     assert metrics["f1_at_50"] == pytest.approx(1 / 3)
@@ -81,10 +89,10 @@ def test_hand_worked_scene():
     assert metrics["per_class_at_50"]["dog"] == {"tp": 0, "fp": 0, "fn": 1}
 
 
-def test_constant_scores_forget_the_ranking():
+def test_constant_scores_forget_the_ranking(tmp_path: Path):
     # The false positive has the lower score: ranked last it costs nothing, with equal scores it comes first.
     good, bad = obj("cat", 10, 10, 60, 60, score=0.9), obj("cat", 70, 70, 90, 90, score=0.1)
-    metrics = evaluate_lines([line(1, GT[1], [bad, good])])
+    metrics = evaluated([line(1, GT[1], [bad, good])], tmp_path).metrics
     assert metrics["AP"] == pytest.approx(1.0)
     assert metrics["AP_const"] == pytest.approx(0.5)
 
@@ -114,7 +122,7 @@ def test_unscored_input_names_the_command_that_scores_it(tmp_path: Path):
     del unscored["pred_score_source"]
     write_jsonl(tmp_path / SCORED, [unscored])
     with pytest.raises(RecordError, match="coordexp score --run"):
-        read_scored(tmp_path / SCORED)
+        read_predictions(tmp_path / SCORED)
 
 
 @pytest.mark.parametrize(
@@ -129,20 +137,20 @@ def test_unscored_input_names_the_command_that_scores_it(tmp_path: Path):
 def test_bad_lines_are_named(tmp_path: Path, lines, message):
     write_jsonl(tmp_path / SCORED, lines)
     with pytest.raises(RecordError, match=message):
-        read_scored(tmp_path / SCORED)
+        read_predictions(tmp_path / SCORED)
 
 
 def test_descriptions_with_unicode_line_separators_survive_the_file(tmp_path: Path):
     gt = [obj("a\u2028b\u0085c", 0, 0, 40, 40)]
     write_jsonl(tmp_path / SCORED, [line(0, gt, with_scores(gt))])
-    assert read_scored(tmp_path / SCORED)[0]["gt"] == gt
+    assert read_predictions(tmp_path / SCORED)[0].gt.rows(scored=False) == gt
 
 
-def test_f1_takes_any_thresholds_and_either_scope():
+def test_f1_takes_any_thresholds_and_either_scope(tmp_path: Path):
     # IoU 0.4 with the cat; the cow is of a class that this image does not hold.
     lines = [line(0, GT[0], [obj("cat", 0, 0, 40, 16, score=0.8), obj("cow", 50, 50, 90, 90, score=0.7)])]
     both = EvalSettings(iou_thresholds=(0.3,)), EvalSettings(iou_thresholds=(0.3,), scope="annotated")
-    everything, annotated = (evaluate(Detections("run", lines), settings).metrics for settings in both)
+    everything, annotated = (evaluated(lines, tmp_path, settings).metrics for settings in both)
     assert [row["iou"] for row in everything["f1_by_iou"]] == pytest.approx(
         [0.3, *np.arange(0.5, 0.96, 0.05)]
     )
@@ -154,10 +162,10 @@ def test_f1_takes_any_thresholds_and_either_scope():
     assert everything["f1_50_95"] == annotated["f1_50_95"] == 0.0  # the extra threshold stays out of the mean
 
 
-def test_tables_by_image_by_class_and_by_size():
+def test_tables_by_image_by_class_and_by_size(tmp_path: Path):
     gt = [obj("cat", 0, 0, 20, 20), obj("dog", 0, 0, 50, 50), obj("dog", 0, 0, 99, 99)]
     pred = [obj("dog", 0, 0, 50, 50, score=0.9), obj("cow", 0, 0, 9, 9, score=0.1)]
-    evaluation = evaluate(Detections("run", [{**line(7, gt, pred), "errors": {"wrong_arity": 2}}]))
+    evaluation = evaluated([{**line(7, gt, pred), "errors": {"wrong_arity": 2}}], tmp_path)
     image = evaluation.per_image[0]
     assert [image[key] for key in ("image_id", "tp", "fp", "fn")] == [7, 1, 1, 2]
     assert image["counts"] == [[1, 1, 2]] * 10
@@ -183,7 +191,7 @@ def test_tables_by_image_by_class_and_by_size():
 
 
 def test_written_files_hold_the_tables(tmp_path: Path):
-    evaluation = evaluate(Detections("run", [line(i, gt, with_scores(gt)) for i, gt in enumerate(GT)]))
+    evaluation = evaluated([line(i, gt, with_scores(gt)) for i, gt in enumerate(GT)], tmp_path)
     write_evaluation(evaluation, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "metrics.json", "per_image.json", "per_class.csv", "desc_mapping.json", "coco_gt.json", "coco_preds.json",
@@ -197,16 +205,16 @@ def test_written_files_hold_the_tables(tmp_path: Path):
     assert rows[0]["AP_small"] == ""
 
 
-def test_mapped_descriptions_count_in_ap_and_f1_and_unmapped_ones_are_false_positives():
+def test_mapped_descriptions_count_in_ap_and_f1_and_unmapped_ones_are_false_positives(tmp_path: Path):
     pred = [obj("CAT ", 0, 0, 40, 40, score=0.9), obj("unicorn", 50, 50, 90, 90, score=0.8)]
-    evaluation = evaluate(Detections("run", [line(0, GT[0], pred)]))
+    evaluation = evaluated([line(0, GT[0], pred)], tmp_path)
     assert (evaluation.metrics["mapped_desc"], evaluation.metrics["dropped_unknown_desc"]) == (1, 1)
     assert evaluation.metrics["f1_at_50"] == 0.5
     assert evaluation.metrics["AP"] == pytest.approx(0.5)  # cat 1, dog 0
     assert len(evaluation.coco_preds) == 1
     assert evaluation.per_image[0]["pred"][0]["desc"] == "cat"
     assert evaluation.per_image[0]["pred"][0]["written_desc"] == "CAT "
-    assert evaluation.desc_mapping["dropped"] == [
+    assert evaluation.mapping.report()["dropped"] == [
         {"desc": "unicorn", "nearest": None, "similarity": None, "count": 1}
     ]
 
@@ -214,42 +222,31 @@ def test_mapped_descriptions_count_in_ap_and_f1_and_unmapped_ones_are_false_posi
 def test_missing_image_files_are_counted(tmp_path: Path):
     (tmp_path / "1.png").touch()
     lines = [line(i, gt, with_scores(gt)) for i, gt in enumerate(GT)]
-    assert evaluate(Detections("run", lines), image_root=tmp_path).metrics["num_images_missing"] == 2
-    assert evaluate(Detections("run", lines)).metrics["num_images_missing"] is None
+    assert evaluated(lines, tmp_path, image_root=tmp_path).metrics["num_images_missing"] == 2
+    assert evaluated(lines, tmp_path).metrics["num_images_missing"] is None
     with pytest.raises(RecordError, match="is no folder"):
-        evaluate(Detections("run", lines), image_root=tmp_path / "nowhere")
+        evaluated(lines, tmp_path, image_root=tmp_path / "nowhere")
 
 
-def test_masks_of_polygons_and_boxes():
+def test_masks_of_polygons_and_boxes(tmp_path: Path):
     # Two triangles make a square: each has half its mask, and all of its box.
     square, triangle = (10, 10, 50, 50), (10, 10, 50, 10, 10, 50)
     lines = [line(0, [obj("sail", *square)], [obj("sail", *triangle, score=0.5)])]
-    boxes, masks = (
-        evaluate(Detections("", lines), EvalSettings(iou_type=t)).metrics for t in ("bbox", "segm")
-    )
+    boxes, masks = (evaluated(lines, tmp_path, EvalSettings(iou_type=t)).metrics for t in ("bbox", "segm"))
     assert (boxes["AP50"], boxes["AP"]) == pytest.approx((1.0, 1.0))
     assert masks["AP75"] == 0.0
     assert masks["f1_at_50"] == 1.0
 
 
-def test_online_evaluation_gives_the_numbers_of_the_command(tmp_path: Path):
-    preds = [
-        [obj("cat", 0, 0, 40, 30, score=0.6), obj("Dog", 52, 50, 90, 92, score=0.3)],
-        [],
-        with_scores(GT[1]),
-    ]
-    lines = [line(i, gt, pred) for i, (gt, pred) in enumerate(zip(GT, preds, strict=True))]
-    write_jsonl(tmp_path / SCORED, lines)
-    written = evaluate_directory(tmp_path)
-    images = [
-        ImageDetections(
-            entry["image_id"], 100, 100,
-            gt=[(o["desc"], o["points"]) for o in entry["gt"]],
-            pred=[(o["desc"], o["points"], o["score"]) for o in entry["pred"]],
-        )
-        for entry in lines
-    ]  # fmt: skip
-    online = map_of(images)
-    assert online == {key: written[key] for key in online}
-    assert 0 < online["AP"] < 1
-    assert map_of(images, iou_type="segm")["AP50"] > 0
+@pytest.mark.parametrize("written", ["cafe\u0301", " caf\u00e9", "caf\u00e9\n"])
+def test_unicode_forms_and_blanks_at_the_ends_are_one_description(tmp_path: Path, written: str):
+    lines = [line(0, [obj("caf\u00e9", 0, 0, 40, 40)], [obj(written, 0, 0, 40, 40, score=0.5)])]
+    for settings in (EvalSettings(), EvalSettings(scope="annotated")):
+        metrics = evaluated(lines, tmp_path, settings).metrics
+        assert (metrics["AP"], metrics["f1_at_50"], metrics["f1_50_95"]) == pytest.approx((1.0, 1.0, 1.0))
+        assert (metrics["mapped_desc"], metrics["dropped_unknown_desc"]) == (0, 0)
+        assert list(metrics["per_class_at_50"]) == ["caf\u00e9"]
+    assert evaluated(lines[::-1], tmp_path).per_image[0]["pred"][0]["written_desc"] == written
+    lines[0]["gt"], lines[0]["pred"] = lines[0]["pred"], with_scores(lines[0]["gt"])
+    assert evaluated(lines, tmp_path).metrics["AP"] == pytest.approx(1.0)
+    assert on_policy_numbers(images_of(lines, tmp_path))["desc_acc"] == 1.0

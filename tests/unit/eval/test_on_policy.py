@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from support.images import image_result
 
 from coordexp.eval.on_policy import on_policy_numbers
 
 
 def box(desc, *bins):
     """A box given in bins of a 1000-pixel image, where pixels and bins are the same."""
-    return {"type": "bbox_2d", "points": [float(k) for k in bins], "desc": desc}
+    return desc, tuple(float(k) for k in bins)
 
 
 def line(gt, pred, **errors):
-    return {"width": 1000, "height": 1000, "gt": gt, "pred": pred, "errors": errors}
+    return image_result(0, 1000, 1000, gt, pred, errors=errors)
 
 
 def test_hand_counted_answers():

@@ -6,18 +6,23 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.images import image_result
 
 from coordexp.errors import ConfigError, RecordError
+from coordexp.eval.box_matching import BoxSet
+from coordexp.eval.coco.annotations import read_dataset, read_results
 from coordexp.eval.coco.evaluate import run_coco
-from coordexp.eval.detection import Counts, DetectionMetrics
+from coordexp.eval.detection import Counts, match_boxes
 from coordexp.eval.evaluate import evaluate_directory
 from coordexp.eval.predictions.artifacts import RUN_META, SCORED, TOKEN_TRACE
+from coordexp.eval.predictions.image_result import ImageResult, Objects
 from coordexp.eval.report.bootstrap import (
     affordable_resamples,
     coco_matches,
@@ -26,7 +31,7 @@ from coordexp.eval.report.bootstrap import (
     resampled_ap,
     resampled_f1,
 )
-from coordexp.eval.report.data import Prediction, ReportImage, Truth, load_run
+from coordexp.eval.report.data import load_run
 from coordexp.eval.report.gallery import select_images
 from coordexp.eval.report.numbers import compute_numbers, confidence_curve, size_rows
 from coordexp.eval.report.write import MEASURES, ReportOptions, bootstrap, write_report
@@ -216,19 +221,12 @@ def test_gallery_is_bounded_and_starts_with_the_worst(runs, tmp_path):
 def test_f1_intervals_equal_a_loop_over_resamples(runs):
     numbers = compute_numbers(load_run(runs[0]))
     indices = resample_indices(12, 30, seed=5)
-    fast = resampled_f1(image_weights(indices), numbers.counts_NT3)
+    fast = resampled_f1(image_weights(indices), numbers.evaluation.f1.counts_NT3)
     for b, drawn in enumerate(indices):
-        metrics = DetectionMetrics()
-        for i in drawn:
-            image = numbers.run.images[i]
-            metrics.update(
-                [p.box_xyxy for p in image.pred], [p.desc for p in image.pred],
-                [t.box_xyxy for t in image.gt], [t.desc for t in image.gt],
-            )  # fmt: skip
-        summary = metrics.compute()
+        summary = match_boxes(BoxSet.of([numbers.images[i] for i in drawn]))
         expected = {
             "f1_at_50": summary.f1_at(0.5),
-            "f1_50_95": summary.mean_f1,
+            "f1_50_95": summary.f1_50_95,
             "precision_at_50": summary.at(0.5).micro.precision,
             "recall_at_50": summary.at(0.5).micro.recall,
         }
@@ -265,7 +263,7 @@ def test_ap_of_a_resample_is_pycocotools_on_the_drawn_images(constant):
     if constant:
         preds = [{**pred, "score": 1.0} for pred in preds]
     indices = np.vstack([np.arange(100), resample_indices(100, 3, seed=1)])
-    fast = resampled_ap(image_weights(indices), coco_matches(gt, preds))
+    fast = resampled_ap(image_weights(indices), coco_matches(read_results(preds, read_dataset(gt))))
     for b, drawn in enumerate(indices):
         expected = run_coco(*coco_copies(gt, preds, drawn)).metrics
         for key, values in fast.items():
@@ -278,7 +276,7 @@ def test_intervals_of_differences_are_paired(runs):
     assert intervals.of_difference[0] is None
     assert set(intervals.of_difference[1].values()) == {(0.0, 0.0)}  # a run and itself
     low, high = intervals.of_difference[2]["f1_50_95"]
-    assert 0 < low < numbers[2].summary.mean_f1 - numbers[0].summary.mean_f1 < high
+    assert 0 < low < numbers[2].evaluation.f1.f1_50_95 - numbers[0].evaluation.f1.f1_50_95 < high
     assert bootstrap(numbers, 200, seed=0) == intervals
 
 
@@ -289,19 +287,20 @@ def test_ap_intervals_use_as_many_resamples_as_they_can_afford():
     assert affordable_resamples(20, num_detections=100, num_categories=3) == 20
 
 
-def random_image(rng: np.random.Generator, image_id: int, crowd: bool) -> ReportImage:
+def random_image(rng: np.random.Generator, image_id: int, crowd: bool) -> ImageResult:
     def boxes(count):
         corner, side = rng.uniform(0, 40, (count, 2)), rng.uniform(5, 40, (count, 2))
         return [tuple(box) for box in np.hstack([corner, corner + side]).tolist()]
 
     def truths(count):
-        return tuple(Truth(CLASSES[rng.integers(2)], box, 100.0) for box in boxes(count))
+        return [(CLASSES[rng.integers(2)], box) for box in boxes(count)]
 
-    pred = tuple(
-        Prediction(CLASSES[rng.integers(2)], box, float(rng.integers(1, 6)) / 5)
-        for box in boxes(rng.integers(0, 9))
-    )
-    return ReportImage(image_id, "", 80, 80, truths(rng.integers(0, 7)), pred, truths(1) if crowd else ())
+    pred = [
+        (CLASSES[rng.integers(2)], box, float(rng.integers(1, 6)) / 5) for box in boxes(rng.integers(0, 9))
+    ]
+    gt = truths(rng.integers(0, 7))
+    flags = [False] * len(gt) + [True] * crowd
+    return image_result(image_id, 80, 80, gt + truths(int(crowd)), pred, crowd=flags)
 
 
 @pytest.mark.parametrize("crowd", [False, True])
@@ -310,30 +309,28 @@ def test_confidence_curve_equals_matching_anew_at_every_threshold(seed, crowd):
     rng = np.random.default_rng(seed)
     images = [random_image(rng, image_id, crowd) for image_id in range(6)]
     curve = confidence_curve(images)
-    scores = sorted({pred.score for image in images for pred in image.pred}, reverse=True)
+    scores = sorted({score for image in images for score in image.pred.scores_N.tolist()}, reverse=True)
     assert curve.confidence.tolist() == scores
     for s, threshold in enumerate(scores):
-        metrics = DetectionMetrics((0.5,))
+        kept = []
         for image in images:
-            kept = [pred for pred in image.pred if pred.score >= threshold]
-            annotated = [*image.gt, *image.crowd]
-            metrics.update(
-                [p.box_xyxy for p in kept], [p.desc for p in kept],
-                [t.box_xyxy for t in annotated], [t.desc for t in annotated],
-                [t in image.crowd for t in annotated],
-            )  # fmt: skip
-        expected = metrics.compute().at(0.5).micro
+            rows = np.flatnonzero(image.pred.scores_N >= threshold).tolist()
+            pred = Objects.of(
+                [image.pred.descs[row] for row in rows], [image.pred.points[row] for row in rows]
+            )
+            kept.append(replace(image, pred=pred))
+        expected = match_boxes(BoxSet.of(kept), (0.5,)).at(0.5).micro
         assert (curve.precision[s], curve.recall[s], curve.f1[s]) == pytest.approx(tuple(expected), abs=1e-12)
 
 
 def test_sizes_sum_to_the_counts_and_follow_the_areas(runs):
     numbers = compute_numbers(load_run(runs[0]))
     rows = {row.name: row for row in size_rows(numbers)}
-    total = numbers.summary.at(0.5).counts
+    total = numbers.evaluation.f1.at(0.5).counts
     assert sum(row.found for row in rows.values()) == total.tp
     assert sum(row.right for row in rows.values()) == total.tp
     assert sum(row.num_pred for row in rows.values()) == total.tp + total.fp
-    sides = [t.box_xyxy[2] - t.box_xyxy[0] for image in numbers.run.images for t in image.gt]
+    sides = [box[2] - box[0] for image in numbers.images for box in image.gt.points]
     assert rows["small"].num_gt == sum(side < 32 for side in sides)
     assert rows["large"].num_gt == sum(side >= 96 for side in sides)
 
@@ -341,7 +338,7 @@ def test_sizes_sum_to_the_counts_and_follow_the_areas(runs):
 def test_class_table_has_the_counts_of_each_description(runs, tmp_path):
     write_report(runs[:1], tmp_path / "r.html", options=QUICK)
     html = (tmp_path / "r.html").read_text()
-    per_class = compute_numbers(load_run(runs[0])).summary.at(0.5).per_class
+    per_class = compute_numbers(load_run(runs[0])).evaluation.f1.at(0.5).per_class
     assert "zebra" in per_class  # predicted, never annotated
     for desc, counts in per_class.items():
         row = html.split(f'data-class="{desc}"')[1].split("</tr>")[0]
@@ -370,7 +367,7 @@ def test_runs_of_other_images_or_objects_are_refused(runs, tmp_path):
     changed = next(line for line in lines if line["gt"])
     changed["gt"][0]["points"][0] -= 1.0
     write_jsonl(moved / SCORED, lines)
-    with pytest.raises(RecordError, match=rf"image_id {changed['image_id']} .*other ground truth"):
+    with pytest.raises(RecordError, match=rf"image_id {changed['image_id']} .*are not the same"):
         write_report([runs[0], moved], tmp_path / "r.html")
     with pytest.raises(RecordError, match="given twice"):
         write_report([runs[0], runs[0]], tmp_path / "r.html")

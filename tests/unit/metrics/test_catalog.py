@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import logging
 import os
@@ -16,6 +17,9 @@ import coordexp
 from coordexp.errors import ContractError
 from coordexp.metrics import catalog, keys_stage1, keys_stage2
 from coordexp.metrics.catalog import Kind, Reduce
+
+PACKAGE = Path(__file__).resolve().parents[3] / "coordexp"
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.startswith("keys_"))
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "metrics" / "reference_keys.txt"
 
@@ -168,3 +172,12 @@ def test_catalogue_and_payload_need_no_torch() -> None:
     )
     root = str(Path(coordexp.__file__).parents[1])
     subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": root})
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_keys_are_spelled_in_the_catalogue_only(path: Path) -> None:
+    """Everywhere else a key is its constant (a key without a slash may be the name of something else)."""
+    keys = {spec.key for spec in catalog.all_specs() if "/" in spec.key}
+    keys |= {catalog.EVAL_PREFIX + key for key in keys}
+    constants = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+    assert not {node.value for node in constants if isinstance(node.value, str)} & keys

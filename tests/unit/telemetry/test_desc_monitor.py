@@ -10,7 +10,7 @@ import torch
 from coordexp.config.schema.rollout import DescMonitor as DescMonitorSettings
 from coordexp.metrics.accumulate import MetricStore
 from coordexp.telemetry import desc_monitor
-from coordexp.telemetry.desc_monitor import DescCounts, DescMonitor, normalized_desc
+from coordexp.telemetry.desc_monitor import DescCounts, DescMonitor
 
 SAME_MEANING = [("Sofa ", "couch"), ("television", "tv"), ("cat", "kitten")]
 OTHER_MEANING = [("dog", "airplane"), ("person", "traffic light")]
@@ -32,20 +32,6 @@ def rates(counts):
     store = MetricStore(strict=True)
     store.add_all(counts.entries())
     return store.flush()
-
-
-@pytest.mark.parametrize(
-    ("desc", "expected"),
-    [
-        ("Red  Box", "red box"),
-        ("\tred box\n", "red box"),
-        ("Stra\u00dfe", "strasse"),
-        ("cafe\u0301", "caf\u00e9"),
-        ("red\u00a0box", "red box"),
-    ],
-)
-def test_normalisation(desc, expected):
-    assert normalized_desc(desc) == expected
 
 
 def test_exact_mode_counts_equal_texts_and_loads_nothing():

@@ -11,10 +11,10 @@ from coordexp.data.check.source import Source
 from coordexp.data.formats.readers.lvis import own_synonyms
 from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import CocoDict, plain_categories, read_categories
-from coordexp.eval.coco.evaluate import ImageDetections, to_coco
 from coordexp.eval.coco.external import load_json
 from coordexp.eval.coco.fields import Id
-from coordexp.eval.predictions.artifacts import to_pixels
+from coordexp.eval.coco.from_images import coco_of
+from coordexp.eval.predictions.image_result import ImageResult, Objects, objects_of
 from coordexp.files import write_json
 
 
@@ -28,17 +28,18 @@ def export_coco(data: Path, output: Path, *, categories: Path | None = None) -> 
     """
     records = read_jsonl(data)
     ids = _image_ids(records)
-    dataset = to_coco(
-        ImageDetections(
+    images = [
+        ImageResult(
             image_id=image_id,
+            file_name=str((record.metadata or {}).get("file_name", record.images[0])),
             width=record.width,
             height=record.height,
-            file_name=str((record.metadata or {}).get("file_name", record.images[0])),
-            gt=[(obj.desc, to_pixels(obj, record.width, record.height)) for obj in record.objects],
-            pred=[],
+            gt=objects_of(record.objects, record.width, record.height),
+            pred=Objects.of([], []),
         )
         for image_id, record in zip(ids, records, strict=True)
-    ).gt
+    ]
+    dataset = coco_of(images)[0].as_coco(segmentations=True)
     if categories is not None:
         _use_categories(dataset, categories, data)
     write_json(output, dataset, indent=None)

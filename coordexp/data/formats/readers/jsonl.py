@@ -10,7 +10,7 @@ from coordexp.codec.schema import KIND_POLY
 from coordexp.data.check.source import Source
 from coordexp.data.formats.readers.builder import DatasetBuilder, Faults
 from coordexp.errors import RecordError
-from coordexp.eval.predictions.artifacts import to_pixels
+from coordexp.eval.predictions.image_result import to_pixels
 from coordexp.geometry import polygon_box
 
 

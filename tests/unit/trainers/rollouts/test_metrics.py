@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from coordexp.codec.parse import parse_rollout
 from coordexp.codec.schema import BoxObject
 from coordexp.config.schema.rollout import EvalDetection, RolloutMatching
 from coordexp.data.raw_samples import RawSample
-from coordexp.eval.coco.evaluate import ImageDetections
+from coordexp.eval.on_policy import AnswerCounts, on_policy_numbers
 from coordexp.matching import match_objects
 from coordexp.metrics import keys_rollout
 from coordexp.metrics.accumulate import MetricStore
@@ -27,15 +28,7 @@ from coordexp.rollout.types import Rollout
 from coordexp.targets import DroppedSample, TargetBuilder
 from coordexp.telemetry.desc_monitor import DescCounts
 from coordexp.trainers.rollouts.answers import Answer
-from coordexp.trainers.rollouts.eval import detected_image
-from coordexp.trainers.rollouts.eval_metrics import (
-    CocoOutcome,
-    RolloutEvalCounts,
-    count_rollout,
-    eval_metrics,
-    image_detections,
-    rollout_ap,
-)
+from coordexp.trainers.rollouts.eval_metrics import detection_metrics, eval_metrics, image_result
 from coordexp.trainers.rollouts.metrics import (
     RolloutOutcome,
     channel_b_metrics,
@@ -314,17 +307,31 @@ def test_any_split_gives_the_same_rates_means_and_counters(parts):
 
 # evaluation
 
+WITH_AP = RolloutMatching.model_validate({"backend": "hf", "eval_detection": {"enabled": True}})
+NO_AP = RolloutMatching.model_validate({"backend": "hf", "eval_detection": {"enabled": False}})
 
-def counts_of(outcomes):
-    return sum((count_rollout(o.parsed, o.match, o.num_gt) for o in outcomes), RolloutEvalCounts())
+
+def image_of(found: RolloutOutcome, gts, image_id=0):
+    """What evaluation makes of an answer about an image of 1000 x 500 pixels."""
+    sample = RawSample("train.jsonl:3", "", (), None, tuple(gts), (), (), 1000, 500)
+    return image_result(image_id, Answer(sample, found.rollout, found.parsed, found.match))
+
+
+IMAGES = [
+    image_of(found, gts, index)
+    for index, (found, gts) in enumerate(
+        zip(OUTCOMES, ([RED, CAT], [CAT], [CAT], [DOG, RED], [box("Cat", 1, 2, 3, 4)]), strict=True)
+    )
+]
 
 
 def test_every_number_of_an_evaluation():
     iou = mask_iou_of_red()
-    metrics = eval_metrics(
-        counts_of(OUTCOMES), desc=DescCounts(3, 2, 3, 3, 3, 2.7, True), coco=CocoOutcome(0.25)
-    )
+    metrics = eval_metrics(IMAGES, WITH_AP, desc=DescCounts(3, 2, 3, 3, 3, 2.7, True))
     assert metrics.pop("rollout/matched_maskiou_mean") == pytest.approx((iou + 2) / 3, abs=0.005)
+    # Of three cats two are found: 67 of 101 recall points. Of two red boxes one, with IoU 0.9502: 51 of 101.
+    # Nobody found the dog or the Cat.
+    assert metrics.pop("rollout/mAP") == pytest.approx((67 / 101 + 51 / 101 + 0 + 0) / 4)
     assert metrics == pytest.approx(
         {
             "rollout/precision": 3 / 4,  # here the match behind leading text counts
@@ -340,7 +347,6 @@ def test_every_number_of_an_evaluation():
             "rollout/parse_dropped_ambiguous": 0,
             "rollout/sample_valid_pred_rate": 3 / 5,
             "rollout/sample_any_match_rate": 3 / 5,
-            "rollout/mAP": 0.25,
             "rollout/coco_eval_ok": 1,
             "rollout/desc_pairs_total": 3,
             "rollout/desc_exact_acc_on_matched": 2 / 3,
@@ -355,55 +361,66 @@ def test_every_number_of_an_evaluation():
 
 @pytest.mark.parametrize("cut", range(6))
 def test_counts_of_two_ranks_add_up(cut):
-    assert counts_of(OUTCOMES[:cut]) + counts_of(OUTCOMES[cut:]) == counts_of(OUTCOMES)
+    parts = [
+        sum(map(AnswerCounts.of, images), AnswerCounts()) for images in (IMAGES[:cut], IMAGES[cut:], IMAGES)
+    ]
+    assert parts[0] + parts[1] == parts[2]
+
+
+def test_an_evaluation_says_what_the_predictions_file_of_the_same_answers_says():
+    metrics = eval_metrics(IMAGES, NO_AP)
+    numbers = on_policy_numbers([replace(image, match=None) for image in IMAGES], gate=0.3)
+    assert [numbers[f"rollout_{name}"] for name in ("precision", "recall", "f1")] == [
+        metrics[f"rollout/{name}"] for name in ("precision", "recall", "f1")
+    ]
+    assert (numbers["parse_rate"], numbers["answer_rate"]) == (4 / 6, 3 / 5)
+    assert numbers["bin_error"] == pytest.approx((2 + 2 + 10 + 2) / 4 / 3)
 
 
 def test_empty_sets():
-    nothing = eval_metrics(RolloutEvalCounts())
+    nothing = eval_metrics([], NO_AP)
     assert [nothing[f"rollout/{name}"] for name in ("precision", "recall", "f1")] == [1, 1, 1]
     assert "rollout/parse_truncated_rate" not in nothing
-    silent = eval_metrics(RolloutEvalCounts(num_samples=1, gt_objects=2))
+    silent = eval_metrics([image_of(outcome("ask: ", '{"objects": []}', [CAT]), [CAT])], NO_AP)
     assert [silent[f"rollout/{name}"] for name in ("precision", "recall", "f1")] == [1, 0, 0]
-    noisy = eval_metrics(RolloutEvalCounts(num_samples=1, pred_objects=2))
+    noisy = eval_metrics([image_of(outcome("ask: ", CUT + TAIL, []), [])], NO_AP)
     assert [noisy[f"rollout/{name}"] for name in ("precision", "recall", "f1")] == [0, 1, 0]
 
 
-def test_average_precision_of_rollouts():
-    """Two predictions of one class, the false one less sure: AP is that of the true one alone."""
-    first = outcome("ask: ", CUT + TAIL, [CAT], logprob=-0.5)
-    image = image_detections(0, (1000, 500), [CAT], first.rollout, first.parsed)
-    assert image.pred == [
-        ("cat", pytest.approx([500, 501 * 499 / 999, 900, 901 * 499 / 999]), math.exp(-0.5))
-    ]
-    false = ImageDetections(1, 1000, 500, gt=[], pred=[("cat", [0, 0, 50, 50], 0.1)])
-    assert rollout_ap([image, false]).mean_ap == pytest.approx(1.0)
-    surer = ImageDetections(1, 1000, 500, gt=[], pred=[("cat", [0, 0, 50, 50], 0.9)])
-    assert rollout_ap([image, surer]).mean_ap == pytest.approx(0.5)
-    assert rollout_ap([image, surer]).mean_f1 == pytest.approx(
-        2 / 3
-    )  # scores do not matter: one hit, one false
+@pytest.mark.parametrize(("logprob", "expected"), [(-0.9, 1.0), (-0.1, 0.5)])
+def test_average_precision_ranks_by_the_probability_of_the_coordinates(logprob, expected):
+    """Two predictions of one class; the false one costs nothing where it is less sure than the true one."""
+    right = image_of(outcome("ask: ", CUT + TAIL, [CAT], logprob=-0.5), [CAT])
+    assert right.pred.rows(scored=True) == [
+        {
+            "type": "bbox_2d", "desc": "cat", "score": pytest.approx(math.exp(-0.5)),
+            "points": pytest.approx([500, 501 * 499 / 999, 900, 901 * 499 / 999]),
+        }
+    ]  # fmt: skip
+    wrong = image_of(outcome("ask: ", CUT + TAIL, [], logprob=logprob), [], image_id=1)
+    metrics = eval_metrics([right, wrong], WITH_AP)
+    assert (metrics["rollout/mAP"], metrics["rollout/coco_eval_ok"]) == (pytest.approx(expected), 1.0)
 
 
-def answer_to(response, gts, logprob=-0.5):
-    made = outcome("ask: ", response, gts, logprob=logprob)
-    raw = RawSample("val.jsonl:1", "val", (), None, tuple(gts), (), ("a.png",), 1000, 500)
-    return Answer(raw, made.rollout, made.parsed, made.match)
+def test_answers_without_log_probabilities_all_score_one():
+    found = outcome("ask: ", CUT + TAIL, [CAT])
+    silent = replace(found, rollout=replace(found.rollout, token_logprobs=()))
+    assert image_of(silent, [CAT]).pred.scores_N.tolist() == [1.0]
 
 
 def test_scores_may_be_left_out():
-    """By score the sure and false box comes first; with equal scores the order is that of the text."""
-    answer = answer_to(CUT + ", " + FAR_DOG + TAIL, [CAT])
-    by_logprob = detected_image(0, answer, EvalDetection(enabled=True))
-    constant = detected_image(0, answer, EvalDetection(enabled=True, score_mode="constant"))
-    assert [score for *_, score in by_logprob.pred] == [math.exp(-0.5)] * 2
-    assert [score for *_, score in constant.pred] == [1.0, 1.0]
-    assert [(desc, points) for desc, points, _ in constant.pred] == [
-        (desc, points) for desc, points, _ in by_logprob.pred
-    ]
+    """By score the sure and false box comes first; with equal scores the order is that of the images."""
+    right = image_of(outcome("ask: ", CUT + TAIL, [CAT], logprob=-0.9), [CAT])
+    wrong = image_of(outcome("ask: ", CUT + TAIL, [], logprob=-0.1), [], image_id=1)
+    ap = {
+        mode: detection_metrics([right, wrong], EvalDetection(enabled=True, score_mode=mode))["rollout/mAP"]
+        for mode in ("logprob", "constant")
+    }
+    assert ap == pytest.approx({"logprob": 0.5, "constant": 1.0})
 
 
 @pytest.mark.parametrize(
-    ("response", "num_kept"),
+    ("response", "f1"),
     [
         (CUT + TAIL, (1, 1)),
         (CUT + ', {"desc": "do', (1, 0)),  # cut off
@@ -412,34 +429,34 @@ def test_scores_may_be_left_out():
         (f"Sure: {CUT}{TAIL}", (1, 1)),  # text before a whole answer
     ],
 )
-def test_broken_answers_may_count_as_empty(response, num_kept):
-    answer = answer_to(response, [CAT])
-    modes = [EvalDetection(enabled=True, strict_parse=strict) for strict in (False, True)]
-    found = [len(detected_image(0, answer, mode).pred) for mode in modes]
-    assert tuple(found) == num_kept
+def test_broken_answers_may_count_as_empty(response, f1):
+    image = image_of(outcome("ask: ", response, [CAT]), [CAT])
+    modes = [EvalDetection(enabled=True, metrics="both", strict_parse=strict) for strict in (False, True)]
+    found = [detection_metrics([image], mode) for mode in modes]
+    assert tuple(metrics["rollout/f1_50_95"] for metrics in found) == f1
+    assert tuple(metrics["rollout/mAP"] for metrics in found) == pytest.approx(f1)
 
 
 @pytest.mark.parametrize(
     ("wanted", "expected"),
     [
-        ("coco", {"rollout/mAP": 0.25, "rollout/coco_eval_ok": 1.0}),
-        ("f1", {"rollout/f1_50_95": 0.5, "rollout/coco_eval_ok": 1.0}),
-        ("both", {"rollout/mAP": 0.25, "rollout/f1_50_95": 0.5, "rollout/coco_eval_ok": 1.0}),
+        ("coco", {"rollout/mAP": 0.5, "rollout/coco_eval_ok": 1.0}),
+        ("f1", {"rollout/f1_50_95": 2 / 3, "rollout/coco_eval_ok": 1.0}),
+        ("both", {"rollout/mAP": 0.5, "rollout/f1_50_95": 2 / 3, "rollout/coco_eval_ok": 1.0}),
     ],
 )
 def test_which_detection_metrics_are_reported(wanted, expected):
-    metrics = eval_metrics(RolloutEvalCounts(), coco=CocoOutcome(0.25, 0.5), wanted=wanted)
-    assert {
-        key: metrics[key] for key in metrics if key in set(keys_rollout.EVALUATION_DETECTION["both"])
-    } == expected
+    right = image_of(outcome("ask: ", CUT + TAIL, [CAT], logprob=-0.5), [CAT])
+    wrong = image_of(outcome("ask: ", CUT + TAIL, [], logprob=-0.1), [], image_id=1)
+    settings = EvalDetection(enabled=True, metrics=wanted)
+    assert detection_metrics([right, wrong], settings) == pytest.approx(expected)
     assert set(expected) == set(keys_rollout.EVALUATION_DETECTION[wanted])
-    failed = eval_metrics(RolloutEvalCounts(), coco=CocoOutcome(None), wanted=wanted)
-    assert failed["rollout/coco_eval_ok"] == 0.0
-    assert "rollout/f1_50_95" not in failed
+    failed = detection_metrics([wrong], settings)  # nothing is annotated
+    assert failed == {key: 0.0 for key in expected if key != "rollout/f1_50_95"}
 
 
 def test_a_failed_coco_evaluation_is_reported_not_raised(caplog):
-    image = ImageDetections(0, 10, 10, gt=[("cat", [0, 0, 5, 5])], pred=[("cat", [0, 0, 5, 5], math.nan)])
-    metrics = eval_metrics(RolloutEvalCounts(), coco=rollout_ap([image]))
+    image = image_of(outcome("ask: ", CUT + TAIL, [CAT], logprob=math.nan), [CAT])
+    metrics = eval_metrics([image], WITH_AP)
     assert (metrics["rollout/mAP"], metrics["rollout/coco_eval_ok"]) == (0.0, 0.0)
     assert "rollout/mAP is reported as 0" in caplog.text
