@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from coordexp.audit.subject import load_subject
     from coordexp.cli.console import console
     from coordexp.errors import ConfigError
-    from coordexp.swift_bridge.engine import quiet
+    from coordexp.swift_bridge.checkpoint import quiet
 
     if args.keep is not None and args.keep.exists():
         raise ConfigError(f"--keep {args.keep} exists; expected a folder to be made.")
