@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,39 @@ from coordexp.data.source import source_of
 from coordexp.eval.predictions.artifacts import GT_VS_PRED, TOKEN_TRACE, read_jsonl_lines
 from coordexp.inference.infer import Inference, InferSettings
 from coordexp.packing.position_ids import VisionLayout
+from coordexp.rollout.backend import RolloutBackend
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
-from coordexp.swift_bridge.checkpoint_template import load_template
+from coordexp.swift_bridge.checkpoint import load_template
 from coordexp.swift_bridge.generation_prompts import collate_questions, encode_question, questions_template
 
 TIE = 1e-3
 """Logits closer than this are equal: which of two tokens is the largest is left to rounding."""
 
 
-@dataclass
-class Recorded:
+class Recorded(RolloutBackend):
     """A backend that keeps what it answered."""
 
-    backend: Any
-    rollouts: dict[str, Rollout] = field(default_factory=dict)
+    name = "recorded"
 
-    def generate(self, requests: Sequence[RolloutRequest]) -> list[Rollout]:
-        rollouts: list[Rollout] = self.backend.generate(requests)
+    def __init__(self, backend: RolloutBackend) -> None:
+        super().__init__()
+        self.backend = backend
+        self.rollouts: dict[str, Rollout] = {}
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.backend.max_new_tokens
+
+    def _answers(
+        self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
+    ) -> list[Rollout]:
+        rollouts = self.backend.generate(requests, max_new_tokens=max_new_tokens, time_limit=time_limit)
         self.rollouts |= {one.request_id: rollout for one, rollout in zip(requests, rollouts, strict=True)}
         return rollouts
+
+    def _release(self) -> None:
+        self.backend.close()
 
 
 @dataclass(frozen=True)
@@ -77,17 +91,18 @@ class Answered:
     @property
     def model(self) -> nn.Module:
         """Of the hf backend."""
-        return self.backend.engine.model  # type: ignore[no-any-return]
+        model: nn.Module = self.backend.model
+        return model
 
     @cached_property
     def encoded(self) -> list[dict[str, Any]]:
         """The questions as the hf backend's template encodes them: ids, patches, grids."""
-        questions = questions_template(self.backend.engine.template, self.model)
+        questions = questions_template(self.backend.template, self.model)
         return [encode_question(questions, one.messages, one.images) for one in self.job.requests()]
 
     def inputs(self, index: int, answer: Sequence[int]) -> dict[str, Tensor]:
         """Model inputs of one question with its answer behind it."""
-        questions = questions_template(self.backend.engine.template, self.model)
+        questions = questions_template(self.backend.template, self.model)
         batch = collate_questions(questions, [self.encoded[index]], self.model.device)  # type: ignore[arg-type]
         added = torch.tensor([list(answer)], device=batch["input_ids"].device)
         batch["input_ids"] = torch.cat([batch["input_ids"], added], dim=1)

@@ -10,14 +10,14 @@ from coordexp.data.batch_meta import BatchMeta
 from coordexp.losses.stage1 import Stage1Terms
 from coordexp.losses.sums import SumCount
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS
-from coordexp.rollout.backends.hf import HfPolicyBackend
+from coordexp.rollout.backends.hf import HfBackend
 from coordexp.swift_bridge.template import CoordQwen3VLTemplate
 from coordexp.trainers import base
 
 FAULTS = set(os.environ["PLANTED_FAULTS"].split(","))
 
 honest_meta, honest_columns, honest_terms = base.with_meta, base.CoordColumns, Stage1Terms.metrics
-honest_encode, honest_policy = CoordQwen3VLTemplate.encode, HfPolicyBackend.__init__
+honest_encode, honest_policy = CoordQwen3VLTemplate.encode, HfBackend.__init__
 
 
 def spoiled_meta(collate, *options):
@@ -63,5 +63,5 @@ if "bin_order" in FAULTS:
 if "wrong_count" in FAULTS:
     Stage1Terms.metrics = spoiled_terms
 if "lost_push" in FAULTS:
-    HfPolicyBackend.__init__ = frozen_policy
+    HfBackend.__init__ = frozen_policy
 torch.manual_seed(0)

@@ -69,6 +69,16 @@ class HfBackend(PolicyBackend):
         self._spare_seeds = itertools.count()
 
     @property
+    def model(self) -> Any:
+        """What answers; None once closed."""
+        return self._model
+
+    @property
+    def template(self) -> Any:
+        """What encodes the questions."""
+        return self._template
+
+    @property
     def max_new_tokens(self) -> int:
         return self.settings.max_new_tokens
 
