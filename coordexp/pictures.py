@@ -43,6 +43,10 @@ DECODER_ERRORS = (
     struct.error,
 )
 """What Pillow's decoders raise on a broken file."""
+MAX_ASPECT_RATIO = 200
+"""Longer side / shorter side: the processors of the Qwen-VL family raise beyond it."""
+MIN_PIXELS, MAX_PIXELS = 65_536, 16_777_216
+"""Pictures of fewer or more pixels are scaled by Qwen3-VL's processor (its `size` as published)."""
 _SIDEWAYS = (5, 6, 7, 8)
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _PNG_START = 8  # bytes of its signature
@@ -100,6 +104,29 @@ def upright_rgb(picture: Image.Image, *, name: str = "the picture") -> Image.Ima
         rgb = _rgb(upright, name)
     rgb.info = {}
     return rgb
+
+
+def check_picture(width: int, height: int) -> str | None:
+    """Why the model's image processor cannot take a picture of that size; None where it can.
+
+    Whoever refuses such a picture says: `image NAME {fault}`.
+    """
+    if width < 1 or height < 1:
+        return f"has {width} x {height} pixels: expected at least one of each"
+    aspect = max(width, height) / min(width, height)
+    if aspect > MAX_ASPECT_RATIO:
+        return (
+            f"is {width} x {height} pixels, an aspect ratio of {aspect:.0f}, and the model's processor takes at most "
+            f"{MAX_ASPECT_RATIO}. Crop or pad it"
+        )
+    return None
+
+
+def scaling(width: int, height: int) -> float:
+    """By which factor the processor scales a picture's sides (apart from rounding to whole patches); 1 for not."""
+    pixels = width * height
+    limit = min(max(pixels, MIN_PIXELS), MAX_PIXELS)
+    return float((limit / pixels) ** 0.5) if pixels else 1.0
 
 
 def picture_bytes(source: PictureSource) -> tuple[bytes, str]:

@@ -34,7 +34,7 @@ from coordexp.codec.schema import (
     is_blank,
 )
 from coordexp.errors import ConfigError, RecordError
-from coordexp.pictures import picture_facts
+from coordexp.pictures import check_picture, picture_facts
 
 OBJECT_ORDERINGS = ("sorted", "random")
 
@@ -387,6 +387,9 @@ def check_images(record: Record) -> None:
             f"image {path} is {size[0]} x {size[1]} pixels, but width and height say {record.width} x {record.height}. "
             "Bins refer to the size in the record; write the size of the upright picture that is trained on"
         )
+    fault = check_picture(*size)
+    if fault is not None:
+        where.fail(f"image {path} {fault}")
 
 
 def _nearest(key: str, known: Sequence[str]) -> str:

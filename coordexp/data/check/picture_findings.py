@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from coordexp.data.check.findings import Finding, Level, found
-from coordexp.data.check.limits import MAX_PIXELS, check_picture, scaling
 from coordexp.data.check.pictures import PictureReport
 from coordexp.data.check.source import Source
 from coordexp.eval.coco.annotations import Dataset
 from coordexp.files import is_file
+from coordexp.pictures import MAX_PIXELS, check_picture, scaling
 
 Reports = Mapping[Path, PictureReport]
 

@@ -224,6 +224,15 @@ def test_an_image_of_another_size_or_none_at_all_is_refused(tmp_path, make, mess
         read_jsonl(path, require_images=True)
 
 
+def test_a_picture_that_the_models_processor_cannot_take_is_refused(tmp_path):
+    Image.new("RGB", (2000, 6)).save(tmp_path / "a.png")
+    path = write(tmp_path / "train.jsonl", json.dumps(record(images=["a.png"], width=2000, height=6)))
+    with pytest.raises(
+        RecordError, match=r"jsonl:1: image .*a\.png is 2000 x 6 pixels, an aspect ratio of 333"
+    ):
+        read_jsonl(path, require_images=True)
+
+
 def test_sorted_objects_go_by_top_then_left():
     low = BoxObject("low", "bbox_2d", (0, 50, 10, 60))
     right = BoxObject("right", "bbox_2d", (40, 20, 50, 30))

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from coordexp.data.check.findings import Finding
-from coordexp.data.check.limits import MAX_PIXELS, MIN_PIXELS, check_picture, scaling
 from coordexp.data.check.names import alike, name_findings
 from coordexp.data.check.picture_findings import (
     leakage_findings,
@@ -22,6 +21,7 @@ from coordexp.data.check.picture_findings import (
 from coordexp.data.check.pictures import look, look_at_all
 from coordexp.data.check.source import Source
 from coordexp.eval.coco.annotations import read_dataset
+from coordexp.pictures import MAX_PIXELS, MIN_PIXELS, check_picture, scaling
 
 
 @pytest.mark.parametrize(
