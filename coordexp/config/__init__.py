@@ -7,8 +7,9 @@ from coordexp.config.checks.not_built import swift_not_built
 from coordexp.config.run.load import load_run_config
 from coordexp.config.run.resolved import config_hash, derive, mask_secrets, resolved_config, write_resolved
 from coordexp.config.run.run_config import RunConfig
-from coordexp.config.schema.custom import DEFAULT_PROMPT, DEFAULT_VARIANT, VARIANTS
+from coordexp.config.schema.custom import DEFAULT_VARIANT, VARIANTS
 from coordexp.config.schema.pipeline import Pipeline, pipeline_checksum, pipeline_identity
+from coordexp.config.schema.prompt import DEFAULT_PROMPT, Prompt
 from coordexp.config.schema.sections import (
     Sections,
     check_variant,
@@ -23,6 +24,7 @@ __all__ = [
     "DEFAULT_VARIANT",
     "VARIANTS",
     "Pipeline",
+    "Prompt",
     "RunConfig",
     "Sections",
     "check_variant",

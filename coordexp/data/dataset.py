@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from coordexp.codec.records import Record, order_objects
 from coordexp.codec.serialize import serialize
+from coordexp.config.schema.prompt import Prompt
 from coordexp.data.source import SOURCE_COLUMN, source_of
 from coordexp.data.store.columns import record_from_text, record_of, record_text
 from coordexp.data.store.open import open_records
@@ -19,41 +20,36 @@ RECORD_COLUMN = "coordexp_record"
 """Where a row carries its record (see `record_in`), objects in the order in which they are taught."""
 
 
-def conversation(record: Record, *, prompt: str) -> dict[str, Any]:
-    """The question about one record: `{"messages": [user turn], "images": [absolute paths]}`.
-
-    One `<image>` placeholder per image stands before the prompt text.
-    """
+def conversation(record: Record, prompt: Prompt) -> dict[str, Any]:
+    """The question about one record: `{"messages": [system and user turn], "images": [absolute paths]}`."""
     images = [str(path.resolve()) for path in record.image_paths()]
-    return {
-        "messages": [{"role": "user", "content": "<image>" * len(images) + prompt}],
-        "images": images,
-    }
+    return {"messages": prompt.messages(len(images)), "images": images}
 
 
 @dataclass(frozen=True)
 class RowMaker:
     """How records become rows that ms-swift trains on.
 
-    prompt: the question.  field_order, ordering: `custom.object_field_order` and `custom.object_ordering`.
+    prompt: the question, and the form of the answer.
     seed: of the random order, which differs from record to record, but does not depend on its neighbours.
     """
 
-    prompt: str
-    field_order: str = "desc_first"
-    ordering: str = "sorted"
+    prompt: Prompt
     seed: int = 0
 
     def ordered(self, record: Record) -> Record:
         """The record with its objects in the order in which they are taught."""
         seed = self.seed * 1_000_003 + (record.line or 0)
-        return replace(record, objects=tuple(order_objects(record.objects, self.ordering, seed=seed)))
+        return replace(
+            record, objects=tuple(order_objects(record.objects, self.prompt.object_ordering, seed=seed))
+        )
 
     def row(self, record: Record) -> dict[str, Any]:
         """The question, its CoordJSON answer, where it came from, and the record itself (objects ordered)."""
         ordered = self.ordered(record)
-        row = conversation(ordered, prompt=self.prompt)
-        row["messages"].append({"role": "assistant", "content": serialize(ordered.objects, self.field_order)})
+        row = conversation(ordered, self.prompt)
+        answer = serialize(ordered.objects, self.prompt.object_field_order)
+        row["messages"].append({"role": "assistant", "content": answer})
         row[SOURCE_COLUMN] = source_of(ordered).to_text()
         row[RECORD_COLUMN] = record_text(ordered)
         return row
@@ -77,17 +73,10 @@ def images_of(row: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(image["path"] if isinstance(image, Mapping) else image) for image in row["images"])
 
 
-def read_training_rows(
-    path: str | Path,
-    *,
-    prompt: str,
-    field_order: str = "desc_first",
-    ordering: str = "sorted",
-    seed: int = 0,
-) -> Dataset:
+def read_training_rows(path: str | Path, prompt: Prompt, *, seed: int = 0) -> Dataset:
     """The training rows of a JSONL file, made when they are asked for.
 
     Raises:
         RecordError: as `open_records`: a line breaks the contract, an image is missing, or the file holds no record.
     """
-    return open_records(path).table.with_transform(RowMaker(prompt, field_order, ordering, seed))
+    return open_records(path).table.with_transform(RowMaker(prompt, seed))

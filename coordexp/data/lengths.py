@@ -128,7 +128,7 @@ def _measured(rows: Dataset) -> Lengths:
 def _picture_tokens(rule: LengthRule, width: int, height: int) -> int:
     try:
         return rule.picture_tokens(width, height)
-    except ValueError:  # a shape that the model does not take: found, and named, when the sample is encoded
+    except RecordError:  # a shape that the model does not take: found, and named, when the sample is encoded
         return 0
 
 

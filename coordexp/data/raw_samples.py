@@ -20,7 +20,7 @@ from coordexp.targets.sample import Media
 class RawSample:
     """One question with its ground truth.
 
-    prompt_ids: image placeholders expanded.  messages: the user turn.  images: absolute paths.
+    prompt_ids: image placeholders expanded.  messages: up to the answer.  images: absolute paths.
     width, height: pixels of the first image.  dataset: see `codec.records.dataset_name`.
     """
 

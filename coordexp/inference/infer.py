@@ -11,8 +11,7 @@ from typing import Any
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.records import Record, read_jsonl
 from coordexp.config.api_key import api_key_from
-from coordexp.config.run.resolved import RESOLVED_FILE
-from coordexp.config.schema.custom import Custom
+from coordexp.config.prompt import system_text
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.data.dataset import conversation
 from coordexp.errors import ConfigError, RecordError
@@ -22,12 +21,21 @@ from coordexp.eval.predictions.image_result import ImageResult
 from coordexp.eval.predictions.log import PredictionLog
 from coordexp.eval.predictions.predict import predict
 from coordexp.eval.predictions.scored import read_predictions
-from coordexp.files import read_json
+from coordexp.inference.asking import Asking, asking
 from coordexp.inference.fingerprint import file_fingerprint, model_fingerprint
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.types import RolloutRequest
 
 BACKENDS = ("hf", "vllm", "openai")
+PROMPT_SETTINGS = {
+    "user": ("prompt", "--prompt"),
+    "system": ("system", "--system"),
+    "media_order": ("media_order", "--media-order"),
+    "object_field_order": ("field_order", "--object-field-order"),
+    "min_pixels": ("min_pixels", "--min-pixels"),
+    "max_pixels": ("max_pixels", "--max-pixels"),
+}
+"""Name in `Prompt` -> name in `InferSettings` and flag of the command."""
 _CHUNK_OF_BATCHES = 4  # of backends that keep their batch filled: fewer waits for the slowest answer
 
 
@@ -35,7 +43,8 @@ _CHUNK_OF_BATCHES = 4  # of backends that keep their batch filled: fewer waits f
 class InferSettings:
     """How to answer; decoding is greedy.
 
-    prompt, field_order: None takes what the run of the checkpoint was trained with.
+    prompt, system, media_order, field_order, min_pixels, max_pixels: as in `coordexp.config.schema.prompt`; None takes
+        what the checkpoint was trained with, an empty `system` is none.
     max_new_tokens: None derives it from the longest ground truth.
     max_model_len: of the vllm backend; None takes the model's own.
     trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is refused.
@@ -48,7 +57,11 @@ class InferSettings:
     max_new_tokens: int | None = None
     torch_dtype: str = "float32"
     prompt: str | None = None
+    system: str | None = None
+    media_order: str | None = None
     field_order: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
     max_model_len: int | None = None
     base_url: str | None = None
     served_model: str | None = None
@@ -75,6 +88,13 @@ class InferSettings:
         return self.max_new_tokens or LEAST_LIMIT
 
     @property
+    def given(self) -> dict[str, Any]:
+        """What is asked in another way than the model was trained, by names of `Prompt`."""
+        values = {name: getattr(self, field) for name, (field, _) in PROMPT_SETTINGS.items()}
+        given = {name: value for name, value in values.items() if value is not None}
+        return {**given, "system": system_text(self.system)} if self.system is not None else given
+
+    @property
     def chunk_size(self) -> int:
         """Images between two writes."""
         return self.batch_size * (1 if self.backend == "hf" else _CHUNK_OF_BATCHES)
@@ -89,8 +109,7 @@ class Inference:
     output: Path
     settings: InferSettings
     records: list[Record]
-    prompt: str
-    field_order: str
+    asking: Asking
     max_new_tokens: int
 
     @classmethod
@@ -100,17 +119,12 @@ class Inference:
         records = read_jsonl(data, require_images=True)[: settings.limit]
         if not records:
             raise RecordError(f"{data}: holds no record; expected one JSON object per line.")
-        custom = trained_with(model)
-        field_order = settings.field_order or custom.object_field_order
+        flags = {name: flag for name, (_, flag) in PROMPT_SETTINGS.items()}
+        asked = asking(model, settings.given, flags=flags)
         limit = settings.max_new_tokens or answer_limit(
-            records, load_tokenizer(model), field_order=field_order
+            records, load_tokenizer(model), field_order=asked.prompt.object_field_order
         )
-        return cls(
-            model, data, output, settings, records,
-            prompt=settings.prompt or custom.prompt,
-            field_order=field_order,
-            max_new_tokens=limit,
-        )  # fmt: skip
+        return cls(model, data, output, settings, records, asked, max_new_tokens=limit)
 
     def opened(self, *, overwrite: bool) -> AbstractContextManager[PredictionLog]:
         """The log of this run, with what an earlier, stopped run has answered already.
@@ -129,7 +143,8 @@ class Inference:
 
     def load_backend(self) -> tuple[RolloutBackend, Any]:
         """The backend with the model loaded, and its tokenizer."""
-        return load_backend(self.model, replace(self.settings, max_new_tokens=self.max_new_tokens))
+        settings = replace(self.settings, max_new_tokens=self.max_new_tokens)
+        return load_backend(self.model, settings, self.asking)
 
     def answer(
         self,
@@ -151,14 +166,14 @@ class Inference:
             backend,
             tokenizer,
             log,
-            field_order=self.field_order,
+            field_order=self.asking.prompt.object_field_order,
             chunk_size=self.settings.chunk_size,
             on_images=None if on_images is None else lambda done: on_images(done, total),
         )
 
     def requests(self) -> list[RolloutRequest]:
         """What the backend is asked, one question per record."""
-        questions = [conversation(record, prompt=self.prompt) for record in self.records]
+        questions = [conversation(record, self.asking.prompt) for record in self.records]
         return [
             RolloutRequest(tuple(q["messages"]), tuple(q["images"]), request_id=record.images[0])
             for q, record in zip(questions, self.records, strict=True)
@@ -172,14 +187,24 @@ class Inference:
             "model_hash": model_fingerprint(self.model),
             "data_hash": file_fingerprint(self.data),
             "num_images": len(self.records),
-            "prompt": self.prompt,
-            "object_field_order": self.field_order,
+            **self._question(),
             "backend": settings.backend,
             "decoding": {
                 "temperature": 0.0,
                 "max_new_tokens": self.max_new_tokens,
                 **(server if settings.backend == "openai" else {"torch_dtype": settings.torch_dtype}),
             },
+        }
+
+    def _question(self) -> dict[str, Any]:
+        prompt = self.asking.prompt
+        return {
+            "prompt": prompt.user,
+            "system": prompt.system,
+            "media_order": prompt.media_order,
+            "template": prompt.template,
+            "object_field_order": prompt.object_field_order,
+            "pixels": {"min_pixels": prompt.min_pixels, "max_pixels": prompt.max_pixels},
         }
 
     def _notes(self) -> dict[str, Any]:
@@ -245,15 +270,18 @@ def load_tokenizer(model: Path) -> Any:
     return tokenizer
 
 
-def load_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, Any]:
-    """The backend with the model loaded, and its tokenizer; ConfigError when that lacks coordinate tokens."""
+def load_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[RolloutBackend, Any]:
+    """The backend with the model loaded, and its tokenizer.
+
+    Raises ConfigError when the tokenizer lacks coordinate tokens, or the template writes another prompt than trained.
+    """
     if settings.backend == "hf":
-        return _hf_backend(model, settings)
+        return _hf_backend(model, settings, asking)
     from coordexp.swift_bridge.checkpoint import load_template, quiet
 
     quiet()
-    template = load_template(model, trust_remote_code=settings.trust_remote_code)
-    CoordVocab.from_tokenizer(template.tokenizer)
+    template = load_template(model, prompt=asking.prompt, trust_remote_code=settings.trust_remote_code)
+    _check_template(template, asking)
     if settings.backend == "vllm":
         return _vllm_backend(model, template, settings), template.tokenizer
     from coordexp.rollout.backends.openai_client import OpenAiBackend
@@ -270,7 +298,15 @@ def load_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, 
     return backend, template.tokenizer
 
 
-def _hf_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, Any]:
+def _check_template(template: Any, asking: Asking) -> None:
+    from coordexp.swift_bridge.prompts import check_rendering
+
+    CoordVocab.from_tokenizer(template.tokenizer)
+    if asking.record is not None:
+        check_rendering(template, asking.record)
+
+
+def _hf_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[RolloutBackend, Any]:
     import torch
 
     from coordexp.models.merge_offset import base_model, is_adapter, with_adapter
@@ -280,11 +316,12 @@ def _hf_backend(model: Path, settings: InferSettings) -> tuple[RolloutBackend, A
     quiet()
     loaded, template = load_model(
         base_model(model) if is_adapter(model) else model,
+        prompt=asking.prompt,
         prepare_model=lambda plain: with_adapter(plain, model),
         torch_dtype=getattr(torch, settings.torch_dtype),
         trust_remote_code=settings.trust_remote_code,
     )
-    CoordVocab.from_tokenizer(template.tokenizer)
+    _check_template(template, asking)
     greedy = RolloutMatching(
         backend="hf",
         max_new_tokens=settings.longest_answer,
@@ -307,11 +344,3 @@ def _vllm_backend(model: Path, template: Any, settings: InferSettings) -> Rollou
         batch_size=settings.batch_size,
         max_model_len=settings.max_model_len,
     )
-
-
-def trained_with(checkpoint: Path) -> Custom:
-    """The `custom` settings of the run that wrote a checkpoint; the defaults where no run stands beside it."""
-    resolved = checkpoint.parent / RESOLVED_FILE
-    if not resolved.is_file():
-        return Custom()
-    return Custom.model_validate(read_json(resolved, error=ConfigError)["custom"])

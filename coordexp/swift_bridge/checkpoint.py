@@ -12,6 +12,7 @@ from swift.model import get_model_processor
 from swift.template import get_template
 from swift.utils import get_logger
 
+from coordexp.config.schema.prompt import Prompt
 from coordexp.errors import ConfigError
 from coordexp.swift_bridge.loading import models_as_saved
 from coordexp.swift_bridge.remote_code import TRUST_FLAG, check_remote_code
@@ -24,22 +25,35 @@ def quiet() -> None:
 
 
 def load_template(
-    checkpoint: str | Path, *, model_type: str = "qwen3_vl", trust_remote_code: bool = False
+    checkpoint: str | Path,
+    *,
+    prompt: Prompt | None = None,
+    model_type: str = "qwen3_vl",
+    trust_remote_code: bool = False,
 ) -> Any:
     """Our template around the tokenizer and processor of `checkpoint`.
 
+    prompt: whose template and pixel limits are used; None: those of the folder.
     trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is a ConfigError.
     """
     check_remote_code(checkpoint, trusted=trust_remote_code, setting=TRUST_FLAG)
     register_coord_template()
     with models_as_saved(trust_remote_code=trust_remote_code):
         _, processor = get_model_processor(str(checkpoint), model_type=model_type, load_model=False)
-    return get_template(processor)
+    return _template_for(processor, prompt)
+
+
+def _template_for(processor: Any, prompt: Prompt | None) -> Any:
+    template = get_template(processor, template_type=None if prompt is None else prompt.template)
+    if prompt is not None:
+        template.limit_pixels(min_pixels=prompt.min_pixels, max_pixels=prompt.max_pixels)
+    return template
 
 
 def load_model(
     checkpoint: str | Path,
     *,
+    prompt: Prompt | None = None,
     prepare_model: Callable[[Any], Any] | None = None,
     model_type: str = "qwen3_vl",
     torch_dtype: torch.dtype = torch.float32,
@@ -48,6 +62,7 @@ def load_model(
 ) -> tuple[Any, Any]:
     """(model in evaluation mode, our template around its tokenizer and processor).
 
+    prompt: as in `load_template`.
     prepare_model: gives the loaded model what it lacks (an adapter, LoRA weights) and returns it; None for a plain one.
     trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is a ConfigError.
 
@@ -68,4 +83,4 @@ def load_model(
         )
     if prepare_model is not None:
         model = prepare_model(model)
-    return model.eval(), get_template(processor)
+    return model.eval(), _template_for(processor, prompt)

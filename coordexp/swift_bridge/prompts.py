@@ -1,16 +1,25 @@
-"""Rows as a template encodes them for training: whole samples, or prompts up to the answer with the image patches."""
+"""Rows as a template encodes them for training: whole samples, or prompts up to the answer with the image patches.
+
+And what a template makes of a `Prompt`, as text.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
 from swift.dataset import LazyLLMDataset
+from swift.infer_engine import InferRequest
 from swift.template import MaxLengthError
 from torch import Tensor
 
+from coordexp.config.prompt import PromptRecord
+from coordexp.config.schema.prompt import Prompt
 from coordexp.errors import ConfigError, RecordError
+from coordexp.swift_bridge.generation_prompts import questions_template
 
 _ENCODED_KEYS = ("messages", "images", "channel")
 """What a template reads of a row, or hands on with the encoded sample."""
@@ -80,3 +89,42 @@ def encode_prompt(template: Any, row: Mapping[str, Any]) -> EncodedPrompt:
     return EncodedPrompt(
         tuple(encoded["input_ids"][:start]), encoded.get("pixel_values"), encoded.get("image_grid_thw")
     )
+
+
+def complete_prompt(prompt: Prompt, template: Any) -> Prompt:
+    """`prompt` as it is kept with a checkpoint: with the template's name, its pixel limits and the text it writes.
+
+    Raises ConfigError when the template is another one.
+    """
+    name = template.template_meta.template_type
+    if name != prompt.template:
+        raise ConfigError(
+            f"template: the run uses {name}, but its prompt is that of {prompt.template}; set template: "
+            f"{prompt.template}."
+        )
+    limits = template.pixel_limits
+    return prompt.model_copy(
+        update={
+            "min_pixels": limits.min_pixels,
+            "max_pixels": limits.max_pixels,
+            "rendered": rendered(template, prompt),
+        }
+    )
+
+
+def rendered(template: Any, prompt: Prompt) -> str:
+    """The whole prompt up to the answer, with one image, whose visual tokens are written as one."""
+    request = InferRequest(messages=prompt.messages(1), images=[Image.new("RGB", (64, 64))])
+    ids = questions_template(template, None).encode(request)["input_ids"]
+    return re.sub(r"(<\|image_pad\|>)+", "<|image_pad|>", template.tokenizer.decode(ids))
+
+
+def check_rendering(template: Any, record: PromptRecord) -> None:
+    """ConfigError with both texts unless `template` still writes the prompt of a checkpoint as it was trained."""
+    trained, found = record.prompt.rendered, rendered(template, record.prompt)
+    if trained is not None and found != trained:
+        raise ConfigError(
+            f"{record.path}: the model was trained with another text of its prompt than this template "
+            f"({record.prompt.template}) writes. Trained: {trained!r}. Written here: {found!r}. Use the releases of "
+            "coordexp and ms-swift that trained it, and the tokenizer that came with it."
+        )

@@ -7,25 +7,46 @@ tokenizer (a tiny test model, an expanded vocabulary) would look for the wrong i
 Pictures are read by `coordexp.pictures`, for training and for every engine that encodes with this template. The stock
 template leaves a photograph on its side where one engine turns it and another does not, and drops transparency in one
 engine and lays it on white in another. It also opens files that the text of a message names; this one opens none.
+
+Pictures are scaled by the limits of the processor (`coordexp.image_size`), which `max_pixels` of a run narrows in the
+processor itself: they are saved with it. The stock template scales by limits of its own, which no checkpoint holds, so
+that a server, or inference without the same flag, sees other pixels.
 """
 
 from __future__ import annotations
 
+import os
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from swift.model import get_model_processor
+from swift.model.constant import MLLMModelType
+from swift.model.model_meta import MODEL_MAPPING
 from swift.template import StdTemplateInputs, load_file
 from swift.template.register import register_template
 from swift.template.templates.qwen import Qwen3VLTemplate, QwenTemplateMeta
+from transformers.image_utils import SizeDict
 
+from coordexp.config.prompt import PROMPT_FILE
 from coordexp.errors import ConfigError
+from coordexp.image_size import PixelLimits
 from coordexp.pictures import open_picture, upright_rgb
 from coordexp.swift_bridge.loading import use_safe_loader
 
 NO_PATH = ("http://", "https://", "data:")
 LONGEST_PATH = 4096  # what is longer is a picture in base64
+OTHER_LIMITS = ("MAX_PIXELS", "MIN_PIXELS", "IMAGE_MAX_TOKEN_NUM", "IMAGE_MIN_TOKEN_NUM")
+"""Variables by which the stock template is told other limits than the processor's."""
+
+
+@dataclass
+class CoordTemplateMeta(QwenTemplateMeta):
+    """min_pixels, max_pixels: limits of the templates made from it; None leaves one to the processor."""
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
 
 class CoordQwen3VLTemplate(Qwen3VLTemplate):
@@ -54,6 +75,48 @@ class CoordQwen3VLTemplate(Qwen3VLTemplate):
                     f"{from_tokenizer}; save model and tokenizer together."
                 )
             setattr(self, name, from_config)
+        meta = self.template_meta
+        low, high = (
+            (meta.min_pixels, meta.max_pixels) if isinstance(meta, CoordTemplateMeta) else (None, None)
+        )
+        self.limit_pixels(min_pixels=low, max_pixels=self.max_pixels or high)
+
+    @property
+    def pixel_limits(self) -> PixelLimits:
+        """By which pictures are scaled: those of the processor."""
+        processor = self.processor.image_processor
+        return PixelLimits(
+            processor.size["shortest_edge"],
+            processor.size["longest_edge"],
+            processor.patch_size * processor.merge_size,
+        )
+
+    def limit_pixels(self, *, min_pixels: int | None = None, max_pixels: int | None = None) -> None:
+        """Change the processor's limits; None keeps one. ConfigError for limits that contradict each other."""
+        given = [name for name in OTHER_LIMITS if os.environ.get(name)]
+        if given:
+            raise ConfigError(
+                f"the environment variable {given[0]} is set, but pictures are scaled by the limits that the "
+                "checkpoint holds. Unset it; give max_pixels (of training: in the template section or as --max_pixels; "
+                "of inference: --max-pixels), in pixels: a visual token of Qwen3-VL has 32 x 32"
+            )
+        limits = self.pixel_limits.within(min_pixels=min_pixels, max_pixels=max_pixels)
+        self.processor.image_processor.size = SizeDict(
+            shortest_edge=limits.min_pixels, longest_edge=limits.max_pixels
+        )
+
+    def _get_max_pixels(self, inputs: Any = None) -> None:
+        """No scaling before the one by `pixel_limits`."""
+
+    def replace_tag(self, media_type: str, index: int, inputs: StdTemplateInputs) -> list[Any]:
+        """The placeholder of a picture; the picture itself in its final size."""
+        if media_type != "image":
+            replaced: list[Any] = super().replace_tag(media_type, index, inputs)
+            return replaced
+        inputs.images[index] = self.pixel_limits.fit(inputs.images[index])
+        if self.mode == "vllm":
+            inputs.mm_processor_kwargs["do_resize"] = False
+        return ["<|vision_start|><|image_pad|><|vision_end|>"]
 
     @staticmethod
     def _load_image(image: Any, load_images: bool) -> Image.Image:
@@ -93,20 +156,36 @@ class CoordQwen3VLTemplate(Qwen3VLTemplate):
         return collated
 
 
-def register_coord_template() -> None:
+def register_coord_template(
+    *, default_system: str | None = None, min_pixels: int | None = None, max_pixels: int | None = None
+) -> None:
     """Make `CoordQwen3VLTemplate` the template of model type `qwen3_vl` in this process (idempotent).
 
-    Models of that type are loaded without Python code of their own from here on.
+    Models of that type are loaded without Python code of their own from here on, and what ms-swift saves of them
+    keeps the prompt that the model folder, or LoRA folder, holds.
+
+    default_system: system message of conversations that bring none.
+    min_pixels, max_pixels: see `CoordTemplateMeta`; ms-swift's own flag `max_pixels` is stronger.
     """
     use_safe_loader()
+    _keep_prompt_file()
     register_template(
-        QwenTemplateMeta(
+        CoordTemplateMeta(
             "qwen3_vl",
             template_cls=CoordQwen3VLTemplate,
-            default_system=None,
+            default_system=default_system,
             thinking_prefix="<think>\n",
             # A training target ends with the token that ends a generation; the stock suffix also teaches a newline.
             suffix=["<|im_end|>"],
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
         ),
         exist_ok=True,
     )
+
+
+def _keep_prompt_file() -> None:
+    name = MLLMModelType.qwen3_vl
+    kept = MODEL_MAPPING[name].additional_saved_files
+    if PROMPT_FILE not in kept:
+        MODEL_MAPPING[name] = replace(MODEL_MAPPING[name], additional_saved_files=[*kept, PROMPT_FILE])

@@ -18,6 +18,7 @@ from datasets import Dataset
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import Sections, check_variant, swift_not_built
 from coordexp.config.checks.problems import COMMAND_LINE, Place, raise_problems
+from coordexp.config.prompt import with_prompt
 from coordexp.config.run.dotted import sections_of_flags
 from coordexp.config.run.machine import package_problems
 from coordexp.config.run.run_problems import run_problems
@@ -37,6 +38,7 @@ from coordexp.swift_bridge.template import register_coord_template
 from coordexp.swift_bridge.versions import check_versions
 from coordexp.trainers.offset_training import preparation, refuse_unmerged, restore_for_inference
 from coordexp.trainers.runtime import RunSettings, activate
+from coordexp.trainers.start.prompt import prompt_of_run, use_prompt_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ def activate_from_argv(argv: Sequence[str]) -> None:
         refuse_unmerged(load.adapters)
         trusted = _sections(load).custom.trust_remote_code
         check_models(load.model, load.adapters, trusted=trusted, setting=TRUST_SETTING, hub=load.hub)
+        use_prompt_of((*load.adapters, load.model))
         prepare_loaded_models(restore_for_inference, trust_remote_code=trusted)
         return
     flags = read_plugin_flags(argv)
@@ -87,11 +90,13 @@ def activate_from_argv(argv: Sequence[str]) -> None:
         ]
     )
     _check_tokenizer(flags.model)
-    _register_datasets(flags, sections)
     start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
+    prompt = prompt_of_run(sections.custom, flags.swift, (*start, flags.model))
+    sections = sections.model_copy(update={"custom": with_prompt(sections.custom, prompt)})
+    _register_datasets(flags, sections, RowMaker(prompt, flags.data_seed))
     prepare_loaded_models(preparation(sections.custom.coord_offset, start), trust_remote_code=trusted)
     use_trainer(VARIANTS[variant])
-    activate(RunSettings(variant, sections, {**flags.swift, "strict": flags.strict}))
+    activate(RunSettings(variant, sections, {**flags.swift, "strict": flags.strict}, prompt))
     sys.excepthook = end_in_one_line
 
 
@@ -148,10 +153,9 @@ def _check_tokenizer(model: str | None) -> None:
     CoordVocab.from_tokenizer(AutoTokenizer.from_pretrained(model))
 
 
-def _register_datasets(flags: PluginFlags, sections: Sections) -> None:
+def _register_datasets(flags: PluginFlags, sections: Sections, rows_of: RowMaker) -> None:
     """Open every data file now, which checks a new one; ms-swift asks for the rows later."""
     custom, debug, swift = sections.custom, sections.debug, flags.swift
-    rows_of = RowMaker(custom.prompt, custom.object_field_order, custom.object_ordering, flags.data_seed)
     both = set(swift["dataset"]) & set(swift["val_dataset"])
     if both and debug.train_sample_limit != debug.val_sample_limit:
         raise ConfigError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import derive, resolved_config, write_resolved
+from coordexp.config.prompt import write_prompt
 from coordexp.data.collator import with_meta
 from coordexp.data.row_types import RowTyper
 from coordexp.data.source import DatasetFilter
@@ -26,6 +27,7 @@ from coordexp.metrics.catalog import check_known
 from coordexp.metrics.keys_run import NONFINITE_LOSS_TOTAL, NONFINITE_METRICS_TOTAL
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.sinks import MetricsSink, installed_versions
+from coordexp.swift_bridge.prompts import complete_prompt
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
 from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
 from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
@@ -52,6 +54,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self.vocab = CoordVocab.from_tokenizer(template.tokenizer)
         self.columns = CoordColumns(self.vocab.ids)
         super().__init__(*args, **kwargs)
+        self.prompt = complete_prompt(self.settings.prompt, template)
         self._refuse_ignored_deepspeed()
         self._offset = self._train_offsets()
         self.metrics = MetricStore()
@@ -143,6 +146,7 @@ class CoordTrainer(SwiftTrainerBridge):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
+        write_prompt(output_dir or self.args.output_dir, self.prompt)
         if self._offset is not None:
             self._offset.save(output_dir or self.args.output_dir, state_dict)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordexp.config import Sections
+from coordexp.config import Prompt, Sections
 from coordexp.errors import ConfigError
 
 
@@ -18,11 +18,13 @@ class RunSettings:
     """Everything of ours that a trainer needs.
 
     variant: trainer variant name.  sections: our typed settings.  swift: ms-swift's arguments as given, flat.
+    prompt: what the model is asked, and the form it answers in.
     """
 
     variant: str
     sections: Sections
     swift: Mapping[str, Any]
+    prompt: Prompt
 
 
 _active: RunSettings | None = None

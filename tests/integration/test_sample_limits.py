@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.processes import sft_flags
 
+from coordexp.config import Prompt
 from coordexp.data.dataset import read_training_rows
 from coordexp.trainers.activate import activate_from_argv
 
@@ -31,7 +32,7 @@ def test_the_first_records_are_used(
     for name, expected in (("train", num_train), ("val", num_val)):
         path = str(scenes / f"{name}.jsonl")
         loaded, _ = load_dataset([path])
-        rows = list(read_training_rows(path, prompt="Detect."))[:expected]
+        rows = list(read_training_rows(path, Prompt(user="Detect.")))[:expected]
         assert [row["messages"][-1]["content"] for row in loaded] == [
             row["messages"][-1]["content"] for row in rows
         ]

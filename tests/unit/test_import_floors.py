@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "coordexp"
 FLOORS = [
     {"errors"},
     {"files"},
-    {"config", "pictures"},
+    {"config", "pictures", "image_size"},
     {"codec", "geometry", "metrics", "control", "swift_bridge"},
     {"matching", "losses", "packing", "telemetry", "models"},
     {"head", "rollout"},

@@ -31,9 +31,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="of an answer (default: half as many again as the longest ground truth has, at least 1024)",
     )
     parser.add_argument("--torch-dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    trained = "default: what the checkpoint's run was trained with"
-    parser.add_argument("--prompt", help=f"user prompt ({trained})")
-    parser.add_argument("--object-field-order", choices=("desc_first", "geometry_first"), help=trained)
+    _add_prompt_flags(parser)
     parser.add_argument(
         "--backend",
         choices=("hf", "vllm", "openai"),
@@ -53,6 +51,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
 
+def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "how the model is asked",
+        "By default as it was trained; where a flag says otherwise, a warning shows both.",
+    )
+    group.add_argument("--prompt", metavar="TEXT", help="user message")
+    group.add_argument("--system", metavar="TEXT", help="system message, or a .txt file; '' for none")
+    group.add_argument(
+        "--media-order", choices=("media_first", "text_first"), help="picture before or after the text"
+    )
+    group.add_argument(
+        "--object-field-order", choices=("desc_first", "geometry_first"), help="of an object's keys"
+    )
+    group.add_argument("--min-pixels", type=positive_int, metavar="N", help="smaller pictures are enlarged")
+    group.add_argument(
+        "--max-pixels", type=positive_int, metavar="N", help="larger pictures are made smaller"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Check everything, then show a bar and answer; returns the process exit code."""
     from coordexp.cli.console import progress
@@ -65,6 +82,10 @@ def run(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         torch_dtype=args.torch_dtype,
         prompt=args.prompt,
+        system=args.system,
+        media_order=args.media_order,
+        min_pixels=args.min_pixels,
+        max_pixels=args.max_pixels,
         field_order=args.object_field_order,
         max_model_len=args.max_model_len,
         base_url=args.base_url,

@@ -10,7 +10,8 @@ from coordexp.config.checks.validation import models_in
 from coordexp.config.migrate.convert import Migration
 from coordexp.config.migrate.notes import Kind
 from coordexp.config.run.load import LaunchSections
-from coordexp.config.schema.custom import DEFAULT_PROMPT, VARIANT_ALIASES, VARIANTS
+from coordexp.config.schema.custom import VARIANT_ALIASES, VARIANTS
+from coordexp.config.schema.prompt import DEFAULT_PROMPT
 
 FLAGS_OF_THE_SERVER = {
     "enable_prefix_caching": "--engine-args",

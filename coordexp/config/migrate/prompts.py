@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordexp.config.schema.custom import DEFAULT_PROMPT
+from coordexp.config.schema.prompt import DEFAULT_PROMPT
 
 COCO_80 = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "

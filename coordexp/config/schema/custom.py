@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from coordexp.config.schema.prompt import DEFAULT_PROMPT, FieldOrder, MediaOrder, Ordering
 from coordexp.config.schema.section import Section
-
-DEFAULT_PROMPT = "Detect all objects in the image."
 
 VARIANTS = ("stage1_coord", "stage2_two_channel", "stage2_rollout_aligned")
 DEFAULT_VARIANT = "stage1_coord"
@@ -135,10 +134,19 @@ class Custom(Section):
     prompt: str = Field(
         default=DEFAULT_PROMPT, min_length=1, description="User message that asks for the objects."
     )
-    object_field_order: Literal["desc_first", "geometry_first"] = Field(
+    media_order: MediaOrder = Field(
+        default="media_first", description="Images stand before the text of the user message, or after it."
+    )
+    min_pixels: int | None = Field(
+        default=None,
+        gt=0,
+        description="Pictures with fewer pixels are enlarged; null: what the model's processor says. (The other end is "
+        "ms-swift's max_pixels.)",
+    )
+    object_field_order: FieldOrder = Field(
         default="desc_first", description="Order of the two keys of an object in the target text."
     )
-    object_ordering: Literal["sorted", "random"] = Field(
+    object_ordering: Ordering = Field(
         default="sorted",
         description="Order of the objects: by (min y, min x), or shuffled by the run's seed.",
     )

@@ -13,6 +13,7 @@ from PIL import Image
 from swift.model import get_model_processor
 from swift.template import get_template
 
+from coordexp.config import Prompt
 from coordexp.data import lengths as module
 from coordexp.data.dataset import read_training_rows
 from coordexp.data.lengths import check_lengths, longer_than, most_tokens, sample_lengths
@@ -66,14 +67,14 @@ def test_told_lengths_are_those_of_encoded_samples(
     template: Any, data: Path, field_order: str, max_pixels: int | None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(template, "max_pixels", max_pixels)
-    rows = read_training_rows(data, prompt="Detect 帆.", field_order=field_order)
+    rows = read_training_rows(data, Prompt(user="Detect 帆.", object_field_order=field_order))
     told = sample_lengths(rows, template)
     assert told.tolist() == encoded_lengths(rows, template)
     assert EncodedSamples(rows, template)["lengths"] == told.tolist()
 
 
 def test_the_bound_is_never_below(template: Any, data: Path):
-    rows = read_training_rows(data, prompt="Detect.")
+    rows = read_training_rows(data, Prompt(user="Detect."))
     rule = module._rule(rows, template)
     assert rule is not None
     bound, told = most_tokens(rows, rule), sample_lengths(rows, template)
@@ -83,17 +84,17 @@ def test_the_bound_is_never_below(template: Any, data: Path):
 
 
 def test_they_are_counted_once(template: Any, data: Path, monkeypatch: pytest.MonkeyPatch):
-    rows = read_training_rows(data, prompt="Detect.").shuffle(seed=5)
+    rows = read_training_rows(data, Prompt(user="Detect.")).shuffle(seed=5)
     first = np.array(sample_lengths(rows, template))
     monkeypatch.setattr(module, "_count", None)
-    again = read_training_rows(data, prompt="Detect.").shuffle(seed=5)
+    again = read_training_rows(data, Prompt(user="Detect.")).shuffle(seed=5)
     assert sample_lengths(again, template).tolist() == first.tolist()
     with pytest.raises(TypeError):
-        sample_lengths(read_training_rows(data, prompt="Detect all."), template)
+        sample_lengths(read_training_rows(data, Prompt(user="Detect all.")), template)
 
 
 def test_many_processes_count_as_one_does(template: Any, data: Path, monkeypatch: pytest.MonkeyPatch):
-    rows = read_training_rows(data, prompt="Detect.")
+    rows = read_training_rows(data, Prompt(user="Detect."))
     rule = module._rule(rows, template)
     alone = module._count(rows, range(30), rule, template)
     monkeypatch.setattr(module, "_CHUNK", 4)
@@ -105,7 +106,7 @@ def test_many_processes_count_as_one_does(template: Any, data: Path, monkeypatch
 def test_samples_that_are_too_long_are_named_before_training(
     template: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    rows = read_training_rows(data, prompt="Detect.")
+    rows = read_training_rows(data, Prompt(user="Detect."))
     lengths = sample_lengths(rows, template)
     longest = np.sort(lengths)[::-1]
     limit = int(longest[3])
@@ -129,7 +130,7 @@ def test_samples_that_are_too_long_are_named_before_training(
 
 
 def test_only_samples_in_doubt_are_counted(template: Any, data: Path, monkeypatch: pytest.MonkeyPatch):
-    rows = read_training_rows(data, prompt="Detect.")
+    rows = read_training_rows(data, Prompt(user="Detect."))
     counted: list[int] = []
     count = module._count
     monkeypatch.setattr(
@@ -142,5 +143,5 @@ def test_only_samples_in_doubt_are_counted(template: Any, data: Path, monkeypatc
 def test_a_rule_that_does_not_hold_is_not_used(template: Any, data: Path, monkeypatch: pytest.MonkeyPatch):
     """A template that adds tokens with the answer: lengths are those of the samples, each encoded once."""
     monkeypatch.setattr(LengthRule, "answer_tokens", lambda self, answers: [len(text) for text in answers])
-    rows = read_training_rows(data, prompt="Find.").select(range(6))
+    rows = read_training_rows(data, Prompt(user="Find.")).select(range(6))
     assert sample_lengths(rows, template).tolist() == encoded_lengths(rows, template)

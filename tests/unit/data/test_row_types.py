@@ -18,6 +18,7 @@ from codec_tokenizers import make_demo
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.records import dataset_name, parse_record
 from coordexp.codec.token_types import TokenType
+from coordexp.config import Prompt
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
@@ -168,7 +169,7 @@ class TestSource:
         lines = [record, {**record, "metadata": {"dataset": "coco"}}, {**record, "metadata": {"split": "x"}}]
         file = folder / "train.jsonl"
         file.write_text("\n".join(map(json.dumps, lines)))
-        found = [SampleSource.of_sample(row) for row in read_training_rows(file, prompt="p")]
+        found = [SampleSource.of_sample(row) for row in read_training_rows(file, Prompt(user="p"))]
         assert found == [
             SampleSource("lvis", f"{file}:1"),
             SampleSource("coco", f"{file}:2"),

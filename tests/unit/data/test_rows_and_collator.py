@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from coordexp.config import Prompt
 from coordexp.data.batch_meta import META_KEY, BatchMeta
 from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
@@ -32,7 +33,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_row_asks_about_the_image_and_answers_in_coordjson(data: Path):
-    full, empty = read_training_rows(data, prompt="Find all.")
+    full, empty = read_training_rows(data, Prompt(user="Find all."))
     assert full["images"] == [str(data.parent / "a.png")]
     assert full["messages"] == [
         {"role": "user", "content": "<image>Find all."},
@@ -47,16 +48,16 @@ def test_a_row_asks_about_the_image_and_answers_in_coordjson(data: Path):
 
 
 def test_geometry_first(data: Path):
-    answer = read_training_rows(data, prompt="p", field_order="geometry_first")[0]["messages"][1]["content"]
+    row = read_training_rows(data, Prompt(user="p", object_field_order="geometry_first"))[0]
+    answer = row["messages"][1]["content"]
     assert answer.startswith('{"objects": [{"bbox_2d": [<|coord_1|>, ')
     assert answer.endswith('<|coord_70|>], "desc": "low"}]}')
 
 
 def test_random_order_depends_on_seed_and_line_only(data: Path):
     def order(seed: int) -> bool:
-        answer = read_training_rows(data, prompt="p", ordering="random", seed=seed)[0]["messages"][1][
-            "content"
-        ]
+        row = read_training_rows(data, Prompt(user="p", object_ordering="random"), seed=seed)[0]
+        answer = row["messages"][1]["content"]
         return answer.index("low") < answer.index("high")
 
     orders = [order(seed) for seed in range(20)]
@@ -67,7 +68,7 @@ def test_random_order_depends_on_seed_and_line_only(data: Path):
 def test_an_empty_file_is_refused(tmp_path: Path):
     (tmp_path / "d.jsonl").write_text("\n")
     with pytest.raises(RecordError, match="holds no record"):
-        read_training_rows(tmp_path / "d.jsonl", prompt="p")
+        read_training_rows(tmp_path / "d.jsonl", Prompt(user="p"))
 
 
 COLUMNS = CoordColumns([20, 21, 22])

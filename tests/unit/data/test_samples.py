@@ -12,6 +12,7 @@ from PIL import Image
 from swift.model import get_model_processor
 from swift.template import get_template
 
+from coordexp.config import Prompt
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
@@ -56,7 +57,7 @@ def limited(template: Any, max_length: int | None, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_sample_that_is_too_long_is_named(template: Any, data: Path, monkeypatch: pytest.MonkeyPatch):
-    rows = read_training_rows(data, prompt="Detect.")
+    rows = read_training_rows(data, Prompt(user="Detect."))
     samples = EncodedSamples(rows, limited(template, 128, monkeypatch))
     assert [len(samples[index]["input_ids"]) for index in (0, 1)] == [samples[3]["length"]] * 2
     with pytest.raises(
@@ -67,7 +68,7 @@ def test_a_sample_that_is_too_long_is_named(template: Any, data: Path, monkeypat
 
 
 def test_a_picture_that_is_gone_is_named(template: Any, data: Path):
-    rows = read_training_rows(data, prompt="Detect.")
+    rows = read_training_rows(data, Prompt(user="Detect."))
     (data.parent / "4.png").unlink()
     with pytest.raises(RecordError, match=r"4\.png") as caught:
         EncodedSamples(rows, template)[4]
@@ -77,7 +78,7 @@ def test_a_picture_that_is_gone_is_named(template: Any, data: Path):
 def test_without_strict_another_sample_takes_its_place_and_is_counted(
     template: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    rows = read_training_rows(data, prompt="Detect.")
+    rows = read_training_rows(data, Prompt(user="Detect."))
     samples = EncodedSamples(rows, limited(template, 128, monkeypatch), strict=False, seed=5)
     drawn = samples[2]
     source = SampleSource.of_sample(drawn)
@@ -99,14 +100,14 @@ def test_without_strict_another_sample_takes_its_place_and_is_counted(
 def test_where_nothing_can_be_encoded_not_strict_is_no_help(
     template: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    rows = read_training_rows(data, prompt="Detect.")
+    rows = read_training_rows(data, Prompt(user="Detect."))
     samples = EncodedSamples(rows, limited(template, 8, monkeypatch), strict=False)
     with pytest.raises(RecordError, match=rf"10 drawn for one .*The first: {data}:1: is too long"):
         samples[0]
 
 
 def test_the_prompt_of_a_row_does_not_depend_on_its_answer(template: Any, data: Path):
-    for row in read_training_rows(data, prompt="Detect."):
+    for row in read_training_rows(data, Prompt(user="Detect.")):
         whole = template.encode(row)
         start = next(index for index, label in enumerate(whole["labels"]) if label != -100)
         prompt = encode_prompt(template, row)
@@ -118,11 +119,13 @@ def test_a_ground_truth_that_is_too_long_can_still_be_asked_about(
     template: Any, data: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A step that discards the ground truth needs the prompt alone."""
-    samples = RawSamples(read_training_rows(data, prompt="Detect."), limited(template, 128, monkeypatch))
+    samples = RawSamples(
+        read_training_rows(data, Prompt(user="Detect.")), limited(template, 128, monkeypatch)
+    )
     assert samples[2].prompt_ids == samples[0].prompt_ids
     assert len(samples[2].objects) == 30
     with pytest.raises(RecordError) as caught:
-        RawSamples(read_training_rows(data, prompt="Detect."), limited(template, 8, monkeypatch))[1]
+        RawSamples(read_training_rows(data, Prompt(user="Detect.")), limited(template, 8, monkeypatch))[1]
     assert str(caught.value).startswith(f"{data}:2: is too long (")
 
 

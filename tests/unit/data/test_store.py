@@ -17,6 +17,7 @@ from PIL import Image
 
 from coordexp.codec.records import Record, iter_jsonl
 from coordexp.codec.schema import BoxObject
+from coordexp.config import Prompt
 from coordexp.data.dataset import RowMaker, read_training_rows, record_in
 from coordexp.data.store import open as opened
 from coordexp.data.store.check import check_chunk, checked_chunks, chunks_of
@@ -217,7 +218,7 @@ def test_of_several_processes_one_checks(tmp_path: Path):
 
 
 def test_rows_are_sent_to_workers_as_a_path(tmp_path: Path):
-    rows = read_training_rows(write(tmp_path / "d", 2000), prompt="p")
+    rows = read_training_rows(write(tmp_path / "d", 2000), Prompt(user="p"))
     sent = pickle.dumps(rows)
     assert len(sent) < 20_000
     assert pickle.loads(sent)[1999] == rows[1999]
@@ -225,14 +226,14 @@ def test_rows_are_sent_to_workers_as_a_path(tmp_path: Path):
 
 def test_a_row_carries_its_record(tmp_path: Path):
     file = write(tmp_path / "d", 3)
-    maker = RowMaker("p", ordering="random", seed=3)
+    maker = RowMaker(Prompt(user="p", object_ordering="random"), seed=3)
     rows = open_records(file).table.with_transform(maker)
     for row, record in zip(rows, iter_jsonl(file), strict=True):
         assert record_in(row) == maker.ordered(record)
 
 
 def test_columns_can_be_read_without_making_rows(tmp_path: Path):
-    rows = read_training_rows(write(tmp_path / "d", 9), prompt="p")
+    rows = read_training_rows(write(tmp_path / "d", 9), Prompt(user="p"))
     shuffled = rows.shuffle(seed=1)
     lines = shuffled.with_format("numpy")["line"][:]
     assert sorted(lines.tolist()) == list(range(1, 10))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainingArguments
 
-from coordexp.config import Sections
+from coordexp.config import Prompt, Sections
 from coordexp.errors import ConfigError
 from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
 from coordexp.trainers.runtime import RunSettings
@@ -21,7 +21,7 @@ def arguments(folder: Path, **changed) -> TrainingArguments:
 
 
 def settings(**swift) -> RunSettings:
-    return RunSettings("stage1_coord", Sections(), swift)
+    return RunSettings("stage1_coord", Sections(), swift, Prompt())
 
 
 def test_the_arguments_follow_the_catalogue(tmp_path: Path) -> None:

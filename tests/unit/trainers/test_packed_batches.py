@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.config import Prompt
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
@@ -53,7 +54,7 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     template = get_template(processor)
     template.set_mode("train")
     template.model = model
-    rows = read_training_rows(folder / "scenes" / "train.jsonl", prompt="Detect.")
+    rows = read_training_rows(folder / "scenes" / "train.jsonl", Prompt(user="Detect."))
     samples = [template.encode(row, return_length=True) for row in rows]
     columns = CoordColumns(CoordVocab.from_tokenizer(template.tokenizer).ids)
     return Setup(model.train(), template, columns, samples)

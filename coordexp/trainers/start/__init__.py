@@ -1,0 +1,1 @@
+"""What a run settles and says before its first step."""
