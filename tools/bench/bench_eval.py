@@ -1,16 +1,21 @@
-"""How long evaluation takes with either COCO engine, on random detections.
+"""How long a whole `coordexp eval` takes against pycocotools' average precision alone, on random detections.
 
     OMP_NUM_THREADS=1 python tools/bench/bench_eval.py [--images 5000] [--detections 100]
 
-First everything that `coordexp eval` does with faster-coco-eval, from the run's file to the written tables (average
-precision twice: with the scores and without), then one average precision by either engine and the ratio. Columns: CPU
-seconds of this process, so that a busy neighbour does not count, and wall seconds. Both engines must agree on AP to
-1e-9, or the bench stops.
+First `coordexp eval` in a process of its own, from the run's file to the written tables (average precision with scores
+and without, F1 at ten thresholds with and without descriptions). Then pycocotools on data in memory: index, results,
+evaluate, accumulate. Columns: CPU seconds, so that a busy neighbour does not count, and wall seconds. The bench fails
+unless AP is equal to 1e-9 and the command takes at most a fifth of pycocotools' CPU time. Last, the command's parts.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
+import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,11 +23,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from coordexp.eval.coco.evaluate import ENGINES, run_coco
-from coordexp.eval.evaluate import EvalSettings, evaluate, from_run, write_evaluation
+from coordexp.eval.evaluate import evaluate, from_run, write_evaluation
 from coordexp.eval.predictions.artifacts import SCORED
-from coordexp.files import write_jsonl
+from coordexp.files import read_json, write_jsonl
 
 NUM_CLASSES, GT_PER_IMAGE, WIDTH, HEIGHT = 80, 8, 640, 480
 
@@ -81,17 +87,45 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         write_jsonl(run / SCORED, random_lines(args.images, args.detections))
-        slow, fast = ENGINES
-        read = timed(f"everything, {fast}: read", lambda: from_run(run))
-        evaluation = timed("    evaluate", lambda: evaluate(read.value, EvalSettings(engine=fast)))
-        write = timed("    write", lambda: write_evaluation(evaluation.value, run))
-        print(f"{'    in all':40}{read.cpu + evaluation.cpu + write.cpu:9.1f}")
-        gt, preds = evaluation.value.coco_gt, evaluation.value.coco_preds
-        ours = timed(f"run_coco, {fast}", lambda: run_coco(gt, preds, engine=fast))
-        reference = timed(f"run_coco, {slow}", lambda: run_coco(gt, preds, engine=slow))
-    print(f"{'ratio':40}{reference.cpu / ours.cpu:9.1f}{reference.wall / ours.wall:9.1f}")
-    if abs(ours.value.metrics["AP"] - reference.value.metrics["AP"]) > 1e-9:
-        raise SystemExit("the engines disagree on AP")
+        command = command_seconds(run)
+        gt, preds = read_json(run / "coco_gt.json"), read_json(run / "coco_preds.json")
+        average_precision = read_json(run / "metrics.json")["AP"]
+        reference = timed("pycocotools, AP alone", lambda: pycocotools_ap(gt, preds))
+        print(f"{'ratio':40}{command.cpu / reference.cpu:9.3f}{command.wall / reference.wall:9.3f}")
+        read = timed("    its parts: read", lambda: from_run(run))
+        evaluation = timed("    evaluate", lambda: evaluate(read.value))
+        timed("    write", lambda: write_evaluation(evaluation.value, run))
+    if abs(average_precision - reference.value) > 1e-9:
+        raise SystemExit(f"AP is {average_precision}, pycocotools' {reference.value}")
+    if command.cpu > reference.cpu / 5:
+        raise SystemExit("coordexp eval takes more than a fifth of pycocotools' time")
+
+
+def command_seconds(run: Path) -> Timed:
+    """`coordexp eval --run RUN` in a process of its own."""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "coordexp.cli.main", "eval", "--run", str(run)],
+        check=True,
+        capture_output=True,
+    )
+    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{'coordexp eval':40}{cpu:9.1f}{wall:9.1f}", flush=True)
+    return Timed(None, cpu, wall)
+
+
+def pycocotools_ap(gt: dict[str, Any], preds: list[dict[str, Any]]) -> float:
+    """AP by pycocotools itself."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = gt
+        truth.createIndex()
+        evaluator = COCOeval(truth, truth.loadRes(preds), "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+        evaluator.summarize()
+    return float(evaluator.stats[0])
 
 
 class Timed(NamedTuple):

@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--bootstrap", type=count, default=1000, metavar="N", help="resamples, 0 for none (default 1000)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
-    parser.add_argument("--engine", choices=("pycocotools", "faster-coco-eval"), default="pycocotools")
+    parser.add_argument("--engine", choices=("hotcoco", "faster-coco-eval", "pycocotools"), default="hotcoco")
 
 
 def run(args: argparse.Namespace) -> int:
