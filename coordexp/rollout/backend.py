@@ -1,7 +1,7 @@
 """What every backend is: something that answers requests until it is closed.
 
-Words: a *backend* answers requests. A *policy* is a version of the weights of the model in training. An *engine*
-generates (vLLM). A *server* is an engine in a process of its own, and a *client* the training's side of it.
+A *policy* is the weights of the model in training, with a version; an *engine* is vLLM; a *server* is an engine in a
+process of its own, and a *client* the training's side of it.
 """
 
 from __future__ import annotations

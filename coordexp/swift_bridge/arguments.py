@@ -41,7 +41,8 @@ class PluginFlags:
 
     @property
     def model(self) -> str | None:
-        return self.swift["model"]
+        model: str | None = self.swift["model"]
+        return model
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -54,7 +55,7 @@ class PluginFlags:
 
     @property
     def data_seed(self) -> int:
-        return self.swift["seed"] if self.swift["data_seed"] is None else self.swift["data_seed"]
+        return int(self.swift["seed"] if self.swift["data_seed"] is None else self.swift["data_seed"])
 
 
 def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:

@@ -48,7 +48,7 @@ def use_safe_loader() -> None:
 
 def prepare_loaded_models(prepare: PrepareModel, *, trust_remote_code: bool = False) -> None:
     """From here on ms-swift hands every model of type `qwen3_vl` that it loads in this process to `prepare`."""
-    PreparingLoader.prepare = staticmethod(prepare)  # type: ignore[assignment]
+    PreparingLoader.prepare = staticmethod(prepare)
     PreparingLoader.default_trust_remote_code = trust_remote_code
     _load_with(PreparingLoader)
 

@@ -52,6 +52,8 @@ class CoordTemplateMeta(QwenTemplateMeta):
 class CoordQwen3VLTemplate(Qwen3VLTemplate):
     """Qwen3-VL's template with `image_token_id` and `video_token_id` of the loaded model."""
 
+    placeholder_tokens: Any = Qwen3VLTemplate.placeholder_tokens
+    dummy_model: Any
     load_images = True  # pictures stay pictures from `_load_image` on; none is written to a cache on disk
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -147,7 +149,7 @@ class CoordQwen3VLTemplate(Qwen3VLTemplate):
         return super()._get_model()
 
     def _data_collator(self, batch: list[dict[str, Any]], *, padding_to: int | None = None) -> dict[str, Any]:
-        collated = super()._data_collator(batch, padding_to=padding_to)
+        collated: dict[str, Any] = super()._data_collator(batch, padding_to=padding_to)
         if self.padding_free and self.is_training:
             # The stock template leaves three rows and the cumulative lengths, which only flash attention reads;
             # under sdpa and eager attention samples would see each other. Four rows keep them apart everywhere.

@@ -74,4 +74,5 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
 
     @property
     def unwrapped_model(self) -> nn.Module:
-        return self.accelerator.unwrap_model(self.model)
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        return model

@@ -54,6 +54,8 @@ def build_vllm_engine(
     from swift.infer_engine import GRPOVllmEngine
 
     class PolicyEngine(GRPOVllmEngine):
+        engine_args: Any
+
         def _prepare_engine(self) -> None:
             self.engine_args = dataclasses.replace(self.engine_args, **engine_args)
             self.engine_args.dtype = str(dtype).removeprefix("torch.")

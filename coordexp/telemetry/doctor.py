@@ -30,10 +30,6 @@ _COUNTED = {
     "file and line; raise global_max_length or mend the records",
 }
 """Counts that should be 0 over a whole run, and what to do about them."""
-_OF_THE_DATA = (
-    "rollout/parse_", "rollout/sample_", "rollout/excluded", "rollout/gating", "stage2_ab/channel_b", "coord_", "token_"
-)  # fmt: skip
-"""Numbers by which wrong prompts, targets or pixels show."""
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "global_step*")
 
 
@@ -43,11 +39,6 @@ class Diagnosis:
 
     summary: str
     problems: list[str] = field(default_factory=list)
-
-    @property
-    def doubts_data(self) -> bool:
-        """Whether a problem can come from what the model is shown, and not from how the run is driven."""
-        return any(key in problem for problem in self.problems for key in _OF_THE_DATA)
 
 
 def diagnose(run_dir: Path, *, now: float | None = None) -> Diagnosis:

@@ -69,7 +69,7 @@ def session_answers(backend: Any, requests: Any, rank: int) -> Any:
     session = RolloutSession(
         lambda: backend,
         first_question=lambda: Asked(requests[0]),
-        template=backend._template,
+        template=backend.template,
         preflight_timeout_s=120.0,
         agree=lambda number: most_over_ranks(number, torch.device("cpu")),
         at_once=2,

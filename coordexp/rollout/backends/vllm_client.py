@@ -33,7 +33,7 @@ from coordexp.rollout.server.http_client import ServerClient
 from coordexp.rollout.server.wire import Answer, WeightsReply
 from coordexp.rollout.time_limit import GENERATE_TIMEOUT_KEY, TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
-from coordexp.rollout.weights.channel import send_to_all
+from coordexp.rollout.weights.connection import send_to_all
 from coordexp.rollout.weights.policy_model import fingerprint
 from coordexp.rollout.weights.sync import (
     FoldModule,
@@ -179,12 +179,12 @@ class VllmClientBackend(PolicyBackend):
 
     @contextmanager
     def _open_servers(self) -> Iterator[None]:
-        """Every server is ours and has a channel; after a failure none, so that the next push starts anew."""
+        """Every server is ours and has a connection; after a failure none, so that the next push starts anew."""
         try:
             if not all(server.is_connected for server in self._servers):
                 self._session = secrets.token_hex(32)
                 for server in self._servers:
-                    server.close_channel()
+                    server.hang_up()
                     server.open(
                         self._session,
                         own_head=has_own_head(self._model),
@@ -194,7 +194,7 @@ class VllmClientBackend(PolicyBackend):
             yield
         except BaseException:
             for server in self._servers:
-                server.close_channel()
+                server.hang_up()
             raise
 
     def _transfer(self, stream: Iterator[tuple[str, torch.Tensor]], version: int) -> list[WeightsReply]:
@@ -206,7 +206,7 @@ class VllmClientBackend(PolicyBackend):
                 send_to_all([server.connect(self._session, self._device) for server in self._servers], stream)
             except RolloutError as error:
                 for server in self._servers:
-                    server.close_channel()
+                    server.hang_up()
                 raise _reason(posts) or RolloutError(
                     f"{self.name} backend: the push of policy version {version} broke off: {error}. Is the server "
                     "still running, and its group_port open in the firewall? Its own log says more."

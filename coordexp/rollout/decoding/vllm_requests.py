@@ -93,7 +93,7 @@ def rollout_of(
             "alone. Did something push weights while the engine was generating?"
         )
     ids = tuple(completion.token_ids)
-    logprobs = completion.logprobs or ()
+    logprobs: Sequence[Any] = completion.logprobs or ()
     return Rollout(
         prompt_token_ids=tuple(output.prompt_token_ids or ()),
         response_token_ids=ids,

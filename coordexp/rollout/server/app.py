@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from coordexp.errors import RolloutError
-from coordexp.rollout.server.served_policy import ServedPolicy
+from coordexp.rollout.server.served_engine import ServedEngine
 from coordexp.rollout.server.wire import (
     GENERATE,
     HEALTH,
@@ -37,7 +37,7 @@ from coordexp.rollout.types import RequestError
 MAX_HANDLERS = 1024  # calls that may wait for answers at once, over all training ranks
 
 
-def create_app(policy: ServedPolicy, *, api_key: str | None) -> FastAPI:
+def create_app(policy: ServedEngine, *, api_key: str | None) -> FastAPI:
     """The application; it closes `policy` at its end.
 
     api_key: what callers must give as a bearer token, `/health` excepted; None lets everybody ask.
@@ -60,7 +60,7 @@ def create_app(policy: ServedPolicy, *, api_key: str | None) -> FastAPI:
         return {"status": "ok", "model": policy.model_dir, "policy_version": policy.policy_version}
 
     @app.post(OPEN, dependencies=guarded)
-    def open_channel(body: OpenBody) -> OpenReply:
+    def take_over(body: OpenBody) -> OpenReply:
         return policy.open(body)
 
     @app.post(WEIGHTS, dependencies=guarded)
@@ -89,7 +89,7 @@ def _error(status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"error": sentence}, status)
 
 
-def _add_error_handlers(app: FastAPI, policy: ServedPolicy) -> None:
+def _add_error_handlers(app: FastAPI, policy: ServedEngine) -> None:
     @app.exception_handler(RolloutError)
     async def rollout_error(request: Request, error: RolloutError) -> JSONResponse:
         if isinstance(error, RequestError):

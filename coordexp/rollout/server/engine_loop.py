@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from coordexp.errors import CoordExpError, RolloutError
@@ -155,7 +156,7 @@ class EngineLoop:
         for output in self._engine.engine.step():
             if output.finished and output.request_id in self._running:
                 future = self._running.pop(output.request_id)
-                _settle(future, lambda output=output: output)
+                _settle(future, partial(_itself, output))
         if self._running and not self._engine.engine.has_unfinished_requests():
             for future in self._running.values():
                 _fail(future, RolloutError("the engine is idle but never answered the request."))
@@ -175,6 +176,10 @@ class EngineLoop:
                 self._waiting.append(self._inbox.get())
         for future in [*self._running.values(), *(item.future for item in self._waiting)]:
             _fail(future, RolloutError(why))
+
+
+def _itself(output: Any) -> Any:
+    return output
 
 
 def _settle(future: Future[Any], function: Callable[[], Any]) -> None:

@@ -25,7 +25,7 @@ from coordexp.rollout.server.wire import (
     WeightsReply,
 )
 from coordexp.rollout.time_limit import TimeLimit
-from coordexp.rollout.weights.channel import WeightChannel
+from coordexp.rollout.weights.connection import WeightConnection
 
 Reply = TypeVar("Reply", bound=BaseModel)
 MAX_CONNECTIONS = 256
@@ -40,7 +40,7 @@ class ServerClient:
     Arguments:
         backend: what errors call the backend.
         api_key: None sends none.
-        timeout_s: longest wait for the server to answer at start, and for its weight channel.
+        timeout_s: longest wait for the server to answer at start, and for its weight connection.
 
     Raises ConfigError for an address that is none.
     """
@@ -57,7 +57,7 @@ class ServerClient:
         self._group_port = server.group_port
         self._backend = backend
         self.timeout_s = timeout_s
-        self._channel: WeightChannel | None = None
+        self._connection: WeightConnection | None = None
         self._http = requests.Session()
         self._http.trust_env = False  # a proxy for the internet knows no rollout server
         for scheme in ("http://", "https://"):
@@ -92,8 +92,8 @@ class ServerClient:
 
     @property
     def is_connected(self) -> bool:
-        """Does this process hold a weight channel to the server?"""
-        return self._channel is not None
+        """Does this process hold a weight connection to the server?"""
+        return self._connection is not None
 
     def open(self, session: str, *, own_head: bool, dtype: torch.dtype, device: torch.device) -> None:
         """Take the server over; it listens at its weight port from here on.
@@ -121,30 +121,30 @@ class ServerClient:
                 f"rollout_matching.vllm.server.servers is {self._group_port}; make the two equal."
             )
 
-    def connect(self, session: str, device: torch.device) -> WeightChannel:
-        """The channel to send weights by, while the server waits for them (`push`).
+    def connect(self, session: str, device: torch.device) -> WeightConnection:
+        """The connection to send weights by, while the server waits for them (`push`).
 
         Raises:
             RolloutError: no connection in time, or to somebody who does not know `session`.
         """
-        if self._channel is None:
-            self._channel = WeightChannel.connect(
+        if self._connection is None:
+            self._connection = WeightConnection.connect(
                 self._host, self._group_port, session=session, device=device, timeout_s=self.timeout_s
             )
-        return self._channel
+        return self._connection
 
     def push(self, session: str, version: int) -> WeightsReply:
-        """Ask the server to take what comes over the channel meanwhile; call it in a thread of its own."""
+        """Ask the server to take what comes over the connection meanwhile; call it in a thread of its own."""
         body = WeightsBody(session=session, policy_version=version)
         return self._post(
             WEIGHTS, body.model_dump(), f"the push of policy version {version}", WeightsReply, None
         )
 
-    def close_channel(self) -> None:
+    def hang_up(self) -> None:
         """The next push opens another; the server keeps what it has."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            channel.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     # answers
 
@@ -164,7 +164,7 @@ class ServerClient:
 
     def close(self) -> None:
         """Hang up."""
-        self.close_channel()
+        self.hang_up()
         self._http.close()
 
     # HTTP

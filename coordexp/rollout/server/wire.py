@@ -110,7 +110,7 @@ class OpenReply(_Body):
 
 
 class WeightsBody(_Body):
-    """What comes over the weight channel now is `policy_version`."""
+    """What comes over the weight connection now is `policy_version`."""
 
     session: str
     policy_version: int

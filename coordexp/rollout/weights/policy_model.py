@@ -82,7 +82,9 @@ def _own_forwards(model: nn.Module) -> Iterator[None]:
     ms-swift 4.6 replaces the forward of Qwen3-VL by one for batches of mixed media, which takes over under DeepSpeed.
     It trains well, but with transformers 5.19 tokens decoded from a cache come out wrong.
     """
-    replaced = [(module, vars(module)["forward"]) for module in model.modules() if _is_replaced(module)]
+    replaced: list[tuple[Any, Any]] = [
+        (module, vars(module)["forward"]) for module in model.modules() if _is_replaced(module)
+    ]
     for module, _ in replaced:
         module.forward = module.origin_forward
     try:

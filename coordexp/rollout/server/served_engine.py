@@ -30,7 +30,7 @@ from coordexp.rollout.server.wire import (
 )
 from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import RolloutRequest
-from coordexp.rollout.weights.channel import WeightChannel, listen
+from coordexp.rollout.weights.connection import WeightConnection, listen
 from coordexp.swift_bridge.generation_prompts import stop_token_ids
 from coordexp.swift_bridge.vllm_engine import build_vllm_engine, set_environment
 
@@ -60,7 +60,7 @@ class _Served:
     version: int
 
 
-class ServedPolicy:
+class ServedEngine:
     """Loads a checkpoint into an engine, takes weights from one training process at a time, answers questions.
 
     All methods may be called from any thread.
@@ -87,7 +87,7 @@ class ServedPolicy:
         self._served: _Served | None = None
         self._session: str | None = None  # who may push
         self._listener: socket | None = None
-        self._channel: WeightChannel | None = None
+        self._connection: WeightConnection | None = None
         self._timeout_s = 0.0
         try:
             self._loop = EngineLoop(lambda: _start(model_dir, template, self._dtype, options))
@@ -111,7 +111,7 @@ class ServedPolicy:
     def close(self) -> None:
         """Stop the engine; whoever still waits for an answer gets an error."""
         self._loop.close()
-        self._drop_channel()
+        self._hang_up()
 
     # weights
 
@@ -145,7 +145,7 @@ class ServedPolicy:
         )
 
     def push(self, body: WeightsBody) -> WeightsReply:
-        """Take the weights that come over the channel, once no question is being answered.
+        """Take the weights that come over the connection, once no question is being answered.
 
         Raises:
             ConflictError: another training process has taken over.
@@ -177,14 +177,14 @@ class ServedPolicy:
             load_weights,
         )
 
-        if self._channel is None:
+        if self._connection is None:
             assert self._listener is not None
             listener, self._listener = self._listener, None
-            self._channel = WeightChannel.serve(
+            self._connection = WeightConnection.serve(
                 listener, session=session, device=self._device, timeout_s=self._timeout_s
             )
         names: list[str] = []
-        stream = _noted(self._channel.receive(), names)
+        stream = _noted(self._connection.receive(), names)
         engine = self._loop.engine
         load_weights(engine, stream)
         for _ in stream:  # up to the end that was announced, should the engine not have asked for it
@@ -198,12 +198,12 @@ class ServedPolicy:
 
     def _forget_session(self) -> None:
         self._served = self._session = None
-        self._drop_channel()
+        self._hang_up()
 
-    def _drop_channel(self) -> None:
-        channel, self._channel = self._channel, None
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
         listener, self._listener = self._listener, None
-        for end in (channel, listener):
+        for end in (connection, listener):
             if end is not None:
                 end.close()
 

@@ -36,7 +36,7 @@ NamedTensor = tuple[str, Tensor]
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The socket that the server's end of a channel takes over; OSError when the port is taken."""
+    """The socket that the server's end of a connection takes over; OSError when the port is taken."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,63 +48,59 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class WeightChannel:
-    """One end of a channel; the trainer's end sends, the server's end receives, any number of streams one by one.
+class WeightConnection:
+    """One end; the trainer's sends (`send_to_all`), the server's receives, any number of streams one by one.
 
     device: of the tensors; both ends have one of the same type.
     timeout_s: longest wait for the other end, at the start and at each bucket.
 
-    After a RolloutError the channel is of no use any more: close it and make another.
+    After a RolloutError the connection is of no use any more: close it and make another.
     """
 
     def __init__(
-        self, connection: socket.socket, *, peer: str, rank: int, device: torch.device, timeout_s: float
+        self, sock: socket.socket, *, peer: str, rank: int, device: torch.device, timeout_s: float
     ) -> None:
-        connection.settimeout(timeout_s)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection = connection
+        sock.settimeout(timeout_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = sock
         self._peer = peer
         self._device = device
         self._timeout_s = timeout_s
         self._nccl: Any = None
         if device.type == "cuda":
             with self._failures("at the start of NCCL"):
-                self._nccl = _communicator(connection, rank, device)
+                self._nccl = _communicator(sock, rank, device)
 
     @classmethod
     def serve(
         cls, listener: socket.socket, *, session: str, device: torch.device, timeout_s: float
-    ) -> WeightChannel:
+    ) -> WeightConnection:
         """The server's end; waits until a trainer that knows `session` has connected to `listener`, and closes that."""
-        with _failures("the weight channel", "while waiting for the trainer to connect"):
-            connection = accept_trainer(listener, session, timeout_s)
-        return cls(connection, peer="the trainer", rank=SERVER_RANK, device=device, timeout_s=timeout_s)
+        with _failures("the weight connection", "while waiting for the trainer to connect"):
+            sock = accept_trainer(listener, session, timeout_s)
+        return cls(sock, peer="the trainer", rank=SERVER_RANK, device=device, timeout_s=timeout_s)
 
     @classmethod
     def connect(
         cls, host: str, port: int, *, session: str, device: torch.device, timeout_s: float
-    ) -> WeightChannel:
+    ) -> WeightConnection:
         """The trainer's end. Nothing is sent to a server that does not know `session`."""
         peer = f"the server's weight port {host}:{port}"
         with _failures(peer, "while connecting"):
-            connection = socket.create_connection((host, port), timeout_s)
+            sock = socket.create_connection((host, port), timeout_s)
             try:
-                greet_server(connection, session)
+                greet_server(sock, session)
             except OSError:
-                connection.close()
+                sock.close()
                 raise
-        return cls(connection, peer=peer, rank=TRAINER_RANK, device=device, timeout_s=timeout_s)
-
-    def send(self, tensors: Iterable[NamedTensor]) -> None:
-        """All of `tensors`; returns when the other end has used them."""
-        send_to_all([self], tensors)
+        return cls(sock, peer=peer, rank=TRAINER_RANK, device=device, timeout_s=timeout_s)
 
     def receive(self) -> Iterator[NamedTensor]:
         """What the other end sends, until its end. A tensor is valid only until the next one is asked for."""
         while True:
             with self._failures("while receiving"):
-                (length,) = _LENGTH.unpack(receive_exactly(self._connection, _LENGTH.size))
-                header = json.loads(receive_exactly(self._connection, length))
+                (length,) = _LENGTH.unpack(receive_exactly(self._socket, _LENGTH.size))
+                header = json.loads(receive_exactly(self._socket, length))
             if "failed" in header:
                 raise RolloutError(f"{self._peer} gave up: {header['failed']}")
             if header["end"]:
@@ -121,8 +117,8 @@ class WeightChannel:
         if nccl is not None:
             nccl.destroy()
         with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)  # whoever waits at either end is told
-        self._connection.close()
+            self._socket.shutdown(socket.SHUT_RDWR)  # whoever waits at either end is told
+        self._socket.close()
 
     # one bucket
 
@@ -130,23 +126,23 @@ class WeightChannel:
         """Hand over header and bucket, uint8 [bytes]; `await_taken` comes before the next."""
         text = json.dumps(header).encode()
         with self._failures("while sending"):
-            self._connection.sendall(_LENGTH.pack(len(text)) + text)
+            self._socket.sendall(_LENGTH.pack(len(text)) + text)
             if bucket is None:
                 return
             if self._nccl is None:
-                self._connection.sendall(memoryview(bucket.cpu().numpy()))
+                self._socket.sendall(_bytes_of(bucket.cpu()))
             else:
                 self._broadcast(bucket.to(self._device))
 
     def await_taken(self) -> None:
         """Wait until the other end has used what was posted."""
         with self._failures("while it takes in the weights"):
-            receive_exactly(self._connection, len(_TAKEN))
+            receive_exactly(self._socket, len(_TAKEN))
 
     def _receive_bucket(self, num_bytes: int) -> Tensor:
         if self._nccl is None:
             data = torch.empty(num_bytes, dtype=torch.uint8)
-            receive_into(self._connection, memoryview(data.numpy()))
+            receive_into(self._socket, _bytes_of(data))
             return data.to(self._device)
         bucket = torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
         self._broadcast(bucket)
@@ -156,7 +152,7 @@ class WeightChannel:
         """From the trainer's device to the server's; NCCL itself would wait for a dead peer for ever."""
         with torch.cuda.device(self._device):
             self._nccl.broadcast(bucket, src=TRAINER_RANK)
-            done = torch.cuda.Event()
+            done: Any = torch.cuda.Event()
             done.record()
         end = time.monotonic() + self._timeout_s
         while not done.query():
@@ -166,25 +162,25 @@ class WeightChannel:
 
     def _confirm(self) -> None:
         with self._failures("while receiving"):
-            self._connection.sendall(_TAKEN)
+            self._socket.sendall(_TAKEN)
 
     def _failures(self, when: str) -> Any:
         return _failures(self._peer, when)
 
 
-def _communicator(connection: socket.socket, rank: int, device: torch.device) -> Any:
+def _communicator(sock: socket.socket, rank: int, device: torch.device) -> Any:
     """NCCL between the two ends; the server makes its id."""
     from coordexp.rollout.weights.nccl import ID_BYTES, communicator, unique_id
 
     if rank == SERVER_RANK:
         nccl_id = unique_id()
-        connection.sendall(nccl_id)
+        sock.sendall(nccl_id)
     else:
-        nccl_id = receive_exactly(connection, ID_BYTES)
+        nccl_id = receive_exactly(sock, ID_BYTES)
     return communicator(nccl_id, rank, WORLD_SIZE, device)
 
 
-def send_to_all(channels: Sequence[WeightChannel], tensors: Iterable[NamedTensor]) -> None:
+def send_to_all(connections: Sequence[WeightConnection], tensors: Iterable[NamedTensor]) -> None:
     """The same stream to several servers, bucket by bucket. When `tensors` fails, the servers are told.
 
     A tensor is copied before the next one is asked for.
@@ -194,33 +190,34 @@ def send_to_all(channels: Sequence[WeightChannel], tensors: Iterable[NamedTensor
     """
     try:
         for header, bucket in _packed(tensors):
-            _to_each(channels, header, bucket)
+            _to_each(connections, header, bucket)
     except BaseException as error:
-        for channel in channels:
-            _give_up(channel, error)
+        for connection in connections:
+            _give_up(connection, error)
         raise
-    _to_each(channels, {"end": True}, None)
+    _to_each(connections, {"end": True}, None)
 
 
-def _to_each(channels: Sequence[WeightChannel], header: dict[str, Any], bucket: Tensor | None) -> None:
-    for channel in channels:
-        channel.post(header, bucket)
-    for channel in channels:
-        channel.await_taken()
+def _to_each(connections: Sequence[WeightConnection], header: dict[str, Any], bucket: Tensor | None) -> None:
+    for connection in connections:
+        connection.post(header, bucket)
+    for connection in connections:
+        connection.await_taken()
 
 
-def _give_up(channel: WeightChannel, error: BaseException) -> None:
+def _give_up(connection: WeightConnection, error: BaseException) -> None:
     """Tell the other end, where it can still be told."""
     try:
-        channel.post({"failed": f"{type(error).__name__}: {error}"}, None)
+        connection.post({"failed": f"{type(error).__name__}: {error}"}, None)
     except RolloutError:
-        channel.close()
+        connection.close()
 
 
 def _packed(tensors: Iterable[NamedTensor]) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """(header, bucket) for as many tensors as go into `BUCKET_BYTES`; a larger tensor has a bucket of its own."""
     bucket: Tensor | None = None
-    used, places = 0, []
+    used = 0
+    places: list[tuple[Any, ...]] = []
     for name, tensor in tensors:
         data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
         if bucket is not None and used + data.numel() > bucket.numel():
@@ -245,6 +242,12 @@ def _header(num_bytes: int, places: Sequence[tuple[Any, ...]]) -> dict[str, Any]
 def _unpacked(bucket: Tensor, places: Sequence[Sequence[Any]]) -> Iterator[NamedTensor]:
     for name, dtype, shape, start, num_bytes in places:
         yield name, bucket[start : start + num_bytes].view(getattr(torch, dtype)).reshape(shape)
+
+
+def _bytes_of(bucket: Tensor) -> memoryview:
+    """The memory of a uint8 tensor on the CPU, shared with it."""
+    memory: Any = bucket.numpy()
+    return memoryview(memory)
 
 
 @contextmanager

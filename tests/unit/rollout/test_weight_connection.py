@@ -20,9 +20,9 @@ from support.processes import free_port
 from torch import Tensor
 
 from coordexp.errors import RolloutError
-from coordexp.rollout.weights import channel as weight_channel
+from coordexp.rollout.weights import connection as weight_connection
 from coordexp.rollout.weights import handshake
-from coordexp.rollout.weights.channel import WeightChannel, listen, send_to_all
+from coordexp.rollout.weights.connection import WeightConnection, listen, send_to_all
 from coordexp.rollout.weights.handshake import NUM_BYTES, receive_exactly
 
 CPU = torch.device("cpu")
@@ -46,9 +46,11 @@ def tensors(seed: int) -> list[tuple[str, Tensor]]:
 
 
 def send_once(port: int) -> None:
-    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
-    channel.send(tensors(0))
-    channel.close()
+    connection = WeightConnection.connect(
+        "127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S
+    )
+    send_to_all([connection], tensors(0))
+    connection.close()
 
 
 def in_a_thread(target: Any, *arguments: Any) -> Any:
@@ -64,51 +66,57 @@ def in_a_process(target: Any, *arguments: Any) -> Any:
 
 
 def send_twice(port: int) -> None:
-    weight_channel.BUCKET_BYTES = SMALL_BUCKET
-    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
-    channel.send(tensors(0))
-    channel.send(iter(tensors(1)))
-    channel.close()
+    weight_connection.BUCKET_BYTES = SMALL_BUCKET
+    connection = WeightConnection.connect(
+        "127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S
+    )
+    send_to_all([connection], tensors(0))
+    send_to_all([connection], iter(tensors(1)))
+    connection.close()
 
 
 def send_and_die(port: int, has_started: Any) -> None:
     has_started.set()
-    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
-    channel.post({"end": False, "num_bytes": 4, "tensors": []}, None)
+    connection = WeightConnection.connect(
+        "127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S
+    )
+    connection.post({"end": False, "num_bytes": 4, "tensors": []}, None)
     os._exit(1)
 
 
 def send_and_fail(port: int) -> None:
-    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
+    connection = WeightConnection.connect(
+        "127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S
+    )
 
     def failing() -> Iterator[tuple[str, Tensor]]:
         yield "first", torch.zeros(3)
         raise ValueError("no second tensor")
 
     with pytest.raises(ValueError, match="no second"):
-        channel.send(failing())
+        send_to_all([connection], failing())
 
 
 def never_take(port: int, listens: Any) -> None:
     listener = listen("127.0.0.1", port)
     listens.set()
-    channel = WeightChannel.serve(listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
-    next(channel.receive())
+    connection = WeightConnection.serve(listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
+    next(connection.receive())
     os._exit(1)
 
 
-def served(start: Any, target: Any, timeout_s: float = PATIENCE_S) -> tuple[WeightChannel, Any]:
+def served(start: Any, target: Any, timeout_s: float = PATIENCE_S) -> tuple[WeightConnection, Any]:
     """The server's end here, with `target` at the other."""
     listener = listen("127.0.0.1", 0)
     other = start(target, listener.getsockname()[1])
-    return WeightChannel.serve(listener, session=SESSION, device=CPU, timeout_s=timeout_s), other
+    return WeightConnection.serve(listener, session=SESSION, device=CPU, timeout_s=timeout_s), other
 
 
 def test_streams_arrive_in_order_bit_for_bit():
-    channel, process = served(in_a_process, send_twice)
+    connection, process = served(in_a_process, send_twice)
     for seed in (0, 1):
         # a received tensor is valid until the next one is asked for
-        received = [(name, tensor.clone()) for name, tensor in channel.receive()]
+        received = [(name, tensor.clone()) for name, tensor in connection.receive()]
         expected = tensors(seed)
         assert [name for name, _ in received] == [name for name, _ in expected]
         for (_, found), (_, wanted) in zip(received, expected, strict=True):
@@ -119,15 +127,15 @@ def test_streams_arrive_in_order_bit_for_bit():
     assert process.exitcode == 0
 
 
-def test_the_port_can_be_taken_again_by_the_next_channel():
+def test_the_port_can_be_taken_again_by_the_next_connection():
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     for _ in range(2):
         other = in_a_thread(send_once, port)
-        channel = WeightChannel.serve(listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
-        assert [name for name, _ in channel.receive()] == [name for name, _ in tensors(0)]
+        connection = WeightConnection.serve(listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
+        assert [name for name, _ in connection.receive()] == [name for name, _ in tensors(0)]
         other.join()
-        channel.close()
+        connection.close()
         listener = listen("127.0.0.1", port)
     listener.close()
 
@@ -141,26 +149,26 @@ def test_a_sender_that_died_does_not_hold_the_receiver():
     listener, has_started = listen("127.0.0.1", 0), multiprocessing.get_context("spawn").Event()
     process = in_a_process(send_and_die, listener.getsockname()[1], has_started)
     assert has_started.wait(PATIENCE_S)
-    channel = WeightChannel.serve(listener, session=SESSION, device=CPU, timeout_s=5.0)
+    connection = WeightConnection.serve(listener, session=SESSION, device=CPU, timeout_s=5.0)
     process.join()
     started = time.monotonic()
     with pytest.raises(
         RolloutError, match="the trainer failed while receiving: ConnectionError: the connection was closed"
     ):
-        list(channel.receive())
+        list(connection.receive())
     assert time.monotonic() - started < PATIENCE_S / 2
 
 
 def test_a_sender_that_fails_says_why():
-    channel, other = served(in_a_thread, send_and_fail)
+    connection, other = served(in_a_thread, send_and_fail)
     with pytest.raises(RolloutError, match="the trainer gave up: ValueError: no second tensor"):
-        list(channel.receive())
+        list(connection.receive())
     other.join()
 
 
 def test_nobody_connects():
     with pytest.raises(RolloutError, match="while waiting for the trainer to connect"):
-        WeightChannel.serve(listen("127.0.0.1", 0), session=SESSION, device=CPU, timeout_s=1.0)
+        WeightConnection.serve(listen("127.0.0.1", 0), session=SESSION, device=CPU, timeout_s=1.0)
 
 
 def test_a_port_that_takes_the_connection_and_says_nothing():
@@ -169,7 +177,7 @@ def test_a_port_that_takes_the_connection_and_says_nothing():
         with pytest.raises(
             RolloutError, match=rf"weight port 127\.0\.0\.1:{port} failed while connecting: TimeoutError"
         ):
-            WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=0.5)
+            WeightConnection.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=0.5)
 
 
 # --- strangers ---
@@ -177,8 +185,10 @@ def test_a_port_that_takes_the_connection_and_says_nothing():
 
 def guess_the_session(port: int) -> None:
     """Speaks the protocol, and would push a weight of its own."""
-    channel = WeightChannel.connect("127.0.0.1", port, session="a guess", device=CPU, timeout_s=PATIENCE_S)
-    channel.send([("odd.bf16", torch.full((7, 3), 9.0).bfloat16())])
+    connection = WeightConnection.connect(
+        "127.0.0.1", port, session="a guess", device=CPU, timeout_s=PATIENCE_S
+    )
+    send_to_all([connection], [("odd.bf16", torch.full((7, 3), 9.0).bfloat16())])
 
 
 def write_at_random(port: int) -> bytes:
@@ -210,7 +220,9 @@ def test_strangers_at_the_port_neither_send_nor_receive_nor_stop_the_training(ca
     port = listener.getsockname()[1]
     silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
     with ThreadPoolExecutor(5) as pool, caplog.at_level(logging.WARNING):
-        server = pool.submit(WeightChannel.serve, listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
+        server = pool.submit(
+            WeightConnection.serve, listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S
+        )
         for stranger in (write_at_random, repeat_what_comes):
             assert (
                 len(pool.submit(stranger, port).result(PATIENCE_S)) == NUM_BYTES
@@ -237,7 +249,9 @@ def test_many_silent_strangers_do_not_use_the_server_up(monkeypatch):
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     with ThreadPoolExecutor(2) as pool:
-        server = pool.submit(WeightChannel.serve, listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
+        server = pool.submit(
+            WeightConnection.serve, listener, session=SESSION, device=CPU, timeout_s=PATIENCE_S
+        )
         silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(9)]
         trainer = pool.submit(send_once, port)
         assert len(list(server.result(PATIENCE_S).receive())) == len(tensors(0))
@@ -250,7 +264,7 @@ def test_a_silent_stranger_is_hung_up_on(monkeypatch):
     monkeypatch.setattr(handshake, "CANDIDATE_S", 0.2)
     listener = listen("127.0.0.1", 0)
     with ThreadPoolExecutor(1) as pool:
-        server = pool.submit(WeightChannel.serve, listener, session=SESSION, device=CPU, timeout_s=3.0)
+        server = pool.submit(WeightConnection.serve, listener, session=SESSION, device=CPU, timeout_s=3.0)
         with socket.create_connection(listener.getsockname(), PATIENCE_S) as silent:
             started = time.monotonic()
             assert len(received_until_the_end(silent)) == NUM_BYTES
@@ -278,18 +292,20 @@ def test_a_receiver_that_died_is_noticed():
     port, listens = int(free_port()), multiprocessing.get_context("spawn").Event()
     process = in_a_process(never_take, port, listens)
     assert listens.wait(PATIENCE_S)
-    channel = WeightChannel.connect("127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S)
+    connection = WeightConnection.connect(
+        "127.0.0.1", port, session=SESSION, device=CPU, timeout_s=PATIENCE_S
+    )
     started = time.monotonic()
     with pytest.raises(RolloutError, match=f"weight port 127.0.0.1:{port} failed while"):
-        send_to_all([channel], tensors(0))
+        send_to_all([connection], tensors(0))
     assert time.monotonic() - started < PATIENCE_S / 2
     process.join()
 
 
 def test_buckets_are_small_and_tensors_aligned(monkeypatch):
-    monkeypatch.setattr(weight_channel, "BUCKET_BYTES", SMALL_BUCKET)
+    monkeypatch.setattr(weight_connection, "BUCKET_BYTES", SMALL_BUCKET)
     large = 40 * 25 * 4
-    packed = list(weight_channel._packed(tensors(0)))
+    packed = list(weight_connection._packed(tensors(0)))
     assert len(packed) > 3
     for header, bucket in packed:
         json.dumps(header)
