@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+import orjson
+
 from coordexp.errors import ConfigError, ContractError, CoordExpError, RecordError
 
 
@@ -126,6 +128,15 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
             stream.write(_json_bytes(path, row))
 
 
+def write_large_json(path: str | Path, value: Any) -> None:
+    """As `write_json` on one line, several times faster, for values whose numbers are known to be finite.
+
+    (The encoder writes null for a number that is not.)
+    """
+    with atomic_file(path, "wb") as stream:
+        stream.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS))
+
+
 def append_jsonl(path: str | Path, row: Any) -> None:
     """Append one JSON line in a single write: a reader never sees half of it, a crash costs this line alone."""
     content = _json_bytes(path, row)
@@ -163,7 +174,8 @@ def read_jsonl(
 ) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) of every line. Lines end at a newline only: other separators stand in strings.
 
-    allow_nan: as in `read_json`.  skip_broken: leave out lines that are not JSON, as a crash leaves them.
+    allow_nan: as in `read_json`; a whole number beyond 64 bits becomes a float.
+    skip_broken: leave out lines that are not JSON, as a crash leaves them.
     Raises `error` naming file and line otherwise, and when the file cannot be read.
     """
     try:
@@ -217,6 +229,11 @@ def _parsed(
     is_line: bool = False,
     allow_nan: bool = False,
 ) -> Any:
+    if is_line:
+        try:
+            return orjson.loads(content)
+        except orjson.JSONDecodeError:
+            pass  # or what the standard library reads (a byte order mark, NaN, half a surrogate) or explains better
     try:
         text = content.decode("utf-8-sig")
         return json.loads(text, parse_constant=None if allow_nan else _refuse_constant)

@@ -38,7 +38,7 @@ from coordexp.eval.tables import (
     threshold_row,
     write_csv,
 )
-from coordexp.files import is_file, write_json
+from coordexp.files import is_file, write_json, write_large_json
 
 METRICS, PER_IMAGE, PER_CLASS = "metrics.json", "per_image.json", "per_class.csv"
 COCO_GT, COCO_PREDS, DESC_MAPPING = "coco_gt.json", "coco_preds.json", "desc_mapping.json"
@@ -266,9 +266,9 @@ def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> None:
     """Write an evaluation's files, metrics.json last: where it stands, the others are complete."""
-    write_json(directory / COCO_GT, evaluation.coco_gt, indent=None)
-    write_json(directory / COCO_PREDS, evaluation.coco_preds, indent=None)
-    write_json(directory / PER_IMAGE, evaluation.per_image, indent=None)
+    write_large_json(directory / COCO_GT, evaluation.coco_gt)
+    write_large_json(directory / COCO_PREDS, evaluation.coco_preds)
+    write_large_json(directory / PER_IMAGE, evaluation.per_image)
     write_csv(directory / PER_CLASS, PER_CLASS_COLUMNS, evaluation.per_class)
     write_json(directory / DESC_MAPPING, evaluation.mapping.report())
     write_json(directory / METRICS, evaluation.metrics)

@@ -26,12 +26,17 @@ from coordexp.files import (
     read_jsonl,
     write_json,
     write_jsonl,
+    write_large_json,
     write_text,
 )
 
 PACKAGE = Path(__file__).resolve().parents[2] / "coordexp"
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -191,6 +196,13 @@ def test_broken_json_is_one_sentence_naming_the_place(
         read_json(path, error=ConfigError)
 
 
+def test_large_json_is_one_line_of_the_same_values(tmp_path: Path) -> None:
+    value = {"images": [{"id": 1, "desc": "caf\u00e9", "bbox": [0.1, 2, 1e-7]}], "none": None}
+    write_large_json(tmp_path / "v.json", value)
+    assert read_json(tmp_path / "v.json") == value
+    assert (tmp_path / "v.json").read_bytes().count(b"\n") == 1
+
+
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json(tmp_path / "a.json") == {"a": 1}
@@ -210,7 +222,7 @@ def test_broken_lines_are_named_or_left_out(tmp_path: Path) -> None:
     assert list(read_jsonl(path, skip_broken=True)) == [(1, 1), (3, 3)]
 
 
-APPENDING = {"eval/predictions/log.py", "cli/demo/demo_cmd.py"}
+APPENDING = {"eval/predictions/log.py", "cli/demo/demo_cmd.py", "audit/subject.py"}
 """Files that write a stream as it comes: the answers of a run, the output of a process."""
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results
 from coordexp.eval.coco.fields import first
 from coordexp.eval.coco.segmentation import to_mask
-from coordexp.geometry import box_polygon, xywh_to_xyxy
+from coordexp.geometry import FloatArray, box_polygon, xywh_to_xyxy
 
 MAX_MASK_BYTES = 1 << 30
 """All masks of a data set together, packed."""
@@ -84,6 +86,14 @@ def engine_results(results: Results, iou_type: str = "bbox") -> CocoResults:
                 del entry["bbox"]
         _add_masks(entries, results, dataset)
     return entries
+
+
+def engine_columns(results: Results) -> FloatArray:
+    """The same for boxes, as rows of image id, x, y, width, height, score, category id.  float64 [M, 7]"""
+    dataset = results.dataset
+    image_M = (dataset.image_rank_N + 1)[results.image_M]
+    category_M = (dataset.category_rank_K + 1)[results.category_M]
+    return np.column_stack([image_M, results.boxes_xywh_M4, results.score_M, category_M]).astype(np.float64)
 
 
 def _check_sizes(dataset: Dataset) -> None:

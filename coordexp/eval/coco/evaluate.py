@@ -24,7 +24,7 @@ from pycocotools.cocoeval import COCOeval
 
 from coordexp.errors import ConfigError
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results, read_dataset, read_results
-from coordexp.eval.coco.engine_input import engine_dataset, engine_results
+from coordexp.eval.coco.engine_input import engine_columns, engine_dataset, engine_results
 from coordexp.geometry import FloatArray
 
 ENGINES = ("hotcoco", "faster-coco-eval", "pycocotools")
@@ -157,9 +157,7 @@ def run_coco(
     dataset = gt if isinstance(gt, Dataset) else read_dataset(gt, prefix="gt ")
     results = preds if isinstance(preds, Results) else read_results(preds, dataset, iou_type=iou_type)
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluator = _evaluator(
-            engine_dataset(dataset, iou_type), engine_results(results, iou_type), iou_type, engine
-        )
+        evaluator = _evaluator(dataset, results, iou_type, engine)
         evaluator.params.maxDets = list(max_dets)
         evaluator.evaluate()
         evaluator.accumulate()
@@ -179,12 +177,18 @@ def _mean_of_measured(table: FloatArray) -> float:
     return float(measured.mean()) if measured.size else -1.0
 
 
-def _evaluator(dataset: CocoDict, results: CocoResults, iou_type: str, engine: str) -> Any:
+def _evaluator(columns: Dataset, results: Results, iou_type: str, engine: str) -> Any:
+    dataset = engine_dataset(columns, iou_type)
     if engine == "hotcoco":
         import hotcoco
 
         truth = hotcoco.COCO(dataset)
-        return hotcoco.COCOeval(truth, truth.load_res(results), iou_type)
+        found = engine_columns(results) if iou_type == "bbox" else engine_results(results, iou_type)
+        return hotcoco.COCOeval(truth, truth.load_res(found), iou_type)
+    return _slower_evaluator(dataset, engine_results(results, iou_type), iou_type, engine)
+
+
+def _slower_evaluator(dataset: CocoDict, results: CocoResults, iou_type: str, engine: str) -> Any:
     if engine == "faster-coco-eval":
         import faster_coco_eval  # loads OpenCV, so only when it is asked for
 
