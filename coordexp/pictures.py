@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
@@ -129,19 +129,25 @@ def scaling(width: int, height: int) -> float:
     return float((limit / pixels) ** 0.5) if pixels else 1.0
 
 
-def picture_bytes(source: PictureSource) -> tuple[bytes, str]:
+def picture_bytes(
+    source: PictureSource, *, fit: Callable[[Image.Image], Image.Image] | None = None
+) -> tuple[bytes, str]:
     """(bytes of a file, media type) that any other reader decodes to the pixels of `open_picture`.
 
     The file itself where it is an upright JPEG or PNG in RGB; otherwise the picture as PNG.
+
+    fit: gives the picture another size; it returns the very picture where the size is right.
 
     Raises RecordError as `open_picture` does.
     """
     with _reading(source) as stored:
         media_type = MEDIA_TYPES.get(stored.format or "")
         plain = stored.mode == "RGB" and _bits(stored) == 8 and not _has_alpha(stored)
-        picture = upright_rgb(stored, name=_name(source))
-        if media_type and plain and stored.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-            return file_bytes(source), media_type
+        upright = upright_rgb(stored, name=_name(source))
+        plain = plain and stored.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    picture = upright if fit is None else fit(upright)
+    if media_type and plain and picture is upright:
+        return file_bytes(source), media_type
     written = io.BytesIO()
     picture.save(written, "PNG", compress_level=1)
     return written.getvalue(), MEDIA_TYPES["PNG"]

@@ -294,6 +294,7 @@ def load_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[
         settings.longest_answer,
         settings.batch_size,
         key,
+        limits=template.pixel_limits,
     )
     return backend, template.tokenizer
 

@@ -16,6 +16,7 @@ from typing import Any
 from coordexp.codec.pieces import token_bytes
 from coordexp.codec.schema import IM_END
 from coordexp.errors import RolloutError
+from coordexp.image_size import PixelLimits
 from coordexp.pictures import picture_bytes
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.checks import encoding, name_of, timed
@@ -30,6 +31,7 @@ class OpenAiBackend(RolloutBackend):
     """Greedy decoding by a server that knows nothing of us; keeps `batch_size` requests there.
 
     model: the name the server knows the model by.  tokenizer: of the same checkpoint.
+    limits: of its pictures; they are scaled before they are sent, so that the server's own limits change nothing.
     timeout_s: of a request; the limit of a call is looked at between answers.
     """
 
@@ -44,12 +46,13 @@ class OpenAiBackend(RolloutBackend):
         batch_size: int = 16,
         api_key: str = "none",
         timeout_s: float = 600.0,
+        limits: PixelLimits | None = None,
     ) -> None:
         super().__init__()
         import openai  # takes a second, so only when it is asked for
 
         self.base_url, self.model, self.tokenizer = base_url, model, tokenizer
-        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+        self._max_new_tokens, self._batch_size, self._limits = max_new_tokens, batch_size, limits
         self._client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=3)
 
     @property
@@ -77,7 +80,7 @@ class OpenAiBackend(RolloutBackend):
         import openai
 
         with encoding(self.name, name):
-            messages = list(chat_messages(request))
+            messages = list(chat_messages(request, self._limits))
         question: dict[str, Any] = {
             "model": self.model,
             "messages": messages,
@@ -149,22 +152,25 @@ def _result(future: Future[Any], time_limit: TimeLimit | None, server: str) -> A
         raise time_limit.exceeded(server) from error
 
 
-def chat_messages(request: RolloutRequest) -> Iterator[dict[str, Any]]:
-    """The request's messages in chat-completions form, each `<image>` replaced by the image itself."""
+def chat_messages(request: RolloutRequest, limits: PixelLimits | None) -> Iterator[dict[str, Any]]:
+    """The request's messages in chat-completions form, each `<image>` replaced by the image itself.
+
+    limits: what pictures are scaled by; None leaves them as they are.
+    """
     images = iter(request.images)
     for message in request.messages:
         content: list[dict[str, Any]] = []
         for index, text in enumerate(message["content"].split(IMAGE_TAG)):
             if index:
-                content.append({"type": "image_url", "image_url": {"url": _image_uri(next(images))}})
+                content.append({"type": "image_url", "image_url": {"url": _image_uri(next(images), limits)}})
             if text:
                 content.append({"type": "text", "text": text})
         yield {"role": message["role"], "content": content}
 
 
-def _image_uri(image: str | bytes) -> str:
+def _image_uri(image: str | bytes, limits: PixelLimits | None) -> str:
     """Any server's own reader makes of it the pixels that our models are trained on."""
-    data, media_type = picture_bytes(image)
+    data, media_type = picture_bytes(image, fit=None if limits is None else limits.fit)
     return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 

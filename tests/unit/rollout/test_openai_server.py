@@ -191,7 +191,7 @@ def test_what_is_asked(serve, requests):
 def test_images_stand_where_the_placeholders_stood(tmp_path):
     files = [write_picture(tmp_path / f"{red}.png", red) for red in (10, 20)]
     message = {"role": "user", "content": "left <image> right <image>"}
-    [asked] = chat_messages(RolloutRequest((message,), tuple(map(str, files))))
+    [asked] = chat_messages(RolloutRequest((message,), tuple(map(str, files))), None)
     assert [part["type"] for part in asked["content"]] == ["text", "image_url", "text", "image_url"]
     assert asked["content"][3]["image_url"]["url"].endswith(base64.b64encode(files[1].read_bytes()).decode())
 

@@ -4,40 +4,65 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from math import ceil, floor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.pictures import PICTURES, write_picture
 from support.vllm import require_vllm
 
-from coordexp.pictures import open_picture
+from coordexp.geometry import dequantize_boxes, quantize_boxes
+from coordexp.pictures import open_picture, picture_facts
 from coordexp.rollout.backends.openai_client import chat_messages
 from coordexp.rollout.types import RolloutRequest
 from coordexp.swift_bridge.generation_prompts import encode_question, questions_template
 from coordexp.swift_bridge.prompts import encode_prompt
 
+XYXY = tuple[int, int, int, int]
 MESSAGES = ({"role": "user", "content": "<image>Find all objects."},)
 
 
-def fingerprint(pixels: torch.Tensor, grid: torch.Tensor) -> str:
-    return hashlib.sha256(repr(grid.tolist()).encode() + pixels.numpy().tobytes()).hexdigest()
+class Seen(NamedTuple):
+    """What enters the model: patches, and how many of them in time, height and width."""
+
+    pixels_PD: torch.Tensor
+    grid_13: torch.Tensor
+
+    @property
+    def fingerprint(self) -> str:
+        shape = repr(self.grid_13.tolist()).encode()
+        return hashlib.sha256(shape + self.pixels_PD.numpy().tobytes()).hexdigest()
+
+    def brightness(self, processor: Any) -> torch.Tensor:
+        """[height, width] in 0..1: the picture in the model's frame, put together from the patches."""
+        [[_, rows, columns]] = self.grid_13.tolist()
+        merge, side = processor.merge_size, processor.patch_size
+        patches = self.pixels_PD.reshape(
+            rows // merge, columns // merge, merge, merge, 3, processor.temporal_patch_size, side, side
+        )
+        image_HWC = (
+            patches[:, :, :, :, :, 0].permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
+        )
+        mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+        return (image_HWC * std + mean).mean(-1)
 
 
-def by_training(policy: Any, path: Path) -> str:
+def by_training(policy: Any, path: Path) -> Seen:
     messages = [*MESSAGES, {"role": "assistant", "content": "{}"}]
     prompt = encode_prompt(policy.template, {"messages": messages, "images": [str(path)]})
-    return fingerprint(prompt.pixel_values_PD, prompt.image_grid_thw_I3)
+    return Seen(prompt.pixel_values_PD, prompt.image_grid_thw_I3)
 
 
-def by_transformers(policy: Any, image: str | bytes) -> str:
+def by_transformers(policy: Any, image: str | bytes) -> Seen:
     encoded = encode_question(questions_template(policy.template, policy.model), MESSAGES, [image])
-    return fingerprint(encoded["pixel_values"], encoded["image_grid_thw"])
+    return Seen(encoded["pixel_values"], encoded["image_grid_thw"])
 
 
-def by_vllm(policy: Any, image: str | bytes) -> str:
+def by_vllm(policy: Any, image: str | bytes) -> Seen:
     """What the template hands to vLLM, after vLLM's own turning of pictures, through the processor."""
     from vllm.multimodal.image import normalize_image
 
@@ -48,19 +73,31 @@ def by_vllm(policy: Any, image: str | bytes) -> str:
     return processed(policy, normalize_image(picture), **encoded["mm_processor_kwargs"])
 
 
-def by_openai(policy: Any, path: Path) -> str:
+def by_openai(policy: Any, path: Path) -> Seen:
     """What `vllm serve` makes of what the client sends."""
     from vllm.multimodal.media import ImageMediaIO
 
-    [message] = chat_messages(RolloutRequest(MESSAGES, (str(path),)))
+    [message] = chat_messages(RolloutRequest(MESSAGES, (str(path),)), policy.template.pixel_limits)
     [uri] = [part["image_url"]["url"] for part in message["content"] if part["type"] == "image_url"]
     loaded = ImageMediaIO().load_bytes(base64.b64decode(uri.partition(",")[2]))
     return processed(policy, loaded.media)
 
 
-def processed(policy: Any, picture: Image.Image, **options: Any) -> str:
+def processed(policy: Any, picture: Image.Image, **options: Any) -> Seen:
     made = policy.template.processor.image_processor(images=[picture], return_tensors="pt", **options)
-    return fingerprint(made["pixel_values"], made["image_grid_thw"])
+    return Seen(made["pixel_values"], made["image_grid_thw"])
+
+
+def every_way(policy: Any, path: Path) -> dict[str, Seen]:
+    content = path.read_bytes()  # what a rollout server is given
+    return {
+        "training": by_training(policy, path),
+        "transformers": by_transformers(policy, str(path)),
+        "transformers, bytes": by_transformers(policy, content),
+        "vllm": by_vllm(policy, str(path)),
+        "vllm, bytes": by_vllm(policy, content),
+        "openai": by_openai(policy, path),
+    }
 
 
 @pytest.mark.vllm
@@ -68,12 +105,70 @@ def processed(policy: Any, picture: Image.Image, **options: Any) -> str:
 def test_every_way_of_a_picture_ends_in_the_same_tensor(policy, tmp_path: Path, name: str):
     require_vllm()
     path = write_picture(tmp_path, name)
-    expected = processed(policy, open_picture(path), do_resize=False)
-    assert by_training(policy, path) == expected
-    for image in (str(path), path.read_bytes()):  # a rollout server is given bytes
-        assert by_transformers(policy, image) == expected
-        assert by_vllm(policy, image) == expected
-    assert by_openai(policy, path) == expected
+    expected = processed(policy, open_picture(path), do_resize=False).fingerprint
+    found = {name: seen.fingerprint for name, seen in every_way(policy, path).items()}
+    assert found == dict.fromkeys(found, expected)
+
+
+# (width, height) of the upright picture, what the file is like, EXIF orientation
+PHOTOGRAPHS = [
+    (480, 321, "RGB", 1), (321, 480, "RGB", 6), (333, 500, "RGB", 8), (97, 61, "L", 1), (500, 30, "RGB", 1),
+    (31, 31, "RGBA", 1), (300, 200, "RGBA", 6), (257, 255, "CMYK", 3), (210, 145, "I;16", 5), (161, 320, "P", 7),
+]  # fmt: skip
+STORED_AS = {  # EXIF orientation -> how the upright picture is turned before it is stored
+    1: None, 3: Image.Transpose.ROTATE_180, 5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+
+
+def write_photograph(folder: Path, width: int, height: int, mode: str, orientation: int) -> tuple[Path, XYXY]:
+    """A bright scene with a dark mark somewhere, and the mark's place in pixels of the upright picture."""
+    y, x = np.mgrid[:height, :width]
+    bright = 215 + 20 * np.sin(x / 17) * np.cos(y / 13)
+    left, top, right, bottom = width // 2, height // 5, width * 4 // 5, height // 2
+    bright[top:bottom, left:right] = 0
+    picture = Image.fromarray(bright.astype(np.uint8))
+    if mode == "RGBA":
+        alpha = np.zeros((height, width), np.uint8)
+        alpha[top:bottom, left:right] = 255
+        picture = picture.convert("RGB")
+        picture.putalpha(Image.fromarray(alpha))
+    elif mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+    else:
+        picture = picture.convert(mode)
+    turn = STORED_AS[orientation]
+    picture = picture if turn is None else picture.transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = folder / ("photograph.jpg" if mode in ("RGB", "L", "CMYK") else "photograph.png")
+    picture.save(path, exif=exif)
+    return path, (left, top, right - 1, bottom - 1)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(("width", "height", "mode", "orientation"), PHOTOGRAPHS)
+def test_boxes_of_the_models_frame_lie_on_the_pixels_they_came_from(
+    policy, tmp_path: Path, width: int, height: int, mode: str, orientation: int
+):
+    """The bins of a mark, read as places in what the model sees: dark inside, bright around, on every way."""
+    require_vllm()
+    path, mark = write_photograph(tmp_path, width, height, mode, orientation)
+    facts = picture_facts(path)
+    assert (facts.width, facts.height) == (width, height)
+    seen = every_way(policy, path)
+    assert len({one.fingerprint for one in seen.values()}) == 1
+    brightness = seen["training"].brightness(policy.template.processor.image_processor)
+    model_height, model_width = brightness.shape
+    bins = quantize_boxes([mark], width, height)
+    [[x1, y1, x2, y2]] = dequantize_boxes(bins, model_width, model_height).tolist()
+    blur = 1 + 2 * max(model_width / width, model_height / height)  # of a pixel that was scaled, and a bin
+    inside = brightness[ceil(y1 + blur) : floor(y2 - blur) + 1, ceil(x1 + blur) : floor(x2 - blur) + 1]
+    assert inside.numel() > 0
+    assert inside.max() < 0.25
+    around = brightness.clone()
+    around[max(0, floor(y1 - blur)) : ceil(y2 + blur) + 1, max(0, floor(x1 - blur)) : ceil(x2 + blur) + 1] = 1
+    assert around.min() > 0.6
 
 
 def test_a_turned_photograph_stands_upright_in_the_tensor(policy, tmp_path: Path):
