@@ -250,7 +250,7 @@ def check_checkpoint(model: Path, backend: str) -> None:
     if backend != "hf" and (is_adapter(model) or has_offsets):
         raise ConfigError(
             f"{model} holds an adapter (LoRA weights or coordinate offsets), which --backend {backend} does not load; "
-            "make a plain checkpoint with `coordexp model merge-offset` or `swift export --merge_lora`, or use "
+            "make a plain checkpoint with `coordexp model merge` or `swift export --merge_lora`, or use "
             "--backend hf."
         )
 

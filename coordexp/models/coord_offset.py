@@ -144,7 +144,8 @@ def coord_offset_of(model: nn.Module) -> OffsetAdapter | None:
     """The adapter of a model (also under LoRA or a wrapper), None without one.
 
     Raises:
-        ConfigError: the adapter exists more than once, which PEFT's `modules_to_save` on embedding or head leads to.
+        ConfigError: the adapter exists more than once, which PEFT's `modules_to_save` on embedding or head leads to, or
+            DoRA, which scales whole rows, is on one of them.
     """
     embeddings = [module for module in model.modules() if isinstance(module, OffsetEmbedding)]
     heads = [module for module in model.modules() if isinstance(module, OffsetLinear)]
@@ -156,7 +157,23 @@ def coord_offset_of(model: nn.Module) -> OffsetAdapter | None:
             "one of each. modules_to_save trains a whole copy of embedding or head, rows of coordinate tokens "
             "included; use one or the other."
         )
+    if any(_is_under_dora(module) for module in model.modules()):
+        raise ConfigError(
+            "custom.coord_offset: use_dora on embedding or head scales their rows without the offsets, so that the two "
+            "cannot be merged into one weight; leave embed_tokens and lm_head out of target_modules."
+        )
     return OffsetAdapter(embeddings[0], heads[0])
+
+
+def _is_under_dora(module: nn.Module) -> bool:
+    """Is it a DoRA layer around an embedding or head with offsets?"""
+    from peft.tuners.lora import LoraLayer
+
+    return (
+        isinstance(module, LoraLayer)
+        and isinstance(module.get_base_layer(), OffsetEmbedding | OffsetLinear)
+        and any(module.use_dora.values())
+    )
 
 
 # --- checkpoints ---
@@ -297,8 +314,13 @@ def fold_coord_offset(model: PreTrainedModel) -> None:
     model.set_input_embeddings(plain_embedding.train(embedding.training))
     model.set_output_embeddings(plain_head.train(head.training))
     if unties:
-        for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
-            config.tie_word_embeddings = False
+        untie_config(model)
+
+
+def untie_config(model: PreTrainedModel) -> None:
+    """Let the configuration say that embedding and head are two matrices; engines look at the text model's part."""
+    for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
 
 
 def _parameter(weight_VH: Tensor, table_KH: Tensor, ids_K: Tensor) -> nn.Parameter:

@@ -24,6 +24,7 @@ from transformers import (
 
 from coordexp.codec.coord_vocab import COORD_TOKENS, CoordVocab
 from coordexp.errors import ConfigError
+from coordexp.models.model_files import carry_prompt, save_processor
 from coordexp.models.staging import is_up_to_date, staged_directory, write_stamp
 from coordexp.models.tiny_tokenizer import added_coord_tokens
 
@@ -87,16 +88,9 @@ def add_coord_tokens(
         )
         model.save_pretrained(staging_dir)
         save_processor(processor, staging_dir)
+        carry_prompt([model_dir], staging_dir)
         write_stamp(staging_dir, STAMP_NAME, stamp)
     return Expansion(num_added=len(missing), written=True)
-
-
-def save_processor(processor: ProcessorMixin | PreTrainedTokenizerBase, directory: Path) -> None:
-    """Save a processor as it was published, without the notes that loading from a folder leaves in its tokenizer."""
-    tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
-    for note in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(note, None)
-    processor.save_pretrained(directory)
 
 
 def expand_embeddings(

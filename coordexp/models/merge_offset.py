@@ -1,21 +1,26 @@
-"""Turn a checkpoint of the coord-offset adapter into a plain one that any tool loads.
+"""Turn a checkpoint of adapters (LoRA, coordinate offsets, or both) into a plain one that any tool loads.
 
-    coordexp model merge-offset --model runs/NAME/checkpoint-100 --output runs/models/merged
+    coordexp model merge --model runs/NAME/checkpoint-100 --output runs/models/merged
 
-A LoRA checkpoint is merged into its base model on the way. Logits stay what they were, up to rounding.
+Logits stay what they were, up to rounding. Tokenizer, chat template and processor are those of the base model, byte for
+byte; the prompt of the checkpoint, and its limits of pictures, come along.
+
+An adapter on embedding or output head of a model that ties the two (PEFT adds both of their changes to the one matrix)
+and a copy of one of them that was trained (`modules_to_save`) make two matrices: the configuration says so.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from torch import nn
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from coordexp.errors import ConfigError
 from coordexp.files import read_json
-from coordexp.models.coord_offset import OFFSET_FILE, attach_saved_offset, coord_offset_of, fold_coord_offset
-from coordexp.models.coord_tokens import save_processor
+from coordexp.models.coord_offset import OFFSET_FILE, attach_saved_offset, fold_coord_offset, untie_config
+from coordexp.models.model_files import carry_prompt, copy_processor
 from coordexp.models.staging import staged_directory
 
 if TYPE_CHECKING:
@@ -25,35 +30,56 @@ ADAPTER_CONFIG = "adapter_config.json"
 
 
 def merge_offset(checkpoint: str | Path, output_dir: str | Path, *, base: str | Path | None = None) -> bool:
-    """Write `checkpoint` with offsets (and LoRA) folded into its weights; weights keep their dtype.
+    """Write `checkpoint` with LoRA and offsets folded into its weights; weights keep their dtype.
 
     Arguments:
         base: model that a LoRA checkpoint belongs to, folder or hub id; by default the one it names itself.
     Returns whether embedding and head, tied before, had to become two matrices.
 
     Raises:
-        ConfigError: `checkpoint` holds no offsets or is no checkpoint, or `output_dir` is not empty.
+        ConfigError: `checkpoint` holds no adapter or is no checkpoint, or `output_dir` is not empty.
     """
     checkpoint = Path(checkpoint)
-    if not (checkpoint / OFFSET_FILE).is_file():
+    if not is_adapter(checkpoint) and not (checkpoint / OFFSET_FILE).is_file():
         raise ConfigError(
-            f"{checkpoint}: no {OFFSET_FILE} there, expected a checkpoint of a run with custom.coord_offset.enabled; "
-            "without that file there is nothing to merge."
+            f"{checkpoint}: holds neither {ADAPTER_CONFIG} nor {OFFSET_FILE}, expected a checkpoint of a run with LoRA "
+            "or custom.coord_offset.enabled; without them there is nothing to merge."
         )
     source = base or (base_model(checkpoint) if is_adapter(checkpoint) else checkpoint)
     with staged_directory(Path(output_dir)) as staging_dir:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+        was_tied = is_tied(model)
         attach_saved_offset(model, checkpoint)
         if is_adapter(checkpoint):
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(checkpoint)).merge_and_unload()
-        offset = coord_offset_of(model)
-        unties = offset is not None and offset.unties
+            model = _merged(model, checkpoint)
         fold_coord_offset(model)
+        unties = was_tied and not is_tied(model)
+        if unties:
+            untie_config(model)
         model.save_pretrained(staging_dir)
-        save_processor(AutoProcessor.from_pretrained(source), staging_dir)
+        copy_processor(source, staging_dir)
+        carry_prompt([checkpoint, source], staging_dir)
     return unties
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Are embedding and head one matrix?"""
+    return model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def _merged(model: PreTrainedModel, checkpoint: Path) -> PreTrainedModel:
+    """`model` with the LoRA weights of a checkpoint added to its own."""
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = PeftModel.from_pretrained(model, str(checkpoint))
+    ends: tuple[Any, Any] = (model.get_input_embeddings(), model.get_output_embeddings())
+    plain: list[Any] = [end.get_base_layer() if isinstance(end, BaseTunerLayer) else end for end in ends]
+    embedding, head = plain
+    if embedding.weight is head.weight and any(isinstance(end, BaseTunerLayer) for end in ends):
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged
 
 
 def with_adapter(model: PreTrainedModel, checkpoint: str | Path) -> PreTrainedModel | PeftModel:

@@ -27,6 +27,7 @@ from coordexp.metrics.catalog import check_known
 from coordexp.metrics.keys_run import NONFINITE_LOSS_TOTAL, NONFINITE_METRICS_TOTAL
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.sinks import MetricsSink, installed_versions
+from coordexp.models.model_files import forget_loading, write_pixel_limits
 from coordexp.swift_bridge.prompts import complete_prompt
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
 from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
@@ -53,6 +54,7 @@ class CoordTrainer(SwiftTrainerBridge):
         template = kwargs["template"]
         self.vocab = CoordVocab.from_tokenizer(template.tokenizer)
         self.columns = CoordColumns(self.vocab.ids)
+        forget_loading(template.tokenizer)
         super().__init__(*args, **kwargs)
         self.prompt = complete_prompt(self.settings.prompt, template)
         self._refuse_ignored_deepspeed()
@@ -146,9 +148,13 @@ class CoordTrainer(SwiftTrainerBridge):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        write_prompt(output_dir or self.args.output_dir, self.prompt)
+        folder = Path(output_dir or self.args.output_dir)
+        write_prompt(folder, self.prompt)
+        write_pixel_limits(
+            folder, self.prompt.min_pixels, self.prompt.max_pixels
+        )  # ms-swift copies an older file
         if self._offset is not None:
-            self._offset.save(output_dir or self.args.output_dir, state_dict)
+            self._offset.save(folder, state_dict)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

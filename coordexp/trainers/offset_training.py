@@ -55,7 +55,7 @@ def refuse_unmerged(folders: Sequence[str]) -> None:
         if (Path(folder) / adapter.OFFSET_FILE).is_file():
             raise ConfigError(
                 f"--adapters {folder}: holds offsets of the coordinate tokens ({adapter.OFFSET_FILE}), which this "
-                f"command would leave out; run `coordexp model merge-offset --model {folder} --output DIR` and use DIR "
+                f"command would leave out; run `coordexp model merge --model {folder} --output DIR` and use DIR "
                 "as the model."
             )
 
@@ -126,5 +126,5 @@ def _refuse(source: Path | None) -> None:
     if source is not None:
         raise ConfigError(
             f"{source}: a checkpoint with offsets of the coordinate tokens ({adapter.OFFSET_FILE}), but "
-            "custom.coord_offset.enabled is false; set it to true, or merge them first (`coordexp model merge-offset`)."
+            "custom.coord_offset.enabled is false; set it to true, or merge them first (`coordexp model merge`)."
         )

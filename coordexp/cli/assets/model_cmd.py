@@ -1,4 +1,4 @@
-"""`coordexp model ...`: make the tiny model, give an existing one its coordinate tokens, merge trained offsets."""
+"""`coordexp model ...`: make the tiny model, give an existing one its coordinate tokens, merge adapters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from coordexp.errors import EXIT_OK, ConfigError
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register `model` and its subcommands."""
-    parser = subparsers.add_parser("model", help="make a tiny model, add coordinate tokens, merge offsets")
+    parser = subparsers.add_parser("model", help="make a tiny model, add coordinate tokens, merge adapters")
     commands = parser.add_subparsers(dest="model_command", metavar="COMMAND", required=True)
     _add_tiny_parser(commands)
     _add_coord_tokens_parser(commands)
@@ -22,7 +22,8 @@ def run(args: argparse.Namespace) -> int:
     commands = {
         "tiny": _run_tiny,
         "add-coord-tokens": _run_add_coord_tokens,
-        "merge-offset": _run_merge_offset,
+        "merge": _run_merge,
+        "merge-offset": _run_merge,
     }
     return commands[args.model_command](args)
 
@@ -58,10 +59,11 @@ def _add_coord_tokens_parser(commands: argparse._SubParsersAction[argparse.Argum
 
 def _add_merge_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser(
-        "merge-offset",
-        help="fold trained offsets of the coordinate tokens into the weights",
-        description="Write a checkpoint of a run with custom.coord_offset.enabled as a plain model, which every tool "
-        "loads and whose logits are the same. A LoRA checkpoint is merged into its base model on the way.",
+        "merge",
+        aliases=["merge-offset"],
+        help="fold LoRA weights and offsets of the coordinate tokens into the model",
+        description="Write a checkpoint of a run with LoRA, with custom.coord_offset.enabled or with both as a plain "
+        "model, which every tool loads and whose logits are the same.",
     )
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory to read")
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
@@ -99,7 +101,7 @@ def _run_add_coord_tokens(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _run_merge_offset(args: argparse.Namespace) -> int:
+def _run_merge(args: argparse.Namespace) -> int:
     from coordexp.models.merge_offset import merge_offset
 
     unties = merge_offset(args.model, args.output, base=args.base)

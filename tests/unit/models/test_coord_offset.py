@@ -226,6 +226,10 @@ def test_models_that_cannot_take_the_adapter_are_refused(nano, batch):
     copies = with_lora(adapted, target_modules=["q_proj"], modules_to_save=["lm_head"])
     with pytest.raises(ConfigError, match="found 1 embeddings and 2 heads with offsets"):
         coord_offset_of(copies)
+    dora = with_offset(nano, batch, tied=False, tie_head=True)
+    with_lora(dora, target_modules=["q_proj", "lm_head"], use_dora=True)
+    with pytest.raises(ConfigError, match="leave embed_tokens and lm_head out of target_modules"):
+        coord_offset_of(dora)
 
 
 FRESH = """
@@ -272,6 +276,6 @@ def test_merged_checkpoint_has_the_same_logits_in_a_fresh_process(nano, batch, t
 
 
 def test_nothing_to_merge_is_an_error(nano, tmp_path):
-    with pytest.raises(ConfigError, match="without that file there is nothing to merge"):
+    with pytest.raises(ConfigError, match="without them there is nothing to merge"):
         merge_offset(nano, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -67,7 +67,7 @@ def test_tables_are_never_dropped_silently(nano, tokenizer, checkpoint):
         ConfigError, match=r"custom\.coord_offset\.enabled is false; set it to true, or merge"
     ):
         preparation(OffsetSettings(), (str(folder),))(load(nano), tokenizer, nano)
-    with pytest.raises(ConfigError, match=r"run `coordexp model merge-offset --model .*trained"):
+    with pytest.raises(ConfigError, match=r"run `coordexp model merge --model .*trained"):
         refuse_unmerged(
             read_load_flags(["--merge_lora", "true", "--adapters", str(nano), str(folder)]).adapters
         )
