@@ -29,6 +29,7 @@ from PIL import Image
 
 from coordexp.cli.main import main
 from coordexp.codec.records import read_jsonl
+from coordexp.eval.coco.evaluate import ENGINES
 
 LIMIT = 2 << 30
 WIDTH, HEIGHT = 64, 48
@@ -233,7 +234,7 @@ def fuzz(inputs: int, random_seed: int, folder: Path) -> Counter[str]:
     @seed(random_seed)
     @given(
         gt=texts(GT), preds=texts(PREDS), iou_type=st.sampled_from(["bbox", "bbox", "segm"]),
-        engine=st.sampled_from(["pycocotools", "faster-coco-eval"]), which=st.integers(0, 2),
+        engine=st.sampled_from(ENGINES), which=st.integers(0, 2),
     )  # fmt: skip
     def evaluate(gt: bytes, preds: bytes, iou_type: str, engine: str, which: int) -> None:
         # Most inputs have one right side, so that the other one is looked at to its end.

@@ -25,12 +25,13 @@ from coordexp.errors import RecordError
 from coordexp.eval.coco.fields import (
     Id,
     Place,
+    all_objects,
     check_entries,
     check_unique,
     column,
     first,
     id_order,
-    is_absent,
+    present,
     read_boxes,
     read_flags,
     read_ids,
@@ -228,7 +229,7 @@ def read_dataset(value: Any, *, prefix: str = "") -> Dataset:
     image_M = _references(annotations, "image_id", image_ids, place, "images")
     category_M = _references(annotations, "category_id", category_ids, place, "categories")
     sizes_N2 = _sizes(images, image_place)
-    segmentations = [None if is_absent(v) else v for v in column(annotations, "segmentation")]
+    segmentations = present(column(annotations, "segmentation"))
     boxes = _boxes_or_around(column(annotations, "bbox"), segmentations, place, sizes_N2[image_M])
     area_M = read_numbers(
         column(annotations, "area"), place, "area", "an area in square pixels", low=0, high=math.inf
@@ -297,7 +298,7 @@ def read_results(
     Raises RecordError naming the entry: results of unknown images or categories, without a finite score, or without
     the geometry; and saying what the value is where it is no list of results.
     """
-    if not isinstance(value, (list, tuple)) or not all(isinstance(entry, Mapping) for entry in value):
+    if not isinstance(value, (list, tuple)) or not all_objects(value):
         raise RecordError(
             f"{prefix}is {_kind_of_top_level(value)}: expected a list of results, each with image_id, category_id, "
             "bbox or segmentation, score."
@@ -314,9 +315,9 @@ def read_results(
         )
     if fault is not None:
         place.fail(fault, "score", scores[fault], "a finite number")
-    segmentations = [None if is_absent(v) else v for v in column(value, "segmentation")]
+    segmentations = present(column(value, "segmentation"))
     boxes = column(value, "bbox")
-    has_boxes = not any(map(is_absent, boxes))
+    has_boxes = None not in present(boxes)
     sizes_M2 = dataset.sizes_N2[image_M]
     return Results(
         prefix=prefix,

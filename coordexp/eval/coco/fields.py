@@ -76,12 +76,17 @@ def check_entries(value: Any, name: str) -> Sequence[Mapping[str, Any]]:
     """`value` as a list of JSON objects; RecordError naming the list or the entry that is none."""
     if not isinstance(value, (list, tuple)):
         raise RecordError(f"{name} is {shown(value)}: expected a list")
-    if set(map(type, value)) <= {dict}:
+    if all_objects(value):
         return value
     for index, entry in enumerate(value):
         if not isinstance(entry, Mapping):
             raise RecordError(f"{name}[{index}] is {shown(entry)}: expected an object")
     return value
+
+
+def all_objects(entries: Sequence[Any]) -> bool:
+    """Whether every entry is a JSON object."""
+    return set(map(type, entries)) <= {dict} or all(isinstance(entry, Mapping) for entry in entries)
 
 
 def column(entries: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
@@ -140,6 +145,13 @@ def read_boxes(values: Sequence[Any], place: Place, key: str = "bbox") -> FloatA
 def is_absent(value: Any) -> bool:
     """Whether a geometry is not there: null, or the empty list of tools that write no null."""
     return value is None or (isinstance(value, (list, tuple, dict)) and not value)
+
+
+def present(geometries: list[Any]) -> list[Any]:
+    """The same column with None for every geometry that is not there."""
+    if geometries.count(None) == len(geometries) or all(geometries):
+        return geometries
+    return [None if is_absent(value) else value for value in geometries]
 
 
 def read_flags(values: Sequence[Any], place: Place, key: str) -> NDArray[np.bool_]:
