@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from coordexp.config.run.advice import advice
 from coordexp.config.run.resolved import RESOLVED_FILE
 from coordexp.errors import ConfigError, RecordError
 from coordexp.files import read_json
@@ -70,8 +71,15 @@ def diagnose(run_dir: Path, *, now: float | None = None) -> Diagnosis:
             *_best_checkpoint(run_dir, resolved.get("derived", {}), payloads, is_finished),
             *_counted(payloads),
             *_unhealthy(payloads),
+            *_advice(resolved),
         ],
     )
+
+
+def _advice(resolved: Mapping[str, Any]) -> list[str]:
+    """What the settings leave untrained."""
+    swift, offset = resolved.get("swift", {}), resolved.get("custom", {}).get("coord_offset", {})
+    return advice(swift, coord_offset=bool(offset.get("enabled"))) if "tuner_type" in swift else []
 
 
 def _read_resolved(run_dir: Path) -> dict[str, Any]:

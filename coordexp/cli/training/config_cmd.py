@@ -104,21 +104,22 @@ def _check(paths: Sequence[Path], *, paths_must_exist: bool) -> int:
 
 
 def _check_file(file: Path, *, paths_must_exist: bool) -> list[str]:
-    """Warnings of a valid file: paths that do not exist, where they need not."""
+    """Warnings of a valid file: settings that train less than they seem to, and paths that need not exist."""
     from coordexp.cli.training.run_checks import RUN_CHECKS, missing_paths
     from coordexp.config import load_run_config
+    from coordexp.config.run.advice import advice
 
     if paths_must_exist:
-        load_run_config(file, checks=(*RUN_CHECKS, missing_paths))
-        return []
+        config = load_run_config(file, checks=(*RUN_CHECKS, missing_paths))
+        return advice(config.swift, coord_offset=config.custom.coord_offset.enabled)
     missing: list[Problem] = []
 
     def note(variant: str, sections: Sections, swift: Mapping[str, Any], written: WrittenOf) -> list[Problem]:
         missing.extend(missing_paths(variant, sections, swift, written))
         return []
 
-    load_run_config(file, checks=(*RUN_CHECKS, note))
-    return [str(problem) for problem in missing]
+    config = load_run_config(file, checks=(*RUN_CHECKS, note))
+    return [*map(str, missing), *advice(config.swift, coord_offset=config.custom.coord_offset.enabled)]
 
 
 def _run_files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -1,0 +1,53 @@
+"""What a valid run is told: settings that train less than they seem to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+TRAINED_MARK = "coordexp_prompt.json"
+"""A model folder that holds it was trained here before."""
+_ENDS = {"embed_tokens", "lm_head", "all-embedding"}
+_LOW_PRECISION = ("bfloat16", "float16")
+
+
+def advice(swift: Mapping[str, Any], *, coord_offset: bool) -> list[str]:
+    """Sentences for `config check`, the start of a run and `coordexp doctor`.
+
+    coord_offset: whether custom.coord_offset is enabled.
+    swift: ms-swift's arguments, flat; those left out count as ms-swift's defaults (LoRA, without DeepSpeed).
+    """
+    return [*_coordinate_rows(swift, coord_offset), *_no_master_copy(swift)]
+
+
+def _coordinate_rows(swift: Mapping[str, Any], coord_offset: bool) -> Iterator[str]:
+    tuner = swift.get("tuner_type") or "lora"
+    named = {*_listed(swift.get("target_modules")), *_listed(swift.get("modules_to_save"))}
+    if tuner == "full" or coord_offset or named & _ENDS:
+        return
+    start = [swift.get("model"), *_listed(swift.get("adapters"))]
+    if any((Path(str(folder)) / TRAINED_MARK).is_file() for folder in start if folder):
+        return
+    yield (
+        f"tuner_type: {tuner} leaves the rows of the 1000 coordinate tokens as they are in the start model (embedding "
+        "and head are no target of it), which is random after `coordexp model add-coord-tokens`. Set "
+        "custom.coord_offset.enabled: true (configs/stage1/lora.yaml), unless the model was trained with them before."
+    )
+
+
+def _no_master_copy(swift: Mapping[str, Any]) -> Iterator[str]:
+    dtype, rate = swift.get("torch_dtype"), swift.get("learning_rate")
+    if swift.get("tuner_type") != "full" or dtype not in _LOW_PRECISION or swift.get("deepspeed"):
+        return
+    yield (
+        f"torch_dtype: {dtype} with tuner_type: full and without DeepSpeed keeps no float32 copy of the weights: an "
+        "update that is smaller than half the distance of two numbers is lost (of bfloat16 weights some 15 % move in a "
+        f"step of 1e-5; learning_rate here: {rate}). Use deepspeed: zero2, which keeps one, or torch_dtype: float32 "
+        "with bf16: true."
+    )
+
+
+def _listed(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return [str(item) for item in values]
