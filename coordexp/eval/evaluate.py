@@ -26,8 +26,8 @@ from coordexp.eval.coco.evaluate import DEFAULT_ENGINE, MAX_DETS, CocoEvaluation
 from coordexp.eval.coco.external import coco_images, load_dataset, load_results
 from coordexp.eval.coco.from_images import coco_of
 from coordexp.eval.desc_mapping import DEFAULT_THRESHOLD, DESC_MATCHES, DescEmbedder, DescMapping, map_descs
-from coordexp.eval.detection import COCO_THRESHOLDS, DetectionSummary, match_boxes
-from coordexp.eval.predictions.image_result import ImageResult
+from coordexp.eval.detection import COCO_THRESHOLDS, DetectionSummary, class_averaged_f1, match_boxes
+from coordexp.eval.predictions.image_result import ImageResult, duplicate_rate
 from coordexp.eval.predictions.scored import check_same_images, load_scored_run
 from coordexp.eval.tables import (
     PER_CLASS_COLUMNS,
@@ -122,6 +122,8 @@ class Evaluation:
 
         f1_at_50, f1_50_95: micro F1 where a match needs equal desc and the IoU; 50_95 is the mean over 0.50:0.05:0.95.
         box_f1_*: the same without looking at the desc.  precision_at_50, recall_at_50: of f1_at_50.
+        class_averaged_f1_*: see there.  duplicate_rate_mean, _p99: over images, of predictions that repeat an earlier
+        one of the same desc with an IoU above 0.9.
         AP...: COCO numbers with the scores; `AP_const` with every score 1.0, which is what a model without confidences
         would get.
         """
@@ -144,6 +146,9 @@ class Evaluation:
             "precision_at_50": half.micro.precision,
             "recall_at_50": half.micro.recall,
             "f1_50_95": self.f1.f1_50_95,
+            "f1_at_95": self.f1.f1_at(0.95),
+            **self._class_averaged(),
+            **self._duplicates(),
             "box_f1_at_50": self.box_f1.f1_at(0.5),
             "box_f1_50_95": self.box_f1.f1_50_95,
             **coco,
@@ -162,6 +167,21 @@ class Evaluation:
             "per_class_at_50": {desc: counts._asdict() for desc, counts in half.per_class.items()},
         }  # fmt: skip
         return metrics if self.baseline is None else metrics | {"baseline": dict(self.baseline)}
+
+    def _class_averaged(self) -> dict[str, float]:
+        at = {threshold: class_averaged_f1(self.f1.at(threshold)) for threshold in COCO_THRESHOLDS}
+        return {
+            "class_averaged_f1_at_50": at[0.5],
+            "class_averaged_f1_at_95": at[0.95],
+            "class_averaged_f1_50_95": sum(at.values()) / len(at),
+        }
+
+    def _duplicates(self) -> dict[str, float]:
+        rates = [duplicate_rate(image.pred) for image in self.images]
+        return {
+            "duplicate_rate_mean": float(np.mean(rates)),
+            "duplicate_rate_p99": float(np.percentile(rates, 99)),
+        }
 
     @cached_property
     def per_image(self) -> list[dict[str, Any]]:

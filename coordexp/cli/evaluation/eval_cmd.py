@@ -14,7 +14,10 @@ from coordexp.errors import EXIT_OK, ConfigError
 
 _COCO_ROWS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 _RECALL_SIZES = ("AR_small", "AR_medium", "AR_large")
-_F1_ROWS = ("f1_at_50", "f1_50_95", "box_f1_at_50", "box_f1_50_95", "precision_at_50", "recall_at_50")
+_F1_ROWS = (
+    "f1_at_50", "f1_at_95", "f1_50_95", "box_f1_at_50", "box_f1_50_95", "precision_at_50", "recall_at_50",
+)  # fmt: skip
+_OTHER_ROWS = ("class_averaged_f1_50_95", "duplicate_rate_mean", "duplicate_rate_p99")
 _TABLE = (
     ("AP", "AP"),
     ("AP50", "AP50"),
@@ -156,7 +159,7 @@ def _print(metrics: dict[str, Any], output: Path) -> None:
         [(name, *(_cell(row[key], key) for _, key in _TABLE)) for name, row in rows.items() if row],
     )
     recalls = [f"AR{most}" for most in metrics["settings"]["max_dets"]]
-    for names in (_COCO_ROWS, (*recalls, *_RECALL_SIZES), _F1_ROWS):
+    for names in (_COCO_ROWS, (*recalls, *_RECALL_SIZES), _F1_ROWS, _OTHER_ROWS):
         print("  ".join(f"{name} {_cell(metrics[name], name)}" for name in names))
     _print_notes(metrics)
     print(f"wrote {output / 'metrics.json'}")

@@ -20,6 +20,7 @@ from coordexp.geometry import (
     FloatArray,
     box_areas,
     dequantize_points,
+    pairwise_iou,
     polygon_area,
     polygon_box,
     quantize_points,
@@ -141,6 +142,16 @@ class ImageResult:
         pairs = np.asarray(points, dtype=np.float64).reshape(-1, 2)
         bins: list[int] = quantize_points(pairs, self.width, self.height).ravel().tolist()
         return bins
+
+
+def duplicate_rate(objects: Objects, least: float = 0.9) -> float:
+    """Share of the objects that an earlier one of the same description covers with an IoU above `least`; 0 for none."""
+    if not len(objects):
+        return 0.0
+    _, label_N = np.unique(np.array(objects.descs), return_inverse=True)
+    is_earlier_NN = np.tri(len(objects), k=-1, dtype=bool) & (label_N[:, None] == label_N[None, :])
+    repeats_N = ((pairwise_iou(objects.boxes_N4, objects.boxes_N4) > least) & is_earlier_NN).any(axis=1)
+    return float(repeats_N.mean())
 
 
 def objects_of(

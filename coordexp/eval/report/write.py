@@ -55,6 +55,7 @@ class Measure(NamedTuple):
     title: str
     meaning: str
     decimals: int = 3
+    lower_is_better: bool = False
 
 
 MEASURES = (
@@ -64,6 +65,14 @@ MEASURES = (
     Measure("AP75", "AP at IoU 0.75", "COCO"),
     Measure("AR100", "Average recall", "COCO, at most 100 detections per image"),
     Measure("f1_50_95", "F1 at IoU 0.5:0.95", "mean over ten thresholds, box and description"),
+    Measure("f1_at_95", "F1 at IoU 0.95", "boxes that fit to the pixel, nearly"),
+    Measure("class_averaged_f1_50_95", "Class-averaged F1", "classes with 0 left out, IoU 0.5:0.95"),
+    Measure(
+        "duplicate_rate_mean",
+        "Duplicates",
+        "share of predictions that repeat an earlier one, mean over images",
+        lower_is_better=True,
+    ),
     Measure("f1_at_50", "F1 at IoU 0.5", "one-to-one matches of box and description"),
     Measure("precision_at_50", "Precision at IoU 0.5", "matched of all predicted objects"),
     Measure("recall_at_50", "Recall at IoU 0.5", "matched of all annotated objects"),
@@ -192,7 +201,7 @@ def _cells(measure: Measure, runs: Sequence[RunNumbers], intervals: Intervals) -
     for value, of_run, of_difference in zip(values, intervals.of_run, intervals.of_difference, strict=True):
         change = None
         if of_difference is not None and value is not None and values[0] is not None:
-            change = _change(value - values[0], of_difference.get(measure.key), measure.decimals)
+            change = _change(value - values[0], of_difference.get(measure.key), measure)
         cells.append(
             {
                 "value": value,
@@ -204,13 +213,13 @@ def _cells(measure: Measure, runs: Sequence[RunNumbers], intervals: Intervals) -
     return cells
 
 
-def _change(difference: float, found: Interval | None, decimals: int) -> dict[str, Any]:
+def _change(difference: float, found: Interval | None, measure: Measure) -> dict[str, Any]:
     """A difference from the first run; `sure` where the interval leaves zero out."""
     return {
-        "text": f"{difference:+.{decimals}f}",
-        "interval": _interval_text(found, decimals, sign="+"),
+        "text": f"{difference:+.{measure.decimals}f}",
+        "interval": _interval_text(found, measure.decimals, sign="+"),
         "sure": found is not None and (found.low > 0 or found.high < 0),
-        "better": difference > 0,
+        "better": (difference < 0) == measure.lower_is_better,
     }
 
 

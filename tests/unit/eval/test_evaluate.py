@@ -250,3 +250,27 @@ def test_unicode_forms_and_blanks_at_the_ends_are_one_description(tmp_path: Path
     lines[0]["gt"], lines[0]["pred"] = lines[0]["pred"], with_scores(lines[0]["gt"])
     assert evaluated(lines, tmp_path).metrics["AP"] == pytest.approx(1.0)
     assert on_policy_numbers(images_of(lines, tmp_path))["desc_acc"] == 1.0
+
+
+def test_class_averages_leave_out_zeros_and_duplicates_are_counted(tmp_path: Path):
+    # cat: precision 1/2 (the second is a duplicate), recall 1/2; dog: found; bird: missed, left out of both means.
+    gt = [
+        [obj("cat", 0, 0, 40, 40), obj("dog", 50, 50, 90, 90)],
+        [obj("cat", 0, 0, 9, 9), obj("bird", 5, 5, 90, 90)],
+    ]
+    pred = [
+        [
+            obj("cat", 0, 0, 40, 40),
+            obj("cat", 0, 0, 40, 39),
+            obj("dog", 50, 50, 90, 90),
+            obj("cow", 0, 0, 40, 40),
+        ],
+        [],
+    ]
+    lines = [line(i, g, with_scores(p)) for i, (g, p) in enumerate(zip(gt, pred, strict=True))]
+    metrics = evaluated(lines, tmp_path).metrics
+    for name in ("class_averaged_f1_at_50", "class_averaged_f1_at_95", "class_averaged_f1_50_95"):
+        assert metrics[name] == pytest.approx((1 / 2 + 1) / 2)  # mean precision and mean recall are both 3/4
+    assert metrics["f1_at_95"] == pytest.approx(2 * 2 / (4 + 4))
+    assert metrics["duplicate_rate_mean"] == pytest.approx((1 / 4 + 0) / 2)
+    assert metrics["duplicate_rate_p99"] == pytest.approx(0.25 * 0.99)
