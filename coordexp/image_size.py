@@ -69,12 +69,13 @@ class PixelLimits:
         least = settings.get("min_pixels") or size.get("shortest_edge")
         most = settings.get("max_pixels") or size.get("longest_edge")
         patch, merge = settings.get("patch_size"), settings.get("merge_size")
-        if not all(isinstance(value, int) and value > 0 for value in (least, most, patch, merge)):
+        found = [value for value in (least, most, patch, merge) if isinstance(value, int) and value > 0]
+        if len(found) < 4:
             raise ConfigError(
                 f"{where}: expected size.shortest_edge, size.longest_edge, patch_size and merge_size of a Qwen-VL "
                 f"image processor, found {size}, {patch} and {merge}"
             )
-        return cls(least, most, patch * merge)
+        return cls(found[0], found[1], found[2] * found[3])
 
     def within(self, *, min_pixels: int | None = None, max_pixels: int | None = None) -> PixelLimits:
         """These limits with others in their place; None keeps one."""

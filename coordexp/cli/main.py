@@ -8,6 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 from coordexp import __version__
 from coordexp.errors import EXIT_FAILURE, CoordExpError
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        exit_code = _module(args.command).run(args)
+        exit_code: int = _module(args.command).run(args)
         sys.stdout.flush()
         return exit_code
     except CoordExpError as error:
@@ -72,7 +73,7 @@ def _reader_has_gone() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def _module(command: str):
+def _module(command: str) -> ModuleType:
     return importlib.import_module(f"coordexp.cli.{COMMANDS[command]}.{command.replace('-', '_')}_cmd")
 
 
