@@ -12,7 +12,7 @@ from coordexp.files import write_json
 
 
 @dataclass(frozen=True)
-class Finding:
+class AuditLine:
     """passed: None when the question could not be put, with the reason in `detail`."""
 
     area: str
@@ -29,20 +29,20 @@ class DifferenceError(CoordExpError):
     """The first difference that a check found."""
 
 
-def ask(area: str, question: str, check: Callable[[], str]) -> Finding:
+def ask(area: str, question: str, check: Callable[[], str]) -> AuditLine:
     """Run a check: it returns what it looked at, or raises `DifferenceError` with the first difference."""
     try:
-        return Finding(area, question, True, check())
+        return AuditLine(area, question, True, check())
     except DifferenceError as difference:
-        return Finding(area, question, False, str(difference))
+        return AuditLine(area, question, False, str(difference))
 
 
-def skip(area: str, question: str, why: str) -> Finding:
+def skip(area: str, question: str, why: str) -> AuditLine:
     """A question that could not be put."""
-    return Finding(area, question, None, why)
+    return AuditLine(area, question, None, why)
 
 
-def print_findings(findings: Sequence[Finding], console: Any) -> None:
+def print_findings(findings: Sequence[AuditLine], console: Any) -> None:
     """The table on a rich console."""
     from rich.table import Table
 
@@ -53,7 +53,7 @@ def print_findings(findings: Sequence[Finding], console: Any) -> None:
     console.print(table)
 
 
-def write_findings(path: Path, findings: Sequence[Finding], about: dict[str, Any]) -> None:
+def write_findings(path: Path, findings: Sequence[AuditLine], about: dict[str, Any]) -> None:
     """The same as JSON: `passed` is true when no question failed."""
     passed = all(one.passed is not False for one in findings)
     write_json(path, {**about, "passed": passed, "findings": [asdict(one) for one in findings]})

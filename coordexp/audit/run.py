@@ -15,7 +15,7 @@ from torch import nn
 from coordexp.audit import answers, token_flow
 from coordexp.audit.answers import Answered
 from coordexp.audit.equations import check_equations
-from coordexp.audit.findings import DifferenceError, Finding, ask, skip
+from coordexp.audit.findings import AuditLine, DifferenceError, ask, skip
 from coordexp.audit.subject import ShortRun, Subject
 from coordexp.codec.records import order_objects
 from coordexp.config import load_run_config
@@ -80,7 +80,7 @@ class Audit:
     def answered(self) -> Answered:
         return self._infer("hf", self.checkpoint)
 
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[AuditLine]:
         """One per question."""
         found = self._flow("recipe", self.run)
         if self.options.other_packing:
@@ -114,13 +114,13 @@ class Audit:
         found.append(ask("weights", "checkpoint = plain transformers", self._reloaded))
         return found
 
-    def _flow(self, name: str, run: ShortRun) -> list[Finding]:
+    def _flow(self, name: str, run: ShortRun) -> list[AuditLine]:
         return [
             ask("order", name, lambda: token_flow.check_order(run, self.subject, self.layout)),
             ask("targets", name, lambda: token_flow.check_targets(run, self.subject, self.layout)),
         ]
 
-    def _other_packing(self, name: str) -> list[Finding]:
+    def _other_packing(self, name: str) -> list[AuditLine]:
         """The recipe with packing switched, where its settings allow that."""
         is_stage1, value = self.variant == "stage1_coord", str(not self._has_packing).lower()
         extra = ["--set", f"{'training' if is_stage1 else 'rollout_matching'}.packing={value}"]
@@ -136,14 +136,14 @@ class Audit:
         tokens = self.options.max_new_tokens
         return Answered.by(backend, model, self.subject.data, output, max_new_tokens=tokens)
 
-    def _training_inputs(self) -> list[Finding]:
+    def _training_inputs(self) -> list[AuditLine]:
         checks = {"prompts": answers.check_training_prompts, "pixels": answers.check_training_pixels}
         return [
             ask(area, "training = infer", partial(check, self.run, self.subject, self.answered, self.layout))
             for area, check in checks.items()
         ]
 
-    def _rollouts(self) -> list[Finding]:
+    def _rollouts(self) -> list[AuditLine]:
         if not any(plan["answers"] for plan in self.run.plans):
             return [skip("rollouts", "prompts and weights", "the recipe's first steps have no rollouts")]
         return [
@@ -182,7 +182,7 @@ class Audit:
             for sample_id, request in zip(ids, requests, strict=True)
         }
 
-    def _backend(self, backend: str) -> list[Finding]:
+    def _backend(self, backend: str) -> list[AuditLine]:
         other = self._infer(backend, self.checkpoint)
         return [
             ask(

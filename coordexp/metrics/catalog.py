@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from coordexp.errors import ContractError
 from coordexp.metrics import keys_rollout, keys_run, keys_stage1, keys_stage2, keys_tokens
-from coordexp.metrics.spec import Kind, MetricSpec, Reduce, Section
+from coordexp.metrics.spec import KeySection, Kind, MetricSpec, Reduce
 
 __all__ = [
     "EVAL_PREFIX",
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 EVAL_PREFIX = "eval_"
 STRICT_ENV = "COORDEXP_STRICT_METRICS"
 
-SECTIONS: tuple[Section, ...] = (
+SECTIONS: tuple[KeySection, ...] = (
     *keys_stage1.SECTIONS,
     *keys_tokens.SECTIONS,
     *keys_stage2.SECTIONS,
@@ -49,7 +49,7 @@ SECTIONS: tuple[Section, ...] = (
 )
 
 
-def _collect(sections: Iterable[Section]) -> dict[str, MetricSpec]:
+def _collect(sections: Iterable[KeySection]) -> dict[str, MetricSpec]:
     collected: dict[str, MetricSpec] = {}
     for section in sections:
         for spec in section:

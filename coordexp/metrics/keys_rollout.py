@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from coordexp.metrics.spec import Better, Kind, Reduce, Section
+from coordexp.metrics.spec import Better, KeySection, Kind, Reduce
 
 WITH_ROLLOUT = "steps with a rollout"
 EVAL_ONLY = "rollout evaluation only (as `eval_rollout/...`)"
 DESC_ON = "with `rollout_matching.desc_monitor.enabled: true`"
 
-TIME = Section("Rollout timing (`time/*`)", "Wall-clock seconds; absent, not 0, on steps without a rollout.")
+TIME = KeySection(
+    "Rollout timing (`time/*`)", "Wall-clock seconds; absent, not 0, on steps without a rollout."
+)
 TIME_ROLLOUT_GENERATE = TIME.define(
     "time/rollout_generate_s", Kind.SECONDS, "Generating the rollouts of a step.", unit="s", when=WITH_ROLLOUT
 )
@@ -23,7 +25,7 @@ TIME_ROLLOUT_TEACHER_ENCODE = TIME.define(
     when=WITH_ROLLOUT,
 )
 
-ROLLOUT = Section(
+ROLLOUT = KeySection(
     "Rollouts (`rollout/*`)",
     "Numbers of the model's own answers. Absent, not 0, on steps without a rollout. Evaluation reports "
     "them over the "
@@ -394,7 +396,7 @@ TRAIN_LEN_MEAN, TRAIN_LEN_P90 = _length("train", "the training target")
 APPEND_LEN_MEAN, APPEND_LEN_P90 = _length("append", "the appended tail")
 ENCODED_LEN_MEAN, ENCODED_LEN_P90 = _length("encoded", "the whole encoded sample")
 
-PACKING = Section("Post-rollout packing (`packing/*`)")
+PACKING = KeySection("Post-rollout packing (`packing/*`)")
 PACKING_FILL = PACKING.define(
     "packing/post_rollout_fill",
     Kind.GAUGE,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from coordexp.metrics.spec import Better, Kind, Reduce, Section
+from coordexp.metrics.spec import Better, KeySection, Kind, Reduce
 
-HEALTH = Section("Health (`health/*`)", "Events that should not happen; absent while they do not.")
+HEALTH = KeySection("Health (`health/*`)", "Events that should not happen; absent while they do not.")
 NONFINITE_METRICS_TOTAL = HEALTH.define(
     "health/nonfinite_metrics_total",
     Kind.COUNTER,
@@ -37,7 +37,7 @@ TOKEN_TYPES_SKIPPED_TOTAL = HEALTH.define(
     better="lower",
 )
 
-FRAMEWORK = Section(
+FRAMEWORK = KeySection(
     "Logged by ms-swift and the HF Trainer",
     "Reduced by them, not by CoordExp; listed so that every key of a log can be looked up.",
 )

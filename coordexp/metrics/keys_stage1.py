@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from coordexp.metrics.spec import Better, Kind, Reduce, Section
+from coordexp.metrics.spec import Better, KeySection, Kind, Reduce
 
 COORD_STEPS = "steps with at least one supervised coordinate token"
 TEXT_STEPS = "steps with at least one supervised non-coordinate token"
 PACKED = "packed runs only"
 IF_ENABLED = "In the loss only with `custom.coord_soft_ce_w1.enabled: true`, a diagnostic otherwise."
 
-BASE_CE = Section(
+BASE_CE = KeySection(
     "Base cross-entropy (`base_ce/*`)",
     "The language-model term of stage 1: full-vocabulary cross-entropy on supervised targets that are not "
     "coordinate tokens.",
@@ -49,7 +49,7 @@ BASE_CE_LOSS_PER_SAMPLE = BASE_CE.define(
     better="lower",
 )
 
-COORD_DIAG = Section(
+COORD_DIAG = KeySection(
     "Coordinate loss and monitors (`coord_diag/*`)",
     "At rows whose target is a coordinate token: z are the logits, C the 1000 coordinate ids in bin order, "
     "T the "
@@ -201,7 +201,7 @@ COORD_DIAG_LOSS_PER_SAMPLE = COORD_DIAG.define(
     better="lower",
 )
 
-COORD_ALIAS = Section(
+COORD_ALIAS = KeySection(
     "Earlier names (`coord_softce_w1/*`)",
     "The same five numbers as under `coord_diag/`, for readers of older logs.",
 )
@@ -219,7 +219,7 @@ COORD_SOFTCE_W1_ALIASES: dict[str, str] = {
 }
 """`coord_diag/x` -> `coord_softce_w1/x`."""
 
-STEP_HELPERS = Section("Packing, samples and accumulation")
+STEP_HELPERS = KeySection("Packing, samples and accumulation")
 STAGE1_TOTAL_LOSS_PER_SAMPLE_EST = STEP_HELPERS.define(
     "stage1/total_loss_per_sample_est",
     Kind.GAUGE,

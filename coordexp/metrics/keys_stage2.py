@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coordexp.metrics.spec import Better, Kind, Section
+from coordexp.metrics.spec import Better, KeySection, Kind
 
 TOKEN_ATOMS = {
     "struct_ce": "cross-entropy on JSON structure (and `<|im_end|>`) tokens",
@@ -33,7 +33,7 @@ PROVENANCES: dict[str, tuple[str, dict[str, str]]] = {
 ATOM_UNITS = {"bbox_smoothl1": "1", "bbox_ciou": "1", "coord_w1": "1", "coord_el1": "1", "coord_ehuber": "1"}
 ATOM_OVER = {"bbox_smoothl1": "box coordinates", "bbox_ciou": "boxes", "text_gate": "weighted text tokens"}
 
-LOSS = Section(
+LOSS = KeySection(
     "Stage-2 objective atoms (`loss/*`)",
     "Each is a term after all weights, so the atoms of a step sum to its loss. Emitted only where the "
     "effective weight is not 0.",
@@ -81,7 +81,7 @@ DIAGNOSTICS: dict[str, tuple[Kind, str, Better | None, str]] = {
         "Mean probability inside the coordinate vocabulary",
     ),
 }
-COORD_DIAG_STAGE2 = Section(
+COORD_DIAG_STAGE2 = KeySection(
     "Stage-2 coordinate diagnostics (`coord_diag/<provenance>/*`)",
     "Monitors of the coordinate distribution at true coordinate slots; never in the loss. Present when the "
     "`coord_diag` "
@@ -107,7 +107,7 @@ def coord_diagnostic(provenance: str, name: str) -> str:
     return COORD_DIAG_STAGE2.specs[f"coord_diag/{provenance}/{name}"].key
 
 
-SCHEDULE = Section("Channel schedule and channel-B health (`stage2/*`, `stage2_ab/*`)")
+SCHEDULE = KeySection("Channel schedule and channel-B health (`stage2/*`, `stage2_ab/*`)")
 B_STEPS = "stage-2 channel-B steps"
 STAGE2_CHANNEL_B = SCHEDULE.define(
     "stage2/channel_b",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from coordexp.metrics.spec import Kind, Section
+from coordexp.metrics.spec import KeySection, Kind
 
 TYPES_ON = "with `custom.token_type_metrics.enabled: true`, when that kind of token is supervised"
 TOP5_ON = TYPES_ON + ", and log_top5 on"
 
-TOKEN_TYPES = Section(
+TOKEN_TYPES = KeySection(
     "Token accuracy and token types",
     "Top-1 and top-5 accuracy on supervised rows, split by the type of the true token: `desc` (inside a "
     "description), `coord` (a coordinate token), `format` (all other structure). Switches: "
@@ -78,7 +78,7 @@ DESC_TOKEN_ACC_TOP5 = _acc("desc", True)
 FORMAT_TOKEN_ACC_TOP5 = _acc("format", True)
 COORD_TOKEN_ACC_TOP5 = _acc("coord", True)
 
-COORD_MONITOR = Section(
+COORD_MONITOR = KeySection(
     "Coordinate vocabulary, both ways (`coord_monitor/*`)",
     "Two opposite failures: a coordinate slot answered with text, and a text slot answered with a "
     "coordinate token. "

@@ -87,7 +87,7 @@ DEFAULT_REDUCE = {
 DEFAULT_BETTER: dict[Kind, Better] = {Kind.LOSS: "lower", Kind.SECONDS: "lower"}
 
 
-class Section:
+class KeySection:
     """A titled group of keys, in the order in which the reference shows them."""
 
     def __init__(self, title: str, intro: str = "") -> None:

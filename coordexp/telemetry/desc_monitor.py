@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from coordexp.codec.descs import folded_desc
-from coordexp.config.schema.rollout import DescMonitor as DescMonitorSettings
+from coordexp.config.schema.rollout import DescMonitorSettings
 from coordexp.metrics import keys_rollout as keys
 
 logger = logging.getLogger(__name__)

@@ -29,7 +29,7 @@ class Advice:
 
 
 @dataclass(frozen=True)
-class Rule:
+class HealthRule:
     """When the number of a key is bad, and what to do about it.
 
     above: whether values above `threshold` are bad, or those below.  meaning, action: halves of the sentence.
@@ -64,8 +64,8 @@ class Rule:
         )
 
 
-RULES: tuple[Rule, ...] = (
-    Rule(
+RULES: tuple[HealthRule, ...] = (
+    HealthRule(
         "truncated",
         keys_rollout.PARSE_TRUNCATED_RATE,
         0.5,
@@ -74,7 +74,7 @@ RULES: tuple[Rule, ...] = (
         action="raise rollout_matching.max_new_tokens; if their texts repeat (look at a monitor dump), enable "
         "rollout_matching.repeat_terminate",
     ),
-    Rule(
+    HealthRule(
         "parse_drop",
         keys_rollout.PARSE_OBJ_DROP_FRAC,
         0.2,
@@ -83,7 +83,7 @@ RULES: tuple[Rule, ...] = (
         action="see stage2_ab/channel_b/strict_drop/reason/* for why; start from a longer stage-1 run, lower "
         "decoding.temperature, or raise token_ce's rollout_drop_invalid_struct_ce_multiplier",
     ),
-    Rule(
+    HealthRule(
         "no_prediction",
         keys_rollout.SAMPLE_VALID_PRED_RATE,
         0.5,
@@ -92,7 +92,7 @@ RULES: tuple[Rule, ...] = (
         action="check that the stage-1 checkpoint writes the format (coordexp infer), and that prompt and "
         "custom.object_field_order are those it was trained with",
     ),
-    Rule(
+    HealthRule(
         "excluded",
         keys_rollout.EXCLUDED_RATE,
         0.0,
@@ -101,7 +101,7 @@ RULES: tuple[Rule, ...] = (
         action="these rollouts have text before the container, or a prefix that cannot be continued: look at a monitor "
         "dump, and check the chat template",
     ),
-    Rule(
+    HealthRule(
         "closure_drop",
         keys_stage2.CLOSURE_N_DROP,
         0,
@@ -109,7 +109,7 @@ RULES: tuple[Rule, ...] = (
         meaning="samples are left out because the end of their target cannot be located",
         action="a monitor dump names the reason; check the tokenizer's normalizer and the descriptions of the records",
     ),
-    Rule(
+    HealthRule(
         "gating",
         keys_rollout.GATING_REJECTION_RATE,
         0.9,
@@ -119,7 +119,7 @@ RULES: tuple[Rule, ...] = (
         "rollout_matching.matching.maskiou_gate",
         only_below=(keys_rollout.RECALL, 0.5),
     ),
-    Rule(
+    HealthRule(
         "coco_failed",
         keys_rollout.COCO_EVAL_OK,
         0.5,
@@ -127,7 +127,7 @@ RULES: tuple[Rule, ...] = (
         meaning="the COCO evaluation failed, so mAP is reported as 0",
         action="the log has the reason; do not choose a checkpoint by mAP until it is gone",
     ),
-    Rule(
+    HealthRule(
         "nonfinite_metric",
         keys_run.NONFINITE_METRICS_TOTAL,
         0,
@@ -135,7 +135,7 @@ RULES: tuple[Rule, ...] = (
         meaning="numbers were NaN or infinite and left out of the log",
         action="the console names their keys; lower the learning rate, check max_grad_norm and the precision (fp16)",
     ),
-    Rule(
+    HealthRule(
         "nonfinite_loss",
         keys_run.NONFINITE_LOSS_TOTAL,
         0,
@@ -143,7 +143,7 @@ RULES: tuple[Rule, ...] = (
         meaning="optimizer steps were skipped because the loss was not finite",
         action="lower the learning rate; look at the samples the console names",
     ),
-    Rule(
+    HealthRule(
         "samples_replaced",
         keys_run.SAMPLES_REPLACED_TOTAL,
         0,

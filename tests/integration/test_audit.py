@@ -12,7 +12,7 @@ import yaml
 from support.processes import PLUGIN, ROOT, run_coordexp
 from support.stage2 import two_channel
 
-from coordexp.audit.findings import Finding
+from coordexp.audit.findings import AuditLine
 from coordexp.audit.run import Audit, Options
 from coordexp.audit.subject import load_subject
 
@@ -43,12 +43,12 @@ def run_file(folder: Path, model: Path, *, plugins: Sequence[Path] = (), **setti
     return path
 
 
-def findings(run: Path, data: Path, work: Path) -> list[Finding]:
+def findings(run: Path, data: Path, work: Path) -> list[AuditLine]:
     subject = load_subject(run, data, samples=4, overrides=(), work=work)
     return Audit(subject, Options(other_packing=False, max_new_tokens=24)).findings()
 
 
-def failed(found: Sequence[Finding]) -> dict[tuple[str, str], str]:
+def failed(found: Sequence[AuditLine]) -> dict[tuple[str, str], str]:
     return {(one.area, one.question): one.detail for one in found if one.passed is False}
 
 

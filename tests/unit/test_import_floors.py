@@ -115,6 +115,16 @@ def test_no_folder_holds_more_than_15_files():
     assert {str(folder): count for folder, count in counts.items() if count > 15} == {}
 
 
+def test_no_two_classes_share_a_name():
+    names = Counter(
+        node.name
+        for path in SOURCES
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_torch_free_rooms_import_without_torch():
     blocked = "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; "
     code = blocked + "; ".join(f"import {name}" for name in TORCH_FREE)

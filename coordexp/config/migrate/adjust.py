@@ -8,7 +8,7 @@ from coordexp.config.checks.problems import as_yaml
 from coordexp.config.checks.removed import REMOVED_VARIANTS
 from coordexp.config.checks.validation import models_in
 from coordexp.config.migrate.convert import Migration
-from coordexp.config.migrate.notes import Kind
+from coordexp.config.migrate.notes import NoteKind
 from coordexp.config.run.load import LaunchSections
 from coordexp.config.schema.custom import VARIANT_ALIASES, VARIANTS
 from coordexp.config.schema.prompt import DEFAULT_PROMPT
@@ -50,11 +50,11 @@ def _variant(migration: Migration) -> None:
     if current not in VARIANTS:
         migration.drop("custom.trainer_variant")
         migration.note(
-            Kind.LOST, "custom.trainer_variant", f"there is no {name} here, only {', '.join(VARIANTS)}."
+            NoteKind.LOST, "custom.trainer_variant", f"there is no {name} here, only {', '.join(VARIANTS)}."
         )
     elif current != name:
         migration.put("custom.trainer_variant", current)
-        migration.note(Kind.CHANGED, "custom.trainer_variant", f"{name} is called {current}.")
+        migration.note(NoteKind.CHANGED, "custom.trainer_variant", f"{name} is called {current}.")
 
 
 def _strategies(migration: Migration) -> None:
@@ -69,10 +69,12 @@ def _debug(migration: Migration) -> None:
     enabled = asked.pop("enabled", None) is True
     for name, value in asked.items():
         if not enabled:
-            migration.note(Kind.DROPPED, f"debug.{name}", "had no effect there without debug.enabled: true.")
+            migration.note(
+                NoteKind.DROPPED, f"debug.{name}", "had no effect there without debug.enabled: true."
+            )
         elif name == "output_dir":
             migration.put("training.output_dir", value)
-            migration.note(Kind.RENAMED, "debug.output_dir", "now training.output_dir")
+            migration.note(NoteKind.RENAMED, "debug.output_dir", "now training.output_dir")
         elif value is not None:
             migration.put(f"debug.{name}", value)
     if enabled:
@@ -84,12 +86,12 @@ def _packing(migration: Migration) -> None:
         packing = migration.drop("training.packing")
         if packing is not None:
             migration.put("rollout_matching.packing", packing)
-            migration.note(Kind.RENAMED, "training.packing", "now rollout_matching.packing")
+            migration.note(NoteKind.RENAMED, "training.packing", "now rollout_matching.packing")
     useless = migration.is_stage2 or not migration.get("training.packing")
     if useless and migration.has("training.eval_packing"):
         migration.drop("training.eval_packing")
         why = "stage 2 evaluates by rollouts" if migration.is_stage2 else "the run does not pack"
-        migration.note(Kind.DROPPED, "training.eval_packing", f"{why}.")
+        migration.note(NoteKind.DROPPED, "training.eval_packing", f"{why}.")
 
 
 def _effective_batch(migration: Migration) -> None:
@@ -102,7 +104,7 @@ def _effective_batch(migration: Migration) -> None:
     rounded = -(-size // each) * each
     migration.put("training.effective_batch_size", rounded)
     migration.note(
-        Kind.CHANGED,
+        NoteKind.CHANGED,
         "training.effective_batch_size",
         f"{size} is no multiple of per_device_train_batch_size = {each}; there accumulation is rounded up, which makes "
         f"{rounded} on one process.",
@@ -113,7 +115,7 @@ def _optimizer(migration: Migration) -> None:
     if migration.get("training.optimizer") == "multimodal_coord_offset":
         migration.put("training.optimizer", "multimodal")
         migration.note(
-            Kind.CHANGED,
+            NoteKind.CHANGED,
             "training.optimizer",
             "multimodal; the offsets of custom.coord_offset get their rates under every optimizer.",
         )
@@ -126,7 +128,7 @@ def _optimizer(migration: Migration) -> None:
     ):
         migration.drop(f"{offset}.head_lr")
         migration.note(
-            Kind.DROPPED, f"{offset}.head_lr", "with tie_head: true there is one table, with embed_lr."
+            NoteKind.DROPPED, f"{offset}.head_lr", "with tie_head: true there is one table, with embed_lr."
         )
 
 
@@ -138,7 +140,7 @@ def _best_metric(migration: Migration) -> None:
     if migration.is_stage2 and not bare.startswith("rollout/"):
         migration.drop("training.metric_for_best_model")
         migration.note(
-            Kind.CHANGED,
+            NoteKind.CHANGED,
             "training.metric_for_best_model",
             f"{name} is no number of evaluation by rollouts; the best checkpoint is that of the greatest rollout/f1.",
         )
@@ -147,7 +149,7 @@ def _best_metric(migration: Migration) -> None:
 def _prompt(migration: Migration) -> None:
     if not migration.has("custom.prompt"):
         migration.note(
-            Kind.LOOK,
+            NoteKind.LOOK,
             "custom.prompt",
             f"the research code asks with a text of its own, which is in none of the files; ours asks "
             f"{as_yaml(DEFAULT_PROMPT)}. Put the text there that the checkpoint was trained with.",
@@ -157,43 +159,47 @@ def _prompt(migration: Migration) -> None:
 def _stage1(migration: Migration) -> None:
     for section in ("rollout_matching", "stage2_ab"):
         if migration.drop(section) is not None:
-            migration.note(Kind.DROPPED, section, "stage 1 reads nothing of it.")
+            migration.note(NoteKind.DROPPED, section, "stage 1 reads nothing of it.")
 
 
 def _stage2(migration: Migration) -> None:
     if migration.drop("custom.coord_soft_ce_w1") is not None:
-        migration.note(Kind.DROPPED, "custom.coord_soft_ce_w1", "the objective of stage 2 is its pipeline.")
+        migration.note(
+            NoteKind.DROPPED, "custom.coord_soft_ce_w1", "the objective of stage 2 is its pipeline."
+        )
     if migration.variant == "stage2_rollout_aligned":
         useless = ["stage2_ab"]
     else:
         useless = ["rollout_matching.pipeline", "rollout_matching.coord_decode_mode"]
     for path in useless:
         if migration.drop(path) is not None:
-            migration.note(Kind.DROPPED, path, f"{migration.variant} reads nothing of it.")
+            migration.note(NoteKind.DROPPED, path, f"{migration.variant} reads nothing of it.")
 
 
 def _engine(migration: Migration) -> None:
     vllm = "rollout_matching.vllm"
     if migration.get("rollout_matching.backend") == "hf":
         if migration.drop(vllm) is not None:
-            migration.note(Kind.DROPPED, vllm, "backend: hf has no vLLM engine.")
+            migration.note(NoteKind.DROPPED, vllm, "backend: hf has no vLLM engine.")
         return
     if migration.get(f"{vllm}.mode") != "server":
         if migration.drop(f"{vllm}.server") is not None:
-            migration.note(Kind.DROPPED, f"{vllm}.server", "the engine runs inside the training processes.")
+            migration.note(
+                NoteKind.DROPPED, f"{vllm}.server", "the engine runs inside the training processes."
+            )
         return
     for name in ("sleep_level", "tensor_parallel_size"):
         if migration.has(f"{vllm}.{name}"):
             migration.drop(f"{vllm}.{name}")
-            migration.note(Kind.DROPPED, f"{vllm}.{name}", "a server has one device, and never sleeps.")
+            migration.note(NoteKind.DROPPED, f"{vllm}.{name}", "a server has one device, and never sleeps.")
     moved = {name: flag for name, flag in FLAGS_OF_THE_SERVER.items() if migration.has(f"{vllm}.{name}")}
     for name, flag in moved.items():
         value = migration.drop(f"{vllm}.{name}")
         migration.note(
-            Kind.CHANGED, f"{vllm}.{name}", f"{as_yaml(value)} is for `coordexp rollout-server {flag}`."
+            NoteKind.CHANGED, f"{vllm}.{name}", f"{as_yaml(value)} is for `coordexp rollout-server {flag}`."
         )
     migration.note(
-        Kind.LOOK,
+        NoteKind.LOOK,
         f"{vllm}.server",
         "start the servers with `coordexp rollout-server` (runbooks/vllm_server.md); those of ms-swift are not "
         "understood. There prefixes are cached: --engine-args '{\"enable_prefix_caching\": true}'.",
@@ -207,7 +213,7 @@ def _write_defaults(migration: Migration) -> None:
         if migration.has(path) or theirs == ours:
             continue
         migration.put(path, theirs)
-        migration.note(Kind.DEFAULT, path, f"{as_yaml(theirs)}; ours is {as_yaml(ours)}.")
+        migration.note(NoteKind.DEFAULT, path, f"{as_yaml(theirs)}; ours is {as_yaml(ours)}.")
 
 
 def _silent_defaults(migration: Migration) -> dict[str, Any]:

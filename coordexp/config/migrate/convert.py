@@ -20,7 +20,7 @@ from coordexp.config.checks.problems import (
 from coordexp.config.checks.research import Rule, rule_of
 from coordexp.config.checks.validation import known_keys
 from coordexp.config.checks.yaml_tree import Tree
-from coordexp.config.migrate.notes import Kind, Note
+from coordexp.config.migrate.notes import Note, NoteKind
 from coordexp.config.migrate.prompts import PROMPT_VARIANTS
 from coordexp.config.run.draft import FLAT_MARKS, SWIFT_SECTIONS
 from coordexp.config.run.load import LaunchSections
@@ -54,13 +54,13 @@ class Migration:
     @property
     def lost(self) -> list[Note]:
         """What the experiment would miss here."""
-        return [note for note in self.notes if note.kind is Kind.LOST]
+        return [note for note in self.notes if note.kind is NoteKind.LOST]
 
     @property
     def summary(self) -> str:
         """How many notes of each kind."""
         counts = Counter(note.kind for note in self.notes)
-        parts = [f"{counts[kind]} {kind.word}" for kind in Kind if counts[kind]]
+        parts = [f"{counts[kind]} {kind.word}" for kind in NoteKind if counts[kind]]
         return ", ".join(parts) if parts else "every key is the same"
 
     def get(self, path: str) -> Any:
@@ -88,7 +88,7 @@ class Migration:
         self.out = self.out.without([tuple(path.split("."))])
         return value
 
-    def note(self, kind: Kind, path: str, text: str) -> None:
+    def note(self, kind: NoteKind, path: str, text: str) -> None:
         """Say something about a key of the source, or about a key of ours."""
         parts: KeyPath = tuple(path.split("."))
         place = self.source.place(parts) if _holds(self.source.data, parts) else None
@@ -142,7 +142,7 @@ def _take_swift(migration: Migration, path: KeyPath, value: Any) -> None:
     elif name in swift_arguments.RENAMED:
         new = f"{path[0]}.{swift_arguments.RENAMED[name]}"
         migration.put(new, value)
-        migration.note(Kind.RENAMED, text, f"now {new}")
+        migration.note(NoteKind.RENAMED, text, f"now {new}")
     else:
         _unknown(migration, path, swift_arguments.nearest(name))
 
@@ -170,9 +170,9 @@ def _apply(migration: Migration, rule: Rule, path: str, value: Any) -> None:
     if path == "custom.augmentation.enabled" and value is False:
         asks_for_nothing = True
     if rule.fate == "lost" and not asks_for_nothing and not _is_switched_off(migration.source, path):
-        migration.note(Kind.LOST, path, f"{rule.why}.")
+        migration.note(NoteKind.LOST, path, f"{rule.why}.")
     elif rule.fate in ("lost", "dropped"):
-        migration.note(Kind.DROPPED, path, f"{rule.why}.")
+        migration.note(NoteKind.DROPPED, path, f"{rule.why}.")
     elif path.startswith("debug."):
         migration.debug[path.removeprefix("debug.")] = value
     else:
@@ -192,7 +192,7 @@ def _is_switched_off(source: Tree, path: str) -> bool:
 def _carry(migration: Migration, old: str, new: str, value: Any) -> None:
     further = rule_of(new) if new != old else None
     if further is not None and further.fate != "kept":  # `custom.extra.rollout_matching.rollout_backend`
-        migration.note(Kind.RENAMED, old, f"now {new}")
+        migration.note(NoteKind.RENAMED, old, f"now {new}")
         _apply(migration, further, new, value)
         return
     if new == "custom.prompt" and not old.endswith(("user", "user_prompt", "custom.prompt")):
@@ -202,20 +202,20 @@ def _carry(migration: Migration, old: str, new: str, value: Any) -> None:
         value = "segm" if value else "bbox"
     migration.put(new, value)
     if new != old:
-        migration.note(Kind.RENAMED, old, f"now {new}")
+        migration.note(NoteKind.RENAMED, old, f"now {new}")
 
 
 def _put_prompt_variant(migration: Migration, old: str, variant: Any) -> None:
     text = PROMPT_VARIANTS.get(str(variant))
     if text is None:
         migration.note(
-            Kind.LOST, old, f"no prompt of the name {as_yaml(variant)} is known; write custom.prompt."
+            NoteKind.LOST, old, f"no prompt of the name {as_yaml(variant)} is known; write custom.prompt."
         )
         return
     migration.put("custom.prompt", text)
-    migration.note(Kind.RENAMED, old, "now custom.prompt")
+    migration.note(NoteKind.RENAMED, old, "now custom.prompt")
     migration.note(
-        Kind.LOOK,
+        NoteKind.LOOK,
         "custom.prompt",
         f"{variant} is a name; the text behind it is in none of the files. Ours is written out; put the text there "
         "that the checkpoint was trained with.",

@@ -8,7 +8,7 @@ from enum import Enum
 from coordexp.config.checks.problems import Place
 
 
-class Kind(Enum):
+class NoteKind(Enum):
     """Title of a part of the report."""
 
     DEFAULT = "Defaults of the research code that differ from ours, written out"
@@ -30,7 +30,7 @@ class Kind(Enum):
 class Note:
     """path: of the old key, or of the new one where a default is written out.  place: of the old key."""
 
-    kind: Kind
+    kind: NoteKind
     path: str
     text: str
     place: Place | None = None

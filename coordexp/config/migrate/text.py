@@ -9,7 +9,7 @@ import yaml
 
 from coordexp.config.checks.yaml_tree import parse_yaml
 from coordexp.config.migrate.convert import Migration
-from coordexp.config.migrate.notes import Kind
+from coordexp.config.migrate.notes import NoteKind
 from coordexp.config.run.draft import TOP_KEYS
 
 _ORDER = ("ENV", *TOP_KEYS)
@@ -30,12 +30,12 @@ def to_yaml(migration: Migration, source: str, *, with_report: bool = False) -> 
 
 def report(migration: Migration) -> Iterator[str]:
     """Every note, a line each, under the title of its kind; keys dropped for one reason share a line."""
-    for kind in Kind:
+    for kind in NoteKind:
         notes = [note for note in migration.notes if note.kind is kind]
         if not notes:
             continue
         yield f"{kind.value}:"
-        if kind is Kind.DROPPED:
+        if kind is NoteKind.DROPPED:
             for text in dict.fromkeys(note.text for note in notes):
                 yield "  " + ", ".join(note.path for note in notes if note.text == text) + f": {text}"
         else:
@@ -46,7 +46,7 @@ def _with_defaults_marked(migration: Migration, body: str) -> str:
     lines = body.splitlines()
     places = parse_yaml(body, "migrated file").places
     for note in migration.notes:
-        place = places.get(tuple(note.path.split("."))) if note.kind is Kind.DEFAULT else None
+        place = places.get(tuple(note.path.split("."))) if note.kind is NoteKind.DEFAULT else None
         if place is not None and place.line is not None:
             lines[place.line - 1] += "  # default of the research code"
     return "\n".join(lines) + "\n"

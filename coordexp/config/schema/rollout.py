@@ -190,7 +190,7 @@ class MonitorDump(Section):
     out_dir: str | None = Field(default=None, description="null: monitor_dumps in the run directory.")
 
 
-class DescMonitor(Section):
+class DescMonitorSettings(Section):
     """Compare descriptions of matched pairs; metrics only."""
 
     enabled: bool = Field(default=False, description="Use it.")
@@ -285,7 +285,7 @@ class RolloutMatching(Section):
         description="How boxes are decoded for bbox_geo: expectation or straight-through argmax.",
     )
     monitor_dump: MonitorDump = MonitorDump()
-    desc_monitor: DescMonitor = DescMonitor()
+    desc_monitor: DescMonitorSettings = DescMonitorSettings()
     eval_detection: EvalDetection = EvalDetection()
     pipeline: Pipeline | None = Field(default=None, description="Module lists of stage2_rollout_aligned.")
 

@@ -29,7 +29,7 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#00
 """Okabe and Ito's, in turn by class; readers with any colour vision can tell them apart."""
 
 
-class Shape(NamedTuple):
+class DrawnShape(NamedTuple):
     """An object in pixels of its picture.
 
     points: of its outline ("x,y x,y ..."), None for a box.  label_ends: whether the name stands at the right edge of
@@ -59,7 +59,7 @@ class Sample:
     width: int
     height: int
     unit: float
-    shapes: Sequence[Shape]
+    shapes: Sequence[DrawnShape]
     num_hidden: int
     badges: Sequence[str]
 
@@ -124,14 +124,14 @@ def _sample(source: Source, row: int, badges: Sequence[str]) -> Sample | None:
     )
 
 
-def _shape(source: Source, m: int, picture_width: int) -> Shape:
+def _shape(source: Source, m: int, picture_width: int) -> DrawnShape:
     dataset = source.dataset
     category = int(dataset.category_M[m])
     x1, y1, x2, y2 = xywh_to_xyxy(dataset.boxes_xywh_M4[m]).tolist()
     name = dataset.category_names[category] + (" (crowd)" if dataset.crowd_M[m] else "")
     color = COLORS[category % len(COLORS)]
     label_ends = x1 + len(name) * _LETTER_WIDTH * picture_width / _CARD_WIDTH > picture_width
-    return Shape(name, color, x1, y1, x2 - x1, y2 - y1, _points(dataset.segmentations[m]), label_ends)
+    return DrawnShape(name, color, x1, y1, x2 - x1, y2 - y1, _points(dataset.segmentations[m]), label_ends)
 
 
 def _points(segmentation: object) -> str | None:

@@ -28,7 +28,7 @@ class Overview(NamedTuple):
     classes: int
 
 
-class ClassRow(NamedTuple):
+class ClassCounts(NamedTuple):
     """What there is of one class. median_*: of its boxes, in pixels."""
 
     name: str
@@ -62,7 +62,7 @@ def overview(source: Source) -> Overview:
     )
 
 
-def class_rows(source: Source) -> list[ClassRow]:
+def class_rows(source: Source) -> list[ClassCounts]:
     """A row for each class that has objects, the most frequent first. Sizes are those of COCO, by box area."""
     dataset = source.dataset
     names = written_names(dataset)
@@ -79,7 +79,7 @@ def class_rows(source: Source) -> list[ClassRow]:
         small, medium, large = np.bincount(size, minlength=3).tolist()
         width, height = np.median(sides, axis=0).tolist()
         images = len(np.unique(dataset.image_M[chosen]))
-        rows.append(ClassRow(name, len(chosen), images, small, medium, large, width, height))
+        rows.append(ClassCounts(name, len(chosen), images, small, medium, large, width, height))
     return sorted(rows, key=lambda row: (-row.objects, row.name))
 
 

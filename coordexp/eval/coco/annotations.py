@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from coordexp.codec.schema import is_blank
 from coordexp.errors import RecordError
 from coordexp.eval.coco.fields import (
+    EntryPlace,
     Id,
-    Place,
     all_objects,
     check_entries,
     check_unique,
@@ -220,7 +220,7 @@ def read_dataset(value: Any, *, prefix: str = "") -> Dataset:
             f"{prefix}has no {', '.join(missing)}: expected a COCO data set with {', '.join(PARTS)}"
         )
     image_place, place = (
-        Place(prefix + key, check_entries(value[key], prefix + key)) for key in ("images", "annotations")
+        EntryPlace(prefix + key, check_entries(value[key], prefix + key)) for key in ("images", "annotations")
     )
     images, annotations = image_place.entries, place.entries
     category_ids, category_names, categories = read_categories(value["categories"], prefix=prefix)
@@ -267,7 +267,7 @@ def read_categories(
     Raises RecordError naming an entry whose id or name is missing, of the wrong kind or that of another.
     """
     entries = check_entries(value, f"{prefix}categories")
-    place = Place(f"{prefix}categories", entries)
+    place = EntryPlace(f"{prefix}categories", entries)
     ids = read_ids(column(entries, "id"), place, "id", what="the category's id")
     check_unique(ids, place)
     return ids, _category_names(entries, place), entries
@@ -303,7 +303,7 @@ def read_results(
             f"{prefix}is {_kind_of_top_level(value)}: expected a list of results, each with image_id, category_id, "
             "bbox or segmentation, score."
         )
-    place = Place(f"{prefix}preds", value)
+    place = EntryPlace(f"{prefix}preds", value)
     image_M = _references(value, "image_id", dataset.image_ids, place, f"images{of}")
     category_M = _references(value, "category_id", dataset.category_ids, place, f"categories{of}")
     scores = column(value, "score")
@@ -332,13 +332,13 @@ def read_results(
 
 
 def _references(
-    entries: Sequence[Mapping[str, Any]], key: str, known: Sequence[Id], place: Place, kind: str
+    entries: Sequence[Mapping[str, Any]], key: str, known: Sequence[Id], place: EntryPlace, kind: str
 ) -> IntArray:
     ids = read_ids(column(entries, key), place, key, what=f"an id of {kind}")
     return rows_of(ids, known, place, key, kind)
 
 
-def _sizes(images: Sequence[Mapping[str, Any]], place: Place) -> IntArray:
+def _sizes(images: Sequence[Mapping[str, Any]], place: EntryPlace) -> IntArray:
     sizes = []
     for key in ("width", "height"):
         values = column(images, key)
@@ -353,7 +353,7 @@ def _sizes(images: Sequence[Mapping[str, Any]], place: Place) -> IntArray:
 def _boxes_or_around(
     values: Sequence[Any],
     segmentations: Sequence[Any],
-    place: Place,
+    place: EntryPlace,
     sizes_M2: IntArray,
     *,
     iou_type: str = "bbox",
@@ -370,7 +370,7 @@ def _boxes_or_around(
     return boxes
 
 
-def _category_names(categories: Sequence[Mapping[str, Any]], place: Place) -> list[str]:
+def _category_names(categories: Sequence[Mapping[str, Any]], place: EntryPlace) -> list[str]:
     names = read_names(column(categories, "name"), place, "name", "the name of a class")
     seen: dict[str, int] = {}
     for index, name in enumerate(names):

@@ -47,7 +47,7 @@ def shown(value: object) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class EntryPlace:
     """Which list of a file entries come from, for error messages.
 
     name: of the list, such as "annotations".  entries: the list itself, whose `id` is named beside the index.
@@ -96,7 +96,7 @@ def column(entries: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
 
 def read_numbers(
     values: Sequence[Any],
-    place: Place,
+    place: EntryPlace,
     key: str,
     expected: str,
     *,
@@ -119,7 +119,7 @@ def read_numbers(
     return found
 
 
-def read_boxes(values: Sequence[Any], place: Place, key: str = "bbox") -> FloatArray:
+def read_boxes(values: Sequence[Any], place: EntryPlace, key: str = "bbox") -> FloatArray:
     """float64 [M, 4] of a column of x, y, width, height; a row of NaN where it is null, absent or an empty list.
 
     Raises RecordError for anything but 4 finite numbers with width and height of at least 0.
@@ -154,7 +154,7 @@ def present(geometries: list[Any]) -> list[Any]:
     return [None if is_absent(value) else value for value in geometries]
 
 
-def read_flags(values: Sequence[Any], place: Place, key: str) -> NDArray[np.bool_]:
+def read_flags(values: Sequence[Any], place: EntryPlace, key: str) -> NDArray[np.bool_]:
     """bool [M] of a column of yes and no in any spelling; False where it is null or absent."""
     kinds = set(map(type, values))
     if kinds <= {int, bool, type(None)} and set(values) <= {0, 1, None}:
@@ -168,7 +168,7 @@ def read_flags(values: Sequence[Any], place: Place, key: str) -> NDArray[np.bool
     return flags
 
 
-def read_ids(values: Sequence[Any], place: Place, key: str, *, what: str) -> list[Id]:
+def read_ids(values: Sequence[Any], place: EntryPlace, key: str, *, what: str) -> list[Id]:
     """The ids of a column: whole numbers of any size, or text. 3.0 is 3.
 
     what: whose ids, for the message. Raises RecordError for null, absent and anything else.
@@ -186,7 +186,7 @@ def read_ids(values: Sequence[Any], place: Place, key: str, *, what: str) -> lis
     return ids
 
 
-def read_names(values: Sequence[Any], place: Place, key: str, expected: str) -> list[str]:
+def read_names(values: Sequence[Any], place: EntryPlace, key: str, expected: str) -> list[str]:
     """The texts of a column as descriptions: in Unicode's composed form (NFC), without blanks around; "" where absent.
 
     Numbers are read as their digits (classes named 0, 1, 2). Raises RecordError for anything else, and for text that
@@ -200,7 +200,7 @@ def read_names(values: Sequence[Any], place: Place, key: str, expected: str) -> 
     return [unicodedata.normalize("NFC", text).strip() for text in texts]
 
 
-def read_texts(values: Sequence[Any], place: Place, key: str, expected: str) -> list[str]:
+def read_texts(values: Sequence[Any], place: EntryPlace, key: str, expected: str) -> list[str]:
     """The texts of a column as they are; "" where absent. Raises RecordError for anything else, as `read_names`."""
     return [_text(value, index, place, key, expected) for index, value in enumerate(values)]
 
@@ -215,7 +215,9 @@ def id_order(value: Id) -> tuple[bool, int, str]:
     return (True, 0, value) if isinstance(value, str) else (False, value, "")
 
 
-def rows_of(ids: Sequence[Id], known: Sequence[Id], place: Place, key: str, kind: str) -> NDArray[np.int64]:
+def rows_of(
+    ids: Sequence[Id], known: Sequence[Id], place: EntryPlace, key: str, kind: str
+) -> NDArray[np.int64]:
     """int64 [M]: at which row of `known` each id stands.
 
     kind: what `known` is the ids of ("images").  Raises RecordError for the first id that is not there, saying so
@@ -232,7 +234,7 @@ def rows_of(ids: Sequence[Id], known: Sequence[Id], place: Place, key: str, kind
     )
 
 
-def check_unique(ids: Sequence[Id], place: Place) -> None:
+def check_unique(ids: Sequence[Id], place: EntryPlace) -> None:
     """RecordError naming the entry that repeats the id of another."""
     if len(set(ids)) == len(ids):
         return
@@ -254,7 +256,7 @@ def parse_number(value: Any) -> float | None:
     return None if math.isnan(found) else found
 
 
-def _text(value: Any, index: int, place: Place, key: str, expected: str) -> str:
+def _text(value: Any, index: int, place: EntryPlace, key: str, expected: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str) or not is_writable(value):

@@ -20,7 +20,7 @@ REQUESTS_AT_ONCE = 256
 """Handed to the backend in one call, so that not all images are in memory together."""
 
 
-class Question(Protocol):
+class RolloutQuestion(Protocol):
     """A sample that a model can be asked about."""
 
     @property
@@ -31,8 +31,8 @@ class Question(Protocol):
     def images(self) -> tuple[str, ...]: ...
 
 
-Q = TypeVar("Q", bound=Question)
-Q_co = TypeVar("Q_co", bound=Question, covariant=True)
+Q = TypeVar("Q", bound=RolloutQuestion)
+Q_co = TypeVar("Q_co", bound=RolloutQuestion, covariant=True)
 
 
 class Questions(Protocol[Q_co]):
@@ -58,7 +58,7 @@ class RolloutSession:
         self,
         build: Callable[[], PolicyBackend],
         *,
-        first_question: Callable[[], Question],
+        first_question: Callable[[], RolloutQuestion],
         template: Any,
         preflight_timeout_s: float,
         agree: Callable[[int], int],

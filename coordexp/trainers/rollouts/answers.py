@@ -23,7 +23,7 @@ from coordexp.trainers.rollouts.metrics import RolloutOutcome
 
 
 @dataclass(frozen=True)
-class Answer:
+class JudgedAnswer:
     """What the model wrote for one sample, and what it is worth."""
 
     raw: RawSample
@@ -37,7 +37,7 @@ class RolledOut:
     """The rollouts of a rank in one step, with the wall time of each part in seconds."""
 
     outcomes: tuple[RolloutOutcome, ...]
-    answers: tuple[Answer, ...]
+    answers: tuple[JudgedAnswer, ...]
     generate_s: float
     parse_match_s: float
     encode_s: float
@@ -63,7 +63,7 @@ class AnswerJudge:
         self._tokenizer, self._matching = tokenizer, matching
         self._field_order, self._allow_poly = field_order, allow_poly
 
-    def __call__(self, raw: RawSample, rollout: Rollout, *, gate: float | None = None) -> Answer:
+    def __call__(self, raw: RawSample, rollout: Rollout, *, gate: float | None = None) -> JudgedAnswer:
         """gate: in place of `matching.maskiou_gate`."""
         parsed = parse_rollout(
             rollout.response_token_ids,
@@ -80,7 +80,7 @@ class AnswerJudge:
             fp_cost=self._matching.fp_cost,
             fn_cost=self._matching.fn_cost,
         )
-        return Answer(raw, rollout, parsed, match)
+        return JudgedAnswer(raw, rollout, parsed, match)
 
 
 class AnswerTeacher:
@@ -126,7 +126,7 @@ class AnswerTeacher:
             encode_s=time.perf_counter() - judged,
         )
 
-    def _outcome(self, answer: Answer) -> RolloutOutcome:
+    def _outcome(self, answer: JudgedAnswer) -> RolloutOutcome:
         raw = answer.raw
         sample = self._builder.from_rollout(
             raw.prompt_ids,

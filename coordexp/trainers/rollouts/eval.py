@@ -18,7 +18,7 @@ from coordexp.errors import RolloutError
 from coordexp.eval.predictions.image_result import ImageResult
 from coordexp.rollout.session.session import RolloutSession
 from coordexp.telemetry.desc_monitor import DescCounts, DescMonitor
-from coordexp.trainers.rollouts.answers import Answer, AnswerJudge
+from coordexp.trainers.rollouts.answers import AnswerJudge, JudgedAnswer
 from coordexp.trainers.rollouts.eval_metrics import eval_metrics, image_result
 
 
@@ -93,7 +93,7 @@ def _part_of_rank(samples: Sequence[RawSample]) -> _Stretch:
     return _Stretch(samples, start, stop)
 
 
-def matched_descs(answers: Sequence[Answer]) -> list[tuple[str, str]]:
+def matched_descs(answers: Sequence[JudgedAnswer]) -> list[tuple[str, str]]:
     """(predicted, true) descriptions of all matched pairs."""
     return [
         (a.parsed.objects[pred].desc, a.raw.objects[gt].desc) for a in answers for pred, gt in a.match.matched

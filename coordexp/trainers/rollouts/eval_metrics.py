@@ -27,12 +27,12 @@ from coordexp.eval.predictions.confidence import ScoreFailure, mean_logprob
 from coordexp.eval.predictions.image_result import ImageResult, Objects, objects_of
 from coordexp.metrics import keys_rollout as keys
 from coordexp.telemetry.desc_monitor import DescCounts
-from coordexp.trainers.rollouts.answers import Answer
+from coordexp.trainers.rollouts.answers import JudgedAnswer
 
 logger = logging.getLogger(__name__)
 
 
-def image_result(image_id: int, answer: Answer) -> ImageResult:
+def image_result(image_id: int, answer: JudgedAnswer) -> ImageResult:
     """An answer as evaluation takes it.
 
     The score of a prediction is exp of the mean log-probability of its coordinate tokens, and 1 for answers without

@@ -55,7 +55,7 @@ def test_paths_that_do_not_exist_are_warnings_or_errors(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(
         "model: ./weights\ndataset: [train.jsonl]\nexternal_plugins: [coordexp/plugin.py]\n"
-        "custom_trainer_variant: stage1\n"
+        "custom_trainer_variant: stage1\ntuner_type: full\n"
     )
     said = f'model = "./weights" in {file}:1: does not exist.'
     checked = coordexp("config", "check", str(file), cwd=tmp_path)

@@ -14,7 +14,7 @@ from coordexp.config import load_run_config
 from coordexp.config.checks.research import rule_of
 from coordexp.config.checks.yaml_tree import parse_yaml, read_yaml
 from coordexp.config.migrate import Migration, migrate, report, to_yaml
-from coordexp.config.migrate.notes import Kind
+from coordexp.config.migrate.notes import NoteKind
 from coordexp.config.migrate.prompts import COCO_80
 from coordexp.errors import ConfigError
 from coordexp.metrics.best import best_metric_problems
@@ -194,7 +194,7 @@ def test_runs_migrate_without_a_hand_edit(name: str, tmp_path: Path, capsys) -> 
     assert {path: at(data, path) for path in expected} == expected
     assert {path: at(data, path) for path in defaults} == defaults
     written_out = [
-        note.path for note in migrate(read_yaml(FIXTURES / name)).notes if note.kind is Kind.DEFAULT
+        note.path for note in migrate(read_yaml(FIXTURES / name)).notes if note.kind is NoteKind.DEFAULT
     ]
     assert sorted(written_out) == sorted(defaults)
     for path, value in defaults.items():
@@ -310,15 +310,15 @@ def test_limits_of_a_debug_section_that_is_off_had_no_effect() -> None:
 def test_accumulation_is_rounded_up_as_there() -> None:
     migration = migrated("training: {effective_batch_size: 10, per_device_train_batch_size: 4}\n")
     assert migration.get("training.effective_batch_size") == 12
-    (note,) = [note for note in migration.notes if note.kind is Kind.CHANGED]
+    (note,) = [note for note in migration.notes if note.kind is NoteKind.CHANGED]
     assert note.path == "training.effective_batch_size"
 
 
 def test_a_prompt_that_no_file_holds_is_said() -> None:
     assert len(COCO_80.split(", ")) == len(set(COCO_80.split(", "))) == 80
-    (note,) = [note for note in migrated("custom: {train_jsonl: a}\n").notes if note.kind is Kind.LOOK]
+    (note,) = [note for note in migrated("custom: {train_jsonl: a}\n").notes if note.kind is NoteKind.LOOK]
     assert note.path == "custom.prompt"
-    assert not [n for n in migrated("custom: {user_prompt: Go.}\n").notes if n.kind is Kind.LOOK]
+    assert not [n for n in migrated("custom: {user_prompt: Go.}\n").notes if n.kind is NoteKind.LOOK]
 
 
 def test_the_report_names_where_each_key_was_written() -> None:

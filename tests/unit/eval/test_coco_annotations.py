@@ -18,7 +18,7 @@ from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import Dataset, read_dataset, read_results
 from coordexp.eval.coco.evaluate import ENGINES, evaluate_coco
 from coordexp.eval.coco.external import coco_images, load_dataset, load_results
-from coordexp.eval.coco.fields import Place, read_flags, read_numbers
+from coordexp.eval.coco.fields import EntryPlace, read_flags, read_numbers
 
 TRIANGLE = [10.0, 20.0, 60.0, 20.0, 10.0, 90.0]
 
@@ -139,7 +139,7 @@ def test_a_score_that_is_no_number_is_named(value: Any):
     ],
 )
 def test_any_spelling_of_a_flag(spelling: Any, flag: int):
-    place = Place("annotations", [{}, {}])
+    place = EntryPlace("annotations", [{}, {}])
     assert read_flags([spelling, 0], place, "iscrowd").tolist() == [bool(flag), False]
 
 
@@ -349,7 +349,7 @@ json_values = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(json_values, max_size=6))
 def test_a_column_read_at_once_is_the_column_read_one_by_one(values: list[Any]):
-    place = Place("annotations", [{}] * len(values))
+    place = EntryPlace("annotations", [{}] * len(values))
 
     def read(some: list[Any]) -> list[float] | str:
         try:

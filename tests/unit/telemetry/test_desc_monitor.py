@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from coordexp.config.schema.rollout import DescMonitor as DescMonitorSettings
+from coordexp.config.schema.rollout import DescMonitorSettings
 from coordexp.metrics.accumulate import MetricStore
 from coordexp.telemetry import desc_monitor
 from coordexp.telemetry.desc_monitor import DescCounts, DescMonitor

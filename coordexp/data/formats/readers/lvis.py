@@ -23,7 +23,7 @@ from coordexp.data.formats.readers.coco import with_names, with_pictures
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.coco.annotations import Dataset
 from coordexp.eval.coco.external import load_dataset
-from coordexp.eval.coco.fields import Id, Place, is_writable, read_texts, shown
+from coordexp.eval.coco.fields import EntryPlace, Id, is_writable, read_texts, shown
 
 NAMINGS = ("name", "synonyms")
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
@@ -38,7 +38,7 @@ def read_lvis(annotations: Path, options: ImportOptions) -> Source:
     dataset = load_dataset(annotations)
     urls = read_texts(
         [image.get("coco_url") for image in dataset.images],
-        Place(f"{annotations}: images", dataset.images),
+        EntryPlace(f"{annotations}: images", dataset.images),
         "coco_url",
         "the address of a picture",
     )

@@ -27,7 +27,7 @@ from coordexp.metrics.spec import Kind, Reduce
 from coordexp.rollout.types import Rollout
 from coordexp.targets import DroppedSample, TargetBuilder
 from coordexp.telemetry.desc_monitor import DescCounts
-from coordexp.trainers.rollouts.answers import Answer
+from coordexp.trainers.rollouts.answers import JudgedAnswer
 from coordexp.trainers.rollouts.eval_metrics import detection_metrics, eval_metrics, image_result
 from coordexp.trainers.rollouts.metrics import (
     RolloutOutcome,
@@ -314,7 +314,7 @@ NO_AP = RolloutMatching.model_validate({"backend": "hf", "eval_detection": {"ena
 def image_of(found: RolloutOutcome, gts, image_id=0):
     """What evaluation makes of an answer about an image of 1000 x 500 pixels."""
     sample = RawSample("train.jsonl:3", "", (), None, tuple(gts), (), (), 1000, 500)
-    return image_result(image_id, Answer(sample, found.rollout, found.parsed, found.match))
+    return image_result(image_id, JudgedAnswer(sample, found.rollout, found.parsed, found.match))
 
 
 IMAGES = [
