@@ -29,6 +29,9 @@ def saved_steps(folder: Path, strategy: str, settings: dict, *, steps: int = 7) 
         output_dir=str(folder), use_cpu=True, num_train_epochs=1, per_device_train_batch_size=1,
         save_strategy=strategy, save_steps=2, report_to="none", disable_tqdm=True, save_only_model=True,
     )  # fmt: skip
+    args.max_epochs = (
+        None  # ms-swift's flow callback, which replaces the HF Trainer's once imported, asks for it
+    )
     Trainer(Line(), args, train_dataset=rows, callbacks=[SaveSchedule(Training(**settings))]).train()
     return sorted(int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*"))
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from coordexp.codec.schema import BoxObject
 from coordexp.codec.serialize import serialize
-from coordexp.config import parse_sections
+from coordexp.config import Prompt, parse_sections
 from coordexp.head.run import RowsHead
 from coordexp.losses.modules import ForwardKind
 from coordexp.models.self_context import SelfContext
@@ -266,7 +266,8 @@ def test_a_polygon_changes_no_target_and_no_box_loss_of_the_boxes_beside_it(tok,
     ],
 )
 def test_transport_settings_of_a_run_reach_the_rows(tok, matching, taught):
-    settings = RunSettings("stage2_rollout_aligned", parse_sections(rollout_aligned(matching=matching)), {})
+    sections = parse_sections(rollout_aligned(matching=matching))
+    settings = RunSettings("stage2_rollout_aligned", sections, {}, Prompt())
     builder = make_builder(settings, SimpleNamespace(tokenizer=tok, max_length=None), layout(tok, 1000))
     backend = WrittenAnswers(tok, [serialize([NEAR_HILL]) + END], policy_version=1)
     roll_out = teacher(tok, backend)
