@@ -119,6 +119,11 @@ class PixelLimits:
         wide, high = self.fitted(width, height)
         return wide * high // self.factor**2
 
+    def cap_for(self, num_tokens: int) -> int | None:
+        """The largest max_pixels that gives no picture more than so many visual tokens; None where there is none."""
+        cap = num_tokens * self.factor**2
+        return cap if cap >= self.min_pixels else None
+
     def fit(self, picture: Image.Image) -> Image.Image:
         """The picture in the size the model sees."""
         size = self.fitted(*picture.size)

@@ -47,6 +47,9 @@ MAX_ASPECT_RATIO = 200
 """Longer side / shorter side: the processors of the Qwen-VL family raise beyond it."""
 MIN_PIXELS, MAX_PIXELS = 65_536, 16_777_216
 """Pictures of fewer or more pixels are scaled by Qwen3-VL's processor (its `size` as published)."""
+_CLOSING = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
+"""How JPEG and PNG files begin, and what stands at their ends."""
+_TAIL = 4096  # bytes at the end of a file in which that is looked for
 _SIDEWAYS = (5, 6, 7, 8)
 _WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 _PNG_START = 8  # bytes of its signature
@@ -92,6 +95,17 @@ def picture_facts(source: PictureSource) -> PictureFacts:
         if orientation in _SIDEWAYS and not isinstance(stored, TiffImagePlugin.TiffImageFile):
             width, height = height, width
         return PictureFacts(width, height, mode, orientation, _has_alpha(stored), bits)
+
+
+def looks_whole(path: str | os.PathLike[str]) -> bool:
+    """Whether a JPEG or PNG file has its closing marker near its end; True for other formats. Nothing is decoded."""
+    with _failures(os.fspath(path)), open(path, "rb") as stream:
+        start = stream.read(4)
+        closing = next((end for begin, end in _CLOSING.items() if start.startswith(begin)), None)
+        if closing is None:
+            return True
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _TAIL))
+        return closing in stream.read()
 
 
 def upright_rgb(picture: Image.Image, *, name: str = "the picture") -> Image.Image:

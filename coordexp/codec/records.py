@@ -34,7 +34,7 @@ from coordexp.codec.schema import (
     is_blank,
 )
 from coordexp.errors import ConfigError, RecordError
-from coordexp.pictures import check_picture, picture_facts
+from coordexp.pictures import check_picture, looks_whole, open_picture, picture_facts
 
 OBJECT_ORDERINGS = ("sorted", "random")
 
@@ -367,9 +367,9 @@ def _check_poly_points(obj: Mapping[str, Any], kind: str, bins: tuple[int, ...],
 
 
 def check_images(record: Record) -> None:
-    """Every image exists, and the first, which width and height describe, has that size (its header is read).
+    """Every image exists and is whole; the first has the size that width and height say, and one that models take.
 
-    Raises RecordError naming file and line of the record.
+    Headers are read; a file that lacks its end is decoded. Raises RecordError naming file and line of the record.
     """
     where = _Place(record.file, record.line)
     paths = record.image_paths()
@@ -379,6 +379,8 @@ def check_images(record: Record) -> None:
     path = paths[0]
     try:
         facts = picture_facts(path)
+        for cut_off in (other for other in paths if not looks_whole(other)):
+            open_picture(cut_off)
     except RecordError as error:
         where.fail(str(error).removesuffix("."))
     size = facts.width, facts.height

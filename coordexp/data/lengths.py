@@ -29,6 +29,7 @@ from coordexp.data.store.locks import one_at_a_time
 from coordexp.data.store.open import cache_folder
 from coordexp.errors import RecordError
 from coordexp.files import atomic_file
+from coordexp.image_size import PixelLimits
 from coordexp.swift_bridge.lengths import LengthRule, without_limit
 from coordexp.swift_bridge.prompts import encode_sample
 
@@ -65,10 +66,23 @@ def check_lengths(rows: Dataset, template: Any, *, packing_length: int | None = 
     named = "; ".join(_described(rows[index], length) for index, length in list(too_long.items())[:SHOWN])
     more = f" and {len(too_long) - SHOWN} more" if len(too_long) > SHOWN else ""
     to_raise = " and ".join(name for name, length in limits.items() if length < most)
+    cap = _cap(rows, too_long, int(limit or 0), template.pixel_limits)
+    fits = "" if cap is None else f" With max_pixels of {cap} or less all of them fit."
     raise RecordError(
         f"{len(too_long)} of {len(rows)} samples are longer than {limit} tokens: {named}{more}. Raise {to_raise} to "
-        f"{most}, or give these records fewer objects or smaller pictures."
+        f"{most}, or give these records fewer objects or smaller pictures.{fits}"
     )
+
+
+def _cap(rows: Dataset, too_long: Mapping[int, int], limit: int, limits: PixelLimits) -> int | None:
+    """The largest max_pixels by which these samples become no longer than `limit`; None where none does."""
+    caps = []
+    for index, length in too_long.items():
+        record = record_in(rows[index])
+        excess = length - limit
+        left = limits.num_tokens(record.width, record.height) - excess if len(record.images) == 1 else 0
+        caps.append(limits.cap_for(left) or 0)
+    return min(caps) or None
 
 
 def longer_than(rows: Dataset, template: Any, limit: int) -> dict[int, int]:

@@ -21,8 +21,11 @@ from coordexp.eval.predictions.image_result import ImageResult
 from coordexp.eval.predictions.log import PredictionLog
 from coordexp.eval.predictions.predict import predict
 from coordexp.eval.predictions.scored import read_predictions
+from coordexp.files import read_json
+from coordexp.image_size import PixelLimits
 from coordexp.inference.asking import Asking, asking
 from coordexp.inference.fingerprint import file_fingerprint, model_fingerprint
+from coordexp.inference.picture_room import PictureRoom
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.types import RolloutRequest
 
@@ -36,6 +39,7 @@ PROMPT_SETTINGS = {
     "max_pixels": ("max_pixels", "--max-pixels"),
 }
 """Name in `Prompt` -> name in `InferSettings` and flag of the command."""
+_TEMPLATE_TOKENS = 64  # of a prompt beside the question and its images, at most
 _CHUNK_OF_BATCHES = 4  # of backends that keep their batch filled: fewer waits for the slowest answer
 
 
@@ -111,6 +115,7 @@ class Inference:
     records: list[Record]
     asking: Asking
     max_new_tokens: int
+    limits: PixelLimits
 
     @classmethod
     def prepare(cls, model: Path, data: Path, output: Path, settings: InferSettings) -> Inference:
@@ -121,10 +126,24 @@ class Inference:
             raise RecordError(f"{data}: holds no record; expected one JSON object per line.")
         flags = {name: flag for name, (_, flag) in PROMPT_SETTINGS.items()}
         asked = asking(model, settings.given, flags=flags)
-        limit = settings.max_new_tokens or answer_limit(
-            records, load_tokenizer(model), field_order=asked.prompt.object_field_order
+        length = settings.max_model_len or model_length(model)
+        limit = settings.max_new_tokens or min(
+            answer_limit(records, load_tokenizer(model), field_order=asked.prompt.object_field_order),
+            length // 2,
         )
-        return cls(model, data, output, settings, records, asked, max_new_tokens=limit)
+        folder = holder_of(model, "processor_config.json", "preprocessor_config.json")
+        limits = PixelLimits.of_folder(folder).within(
+            min_pixels=asked.prompt.min_pixels, max_pixels=asked.prompt.max_pixels
+        )
+        question = len((asked.prompt.system or "").encode()) + len(asked.prompt.user.encode())
+        room = PictureRoom(
+            limits,
+            length - limit - question - _TEMPLATE_TOKENS,
+            f"the model's length of {length} tokens, with {limit} for the answer,",
+        )
+        for record in records:
+            room.check(record)
+        return cls(model, data, output, settings, records, asked, max_new_tokens=limit, limits=limits)
 
     def opened(self, *, overwrite: bool) -> AbstractContextManager[PredictionLog]:
         """The log of this run, with what an earlier, stopped run has answered already.
@@ -204,7 +223,7 @@ class Inference:
             "media_order": prompt.media_order,
             "template": prompt.template,
             "object_field_order": prompt.object_field_order,
-            "pixels": {"min_pixels": prompt.min_pixels, "max_pixels": prompt.max_pixels},
+            "pixels": {"min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels},
         }
 
     def _notes(self) -> dict[str, Any]:
@@ -262,12 +281,28 @@ def load_tokenizer(model: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    from coordexp.models.merge_offset import base_model
-
-    has_own = (model / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(model if has_own else base_model(model))
+    tokenizer = AutoTokenizer.from_pretrained(holder_of(model, "tokenizer_config.json"))
     CoordVocab.from_tokenizer(tokenizer)
     return tokenizer
+
+
+def holder_of(model: Path, *names: str) -> Path:
+    """The folder that holds one of these files: that of the checkpoint, or of an adapter's base model."""
+    if any((model / name).is_file() for name in names):
+        return model
+    from coordexp.models.merge_offset import base_model, is_adapter
+
+    return Path(base_model(model)) if is_adapter(model) else model
+
+
+def model_length(model: Path) -> int:
+    """The most tokens that a checkpoint takes, by its configuration."""
+    path = holder_of(model, "config.json") / "config.json"
+    config = read_json(path, error=ConfigError)
+    length = config.get("text_config", config).get("max_position_embeddings")
+    if not isinstance(length, int):
+        raise ConfigError(f"{path}: no text_config.max_position_embeddings; is this a Qwen3-VL model?")
+    return length
 
 
 def load_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[RolloutBackend, Any]:

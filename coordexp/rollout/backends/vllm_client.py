@@ -20,7 +20,7 @@ import torch.distributed as dist
 from coordexp.config.api_key import api_key_from
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import ConfigError, CoordExpError, RolloutError
-from coordexp.pictures import file_bytes
+from coordexp.pictures import picture_bytes
 from coordexp.rollout.backend import PolicyBackend
 from coordexp.rollout.checks import (
     batch_name,
@@ -102,6 +102,7 @@ class VllmClientBackend(PolicyBackend):
         self._fold = fold
         self._dtype = dtype
         self._offload = offload
+        self._limits = template.pixel_limits
         self._stop_ids = stop_token_ids(template, model.generation_config.eos_token_id)
         self._announced: int | None = None
         self._served: int | None = None  # None after a push that failed
@@ -281,7 +282,8 @@ class VllmClientBackend(PolicyBackend):
         server = self._servers[(self._rank + index) % len(self._servers)]
         name = name_of(request, index)
         with encoding(self.name, name):
-            images = [base64.b64encode(file_bytes(image)).decode("ascii") for image in request.images]
+            files = [picture_bytes(image, fit=self._limits.fit)[0] for image in request.images]
+        images = [base64.b64encode(file).decode("ascii") for file in files]
         question = {
             "messages": [dict(message) for message in request.messages],
             "images": images,

@@ -1,0 +1,112 @@
+"""The whole way on Qwen's own vocabulary and image sizes: tokens added, both stages, inference. About a minute."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+from support.processes import run_coordexp, run_swift, sft_flags
+from support.stage2 import rollout_aligned
+
+from coordexp.cli.main import main
+from coordexp.data.shapes import PRESETS, generate_shapes, with_overrides
+from coordexp.image_size import PixelLimits
+from coordexp.metrics.sinks import read_payloads
+
+pytestmark = pytest.mark.slow
+
+NAMES = ("猫", "naïve 🐱", 'say "hi"', "line\nbreak", "قطة", "red box!")
+MOST_MEMORY_KIB = 6 * 2**20
+MOST_SECONDS = 90  # of one core
+MAX_PIXELS = 80_000  # in stage 1; stage 2 and inference take it from the checkpoint
+
+
+def scenes(folder: Path) -> Path:
+    """4 training and 2 validation scenes of 416 x 320 pixels, with descriptions in several scripts."""
+    size = {"width": 416, "height": 320, "max_objects": 3, "min_side": 40, "max_side": 120}
+    generate_shapes(folder, with_overrides(PRESETS["demo"], size), num_train=4, num_val=2, seed=3)
+    for path in folder.glob("*.jsonl"):
+        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        for number, obj in enumerate(obj for record in records for obj in record["objects"]):
+            obj["desc"] = NAMES[number % len(NAMES)]
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        path.write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def coord_rows(checkpoint: Path):
+    """The rows of the 1000 coordinate tokens."""
+    with safe_open(checkpoint / "model.safetensors", framework="pt") as weights:
+        names = [name for name in weights.keys() if name.endswith("embed_tokens.weight")]  # noqa: SIM118
+        matrix_VH = weights.get_tensor(names[0])
+    assert matrix_VH.shape[0] == 152_704
+    return matrix_VH[151_669:152_669]
+
+
+def train(
+    model: Path, data: Path, output: Path, *, steps: int, variant: str, sections: dict, **flags
+) -> Path:
+    argv = sft_flags(
+        model, data, output, custom_trainer_variant=variant, coordexp=json.dumps(sections), val_dataset=None,
+        max_steps=steps, per_device_train_batch_size=2, save_strategy="steps", save_steps=steps,
+        save_only_model=True, max_length=512, **flags,
+    )  # fmt: skip
+    done = run_swift("sft", *argv)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    return output / f"checkpoint-{steps}"
+
+
+def logged(run: Path) -> list[dict]:
+    return [p["metrics"] for p in read_payloads(run / "metrics.jsonl") if p["mode"] == "train"]
+
+
+def test_from_a_plain_model_to_detections(real_plain_model, real_tok, tmp_path):
+    data, model = scenes(tmp_path / "data"), tmp_path / "model"
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.process_time()
+    assert main(["model", "add-coord-tokens", "--model", str(real_plain_model), "--output", str(model)]) == 0
+
+    stage1 = train(model, data, tmp_path / "stage1", steps=2, variant="stage1_coord", sections={},
+                   max_pixels=MAX_PIXELS)  # fmt: skip
+    first, second = [record for record in logged(tmp_path / "stage1") if "learning_rate" in record]
+    assert 10 < first["loss"] < 20  # log(152,704) = 11.9 for text, and the coordinate terms
+    assert second["loss"] < first["loss"]
+
+    sections = rollout_aligned(max_new_tokens=32, packing_length=512, eval_detection={"enabled": False})
+    stage2 = train(
+        stage1, data, tmp_path / "stage2", steps=1, variant="stage2_rollout_aligned", sections=sections
+    )
+    (step,) = [record for record in logged(tmp_path / "stage2") if "learning_rate" in record]
+    assert step["stage2/raw_rollouts"] == 2
+
+    names = ("tokenizer.json", "chat_template.jinja")
+    rows = [coord_rows(folder) for folder in (model, stage1, stage2)]
+    assert not rows[0].equal(rows[1])
+    assert not rows[1].equal(rows[2])
+    for folder in (stage1, stage2):
+        assert [(folder / n).read_bytes() for n in names] == [(model / n).read_bytes() for n in names]
+        assert PixelLimits.of_folder(folder) == PixelLimits.of_folder(model).within(max_pixels=MAX_PIXELS)
+
+    done = run_coordexp(
+        "infer", "--model", stage2, "--data", data / "val.jsonl", "--output", tmp_path / "out",
+        "--max-new-tokens", 16,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    traces = [
+        json.loads(line) for line in (tmp_path / "out" / "pred_token_trace.jsonl").open(encoding="utf-8")
+    ]
+    run = json.loads((tmp_path / "out" / "infer_run.json").read_text("utf-8"))
+    assert run["pixels"] == {"min_pixels": 65_536, "max_pixels": MAX_PIXELS}
+    prompt = "<|im_start|>user\n<|vision_start|><|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
+    num_text = len(real_tok.encode(prompt.format(run["prompt"])))
+    # The cap of training holds: 416 x 320 pixels become 320 x 224, which are 10 x 7 visual tokens.
+    assert {trace["num_prompt_tokens"] for trace in traces} == {num_text + 10 * 7}
+
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_maxrss < MOST_MEMORY_KIB
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(f"{seconds + time.process_time() - started:.0f} s, {after.ru_maxrss / 2**20:.1f} GiB")
+    assert seconds + time.process_time() - started < MOST_SECONDS
