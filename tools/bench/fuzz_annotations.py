@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import gc
 import io
 import json
 import math
@@ -170,6 +171,7 @@ class Tried:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main(argv)
+        gc.enable()  # `coordexp eval` switches it off, for a process that evaluates once
         self.ends[f"{kind}: exit {status}"] += 1
         assert status in (0, 2), status
         assert status == 0 or len(err.getvalue().splitlines()) == 1, err.getvalue()

@@ -128,9 +128,9 @@ def _outlines_end_at_corners(dataset: Dataset) -> tuple[BoolArray, int]:
         except RecordError:
             continue
         looked_at += 1
-        box = dataset.boxes_xywh_M4[m]
-        as_corners, as_sides = np.array([x + width, y + height]), np.array([width, height])
-        agrees[m] = np.abs(box[2:] - as_corners).max() <= 1 and np.abs(box[2:] - as_sides).max() > _SLACK_PX
+        box, ends = dataset.boxes_xywh_M4[m], np.array([x + width, y + height])
+        as_sides = np.abs(box[:2] + box[2:] - ends).max()
+        agrees[m] = np.abs(box[2:] - ends).max() <= 1 and as_sides > _SLACK_PX
     return agrees, looked_at
 
 

@@ -105,6 +105,8 @@ def _size_fault(source: Source, row: int, report: PictureReport) -> str | None:
             f"{text} upright, by its EXIF orientation ({facts.exif_orientation}), but the annotations are for the "
             f"{width} x {height} that are stored. {_HOW_TO_TURN}"
         )
+    if (width, height) == (facts.height, facts.width):
+        return f"{text}, but the annotations are for {width} x {height}. Are width and height swapped there?"
     return f"{text}, but the annotations are for {width} x {height}. Use the files that were annotated"
 
 

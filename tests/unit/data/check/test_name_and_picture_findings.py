@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -144,6 +146,7 @@ def test_pictures_that_cannot_be_used_are_named_one_by_one(tmp_path: Path):
     picture(tmp_path / "other.png", size=(32, 24))
     picture(tmp_path / "turned.jpg", exif=6)
     picture(tmp_path / "fine.png")
+    picture(tmp_path / "swapped.png", size=(48, 64))
     names = (
         "half.jpg",
         "text.jpg",
@@ -153,6 +156,7 @@ def test_pictures_that_cannot_be_used_are_named_one_by_one(tmp_path: Path):
         "other.png",
         "turned.jpg",
         "fine.png",
+        "swapped.png",
     )
     sizes = {"thin.png": (2000, 6)}
     data = source(tmp_path, *((name, sizes.get(name, (64, 48))) for name in names))
@@ -164,11 +168,25 @@ def test_pictures_that_cannot_be_used_are_named_one_by_one(tmp_path: Path):
         5: "other.png is 32 x 24 pixels, but the annotations are for 64 x 48. Use the files that were annotated",
         6: "turned.jpg is 48 x 64 pixels upright, by its EXIF orientation (6), but the annotations are for the 64 x 48",
     }  # fmt: skip
+    expected[8] = (
+        "swapped.png is 48 x 64 pixels, but the annotations are for 64 x 48. Are width and height swapped there?"
+    )
     assert faults.keys() == expected.keys()
     for row, words in expected.items():
         assert words in faults[row]
     finding = findings_of(data)["pictures_unusable"]
-    assert (finding.level, finding.count, finding.images) == ("error", 7, tuple(range(7)))
+    assert (finding.level, finding.count, finding.images) == ("error", 8, (*range(7), 8))
+
+
+def test_a_picture_of_absurd_size_is_named_before_it_is_decoded(tmp_path: Path):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 20_000, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "huge.png").write_bytes(
+        png + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )
+    data = source(tmp_path, ("huge.png", (30_000, 20_000)))
+    [fault] = findings_of(data)["pictures_unusable"].examples
+    assert "huge.png is too large" in fault
 
 
 def test_pictures_that_are_not_read_as_they_are_stored_are_counted(tmp_path: Path):

@@ -182,7 +182,8 @@ def test_images_of_too_many_objects(tmp_path: Path, over_max):
 
 def test_outlines_become_polygons_where_they_can(tmp_path: Path):
     triangle = [0, 0, 199, 0, 199.0, 0.01, 0, 99]  # the third point falls on the second
-    outlines = [[triangle], [triangle, triangle], {"counts": [1], "size": [1, 1]}, [[5, 5, 5, 5, 9, 9]], None]
+    run_lengths = {"counts": [1], "size": [1, 1]}
+    outlines = [[triangle], [triangle, triangle], run_lengths, [[5, 5, 5, 5, 9, 9]], None, [], [[]]]
     source = dataset(*[(10, 10, 50, 50)] * len(outlines))
     for annotation, outline in zip(source["annotations"], outlines, strict=True):
         annotation["segmentation"] = outline
@@ -190,7 +191,7 @@ def test_outlines_become_polygons_where_they_can(tmp_path: Path):
     assert [obj.kind for obj in records[0].objects].count("poly") == counts["polygons_written"] == 1
     assert records[0].objects[0].bins == (0, 0, 999, 0, 0, 999)
     assert counts["outlines_of_several_parts_as_box"] == 2
-    assert (counts["outlines_degenerate_as_box"], counts["outlines_missing_as_box"]) == (1, 1)
+    assert (counts["outlines_degenerate_as_box"], counts["outlines_missing_as_box"]) == (1, 3)
     few_points = convert(tmp_path, source, polygons=True, max_poly_points=2)[1]
     assert (few_points["polygons_written"], few_points["outlines_over_max_points_as_box"]) == (0, 1)
     convert(tmp_path, source, polygons=True)
@@ -198,6 +199,42 @@ def test_outlines_become_polygons_where_they_can(tmp_path: Path):
     back = json.loads((tmp_path / "back.json").read_text())["annotations"]
     assert back[0]["segmentation"] == [pytest.approx([0, 0, 199, 0, 0, 99])]
     assert back[0]["area"] == pytest.approx(199 * 99 / 2)
+
+
+def test_flags_of_any_spelling_and_values_as_text(tmp_path: Path):
+    source = dataset(*[(10 + i, "10", 50, "5e1") for i in range(6)])
+    for annotation, flag in zip(source["annotations"], ("0", "1", None, True, "no", False), strict=True):
+        annotation["iscrowd"] = flag
+    records, counts = convert(tmp_path, source)
+    assert (len(records[0].objects), counts["crowd_left_out"]) == (4, 2)
+    source["annotations"][2]["iscrowd"] = "perhaps"
+    with pytest.raises(
+        RecordError, match=r"annotations\[2\]\.iscrowd \(id 102\) is 'perhaps': expected 0 or 1"
+    ):
+        convert(tmp_path, source)
+
+
+@pytest.mark.parametrize("ids", [("a.png", "b.png"), (0, 2**63), (1.0, 2.0)])
+def test_ids_of_any_kind_come_back(tmp_path: Path, ids):
+    source = dataset((10, 10, 50, 50))
+    source["images"] = [
+        {**source["images"][0], "id": image_id, "file_name": f"{n}.png"} for n, image_id in enumerate(ids)
+    ]
+    source["annotations"][0] |= {"image_id": ids[1], "id": 0}
+    records, _ = convert(tmp_path, source)
+    assert [record.metadata["image_id"] for record in records] == list(ids)
+    export_coco(tmp_path / "out.jsonl", tmp_path / "back.json")
+    back = json.loads((tmp_path / "back.json").read_text())
+    assert [image["id"] for image in back["images"]] == list(ids)
+    assert back["annotations"][0]["image_id"] == ids[1]
+
+
+def test_an_outline_that_leaves_the_picture_is_cut_at_its_border(tmp_path: Path):
+    source = dataset((0, 0, 100, 99), segmentation=[[-1e6, 0, 100, 0, 100, 99, -1e6, 99]])
+    records, counts = convert(tmp_path, source, polygons=True)
+    assert counts["outlines_cut_at_the_border"] == 1
+    xs, ys = records[0].objects[0].bins[0::2], records[0].objects[0].bins[1::2]
+    assert (min(xs), max(xs), min(ys), max(ys)) == (0, 502, 0, 999)  # 100 of 199 pixels, all of the height
 
 
 def test_images_are_checked_and_named_relative_to_the_data_file(tmp_path: Path):
