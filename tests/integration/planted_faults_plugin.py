@@ -46,9 +46,14 @@ def spoiled_terms(terms):
 def spoiled_encode(self, inputs, *args, **kwargs):
     if "dropped_system" in FAULTS and self.is_training and isinstance(inputs, dict):
         self.template_meta.default_system = "You find things."  # which inference does not know of
+    processor = self.processor.image_processor
+    size = processor.size
     if "pixel_budget" in FAULTS and self.is_training:
-        self.max_pixels = 32 * 32
-    return honest_encode(self, inputs, *args, **kwargs)
+        self.limit_pixels(max_pixels=32 * 32)
+    try:
+        return honest_encode(self, inputs, *args, **kwargs)
+    finally:
+        processor.size = size  # the checkpoint says nothing of it
 
 
 def frozen_policy(self, settings, model, *args, **kwargs):
