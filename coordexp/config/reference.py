@@ -15,6 +15,7 @@ from coordexp.config.checks.not_built import FEATURES_NOT_BUILT, SWIFT_NOT_BUILT
 from coordexp.config.checks.removed import REMOVED, REMOVED_VARIANTS
 from coordexp.config.checks.validation import models_in
 from coordexp.config.run.load import LaunchSections
+from coordexp.config.schema.augmentation import Augmentation
 from coordexp.config.schema.pipeline import DIAGNOSTIC_MODULES, OBJECTIVE_MODULES, Pipeline
 
 _INTRO = """\
@@ -89,17 +90,35 @@ def render_reference() -> str:
                 parts.append(
                     ("\n" if path == name else f"\n### `{path}`\n\n{_first_line(inner)}\n\n") + _table(rows)
                 )
-    return "".join([*parts, _pipeline(), _removed(), _not_built()])
+    return "".join([*parts, _operations(), _pipeline(), _removed(), _not_built()])
 
 
 def _nested(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
-    """A model and the models inside it, each with its dotted path; the pipeline has its own section."""
+    """A model and the models inside it, each with its dotted path; pipeline and operations are printed elsewhere."""
     yield path, model
     for key, field in model.model_fields.items():
-        for inner in models_in(field.annotation):
+        inner_models = models_in(field.annotation)
+        for inner in (
+            inner_models if len(inner_models) == 1 else ()
+        ):  # several: chosen by name, see _operations
             if inner is not Pipeline:
                 is_list = "list[" in str(field.annotation)
                 yield from _nested(f"{path}.{key}" + ("[i]" if is_list else ""), inner)
+
+
+def _operations() -> str:
+    rows = []
+    for model in models_in(Augmentation.model_fields["ops"].annotation):
+        (name,) = typing.get_args(model.model_fields["name"].annotation)
+        rows.append(f"| `{name}` |  |  | {_first_line(model)} |\n")
+        (params,) = models_in(model.model_fields["params"].annotation)
+        rows += [
+            _row(f"{name}.params.{key}", field) for key, field in params.model_fields.items() if key != "prob"
+        ]
+    return (
+        "\n## `custom.augmentation.ops`\n\nMade one after another. Every entry is `{name: ..., params: {...}}`; all "
+        "take `params.prob`, how often the operation is made (1 when left out).\n\n" + _table(rows)
+    )
 
 
 def _pipeline() -> str:

@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -49,17 +50,20 @@ _BYTES_BETWEEN_COORDS = len(", ")
 _CONTAINER_BYTES = len('{"objects": []}')
 
 
-def check_lengths(rows: Dataset, template: Any, *, packing_length: int | None = None) -> None:
+def check_lengths(
+    rows: Dataset, template: Any, *, packing_length: int | None = None, largest_scale: float = 1.0
+) -> None:
     """No sample, prompt and ground truth together, is longer than the template's max_length.
 
     rows: of `data.dataset.RowMaker`.  template: ms-swift's, in train mode.
     packing_length: of stage 2; no sample is longer than that either.
+    largest_scale: factor by which pictures may grow in training.
     Raises RecordError naming the first few that are longer, and what to change.
     """
     limits = {_MAX_LENGTH: template.max_length, "rollout_matching.packing_length": packing_length}
     limits = {name: length for name, length in limits.items() if length}
     limit = min(limits.values(), default=None)
-    too_long = {} if limit is None else longer_than(rows, template, limit)
+    too_long = {} if limit is None else longer_than(rows, template, limit, largest_scale)
     if not too_long:
         return
     most = max(too_long.values())
@@ -85,13 +89,19 @@ def _cap(rows: Dataset, too_long: Mapping[int, int], limit: int, limits: PixelLi
     return min(caps) or None
 
 
-def longer_than(rows: Dataset, template: Any, limit: int) -> dict[int, int]:
-    """Index -> tokens of the samples that have more than `limit`; only those in doubt are counted."""
+def longer_than(rows: Dataset, template: Any, limit: int, largest_scale: float = 1.0) -> dict[int, int]:
+    """Index -> tokens of the samples that have more than `limit`; only those in doubt are counted.
+
+    largest_scale: factor on both sides of every picture.
+    """
     if _MEASURED in rows.column_names:
         measured = enumerate(_measured(rows).tolist())
         return {index: length for index, length in measured if length > limit}
     rule = _rule(rows, template)
-    doubtful = range(len(rows)) if rule is None else np.flatnonzero(most_tokens(rows, rule) > limit).tolist()
+    doubtful: Sequence[int] = range(len(rows))
+    if rule is not None:
+        rule = replace(rule, scale=largest_scale)
+        doubtful = np.flatnonzero(most_tokens(rows, rule) > limit).tolist()
     lengths = _count(rows, doubtful, rule, template)
     return {index: length for index, length in zip(doubtful, lengths.tolist(), strict=True) if length > limit}
 

@@ -24,12 +24,13 @@ from coordexp.swift_bridge.prompts import encode_sample
 class LengthRule:
     """tokenizer: of the template.  question: tokens beside the picture's and the answer's.
 
-    limits: by which the template scales pictures.
+    limits: by which the template scales pictures.  scale: factor on their sides before that.
     """
 
     tokenizer: Any
     question: int
     limits: PixelLimits
+    scale: float = 1.0
 
     @classmethod
     def of(
@@ -51,7 +52,7 @@ class LengthRule:
 
     def picture_tokens(self, width: int, height: int) -> int:
         """Placeholders of a picture of that size. Raises RecordError for a shape the model cannot take."""
-        return self.limits.num_tokens(width, height)
+        return self.limits.num_tokens(round(width * self.scale), round(height * self.scale))
 
     def answer_tokens(self, answers: Sequence[str]) -> list[int]:
         """Tokens of each answer."""
@@ -62,7 +63,7 @@ class LengthRule:
     def fingerprint(self) -> str:
         """Equal for rules that tell the same lengths."""
         vocabulary = self.tokenizer.backend_tokenizer.to_str()
-        numbers = json.dumps([self.question, *astuple(self.limits)])
+        numbers = json.dumps([self.question, self.scale, *astuple(self.limits)])
         return hashlib.sha256(f"{numbers} {vocabulary}".encode()).hexdigest()
 
 

@@ -13,6 +13,15 @@ from typing import Any
 from swift.dataset import PackingDataset
 
 from coordexp.errors import ConfigError
+from coordexp.swift_bridge.draws import Draw, DrawnDataset
+
+
+class DrawnPacks(PackingDataset, DrawnDataset):
+    """Packs whose samples are drawn at the time at which the pack is."""
+
+    def __getitem__(self, index: int) -> list[Any]:
+        draw = Draw.of(index)
+        return [self.dataset[draw.moved(sample)] for sample in self.packed_idx[index]]
 
 
 def pack_dataset(
@@ -32,7 +41,7 @@ def pack_dataset(
     """
     if not isinstance(dataset, PackingDataset):
         _check_lengths(dataset, packing_length)
-        dataset = PackingDataset(
+        dataset = DrawnPacks(
             template,
             dataset,
             packing_length=packing_length,

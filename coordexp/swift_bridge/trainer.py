@@ -16,6 +16,8 @@ import torch
 from swift.trainers import Seq2SeqTrainer
 from torch import Tensor, nn
 
+from coordexp.swift_bridge.draws import DrawnDataset, with_draws
+
 # Keys of a collated batch that describe supervision or bookkeeping and are no argument of the model's forward.
 SUPERVISION_KEYS = (
     "labels",
@@ -55,6 +57,12 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
             self.on_step(len(batches))
             batches = self.plan_step(batches)
         return batches, num_items
+
+    def get_train_dataloader(self, skip_batches: int = 0) -> Any:
+        loader = super().get_train_dataloader(skip_batches)
+        if isinstance(self.train_dataset, DrawnDataset):
+            loader = with_draws(loader, self.args, skip_batches)
+        return loader
 
     def get_use_logits_to_keep(self, default_value: bool = True) -> bool:
         # Rows are chosen exactly, per token, by coordexp.head.call.

@@ -26,7 +26,7 @@ from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, SAMPLES_REPLACED_TOTAL, T
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.base import CoordTrainer
-from coordexp.trainers.encoded_datasets import encode_datasets
+from coordexp.trainers.datasets import encode_datasets
 from coordexp.trainers.packing import pack_datasets
 from coordexp.trainers.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
 from coordexp.trainers.step.planners import COORD, TEXT, Totals, plan_teacher_forced

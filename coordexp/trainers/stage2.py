@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from coordexp.control.schedule import policy_version_at
-from coordexp.data.lengths import check_lengths
-from coordexp.data.raw_samples import RawSample, RawSamples
+from coordexp.data.raw_samples import RawSample
 from coordexp.errors import ConfigError
-from coordexp.swift_bridge.prompts import rows_of
 from coordexp.trainers.base import CoordTrainer
+from coordexp.trainers.datasets import question_datasets
 from coordexp.trainers.rollouts.eval import evaluate_rollouts
 from coordexp.trainers.stage2_parts import Stage2Parts, make_parts, rollout_settings
 from coordexp.trainers.step.plan import PlannedForward
@@ -42,15 +41,11 @@ class Stage2Trainer(CoordTrainer):
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
         run = arguments["args"]
         samples_per_step = run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size
-        for name, multiple_of in (("train_dataset", samples_per_step), ("eval_dataset", 1)):
-            rows = rows_of(arguments.get(name))
-            if rows is not None and name == "train_dataset":
-                rollout = rollout_settings(self.settings)
-                packing_length = rollout.packing_length if rollout.packing else None
-                check_lengths(rows, arguments["template"], packing_length=packing_length)
-            arguments[name] = (
-                None if rows is None else RawSamples(rows, arguments["template"], multiple_of=multiple_of)
-            )
+        rollout = rollout_settings(self.settings)
+        packing_length = rollout.packing_length if rollout.packing else None
+        question_datasets(
+            arguments, self.settings, samples_per_step=samples_per_step, packing_length=packing_length
+        )
 
     # the step
 

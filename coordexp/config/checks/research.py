@@ -89,8 +89,12 @@ RULES: tuple[Rule, ...] = (
         "write the console to a file: `coordexp train FILE | tee train.log`",
     ),
     _moved(r"custom\.extra\.rollout_matching\.(.+)", r"rollout_matching.\1"),
-    _lost(r"custom\.augmentation(\..+)?", "pictures are not augmented here", None),
-    _lost(r"custom\.augmentation_curriculum(\..+)?", "pictures are not augmented here", None),
+    _kept(r"custom\.augmentation\.(enabled|bypass_prob|ops|curriculum\.phases)"),
+    _lost(
+        r"custom\.augmentation_curriculum(\..+)?",
+        "its phases are custom.augmentation.curriculum.phases",
+        None,
+    ),
     _lost(r"custom\.visual_kd(\..+)?", "there is no distillation here"),
     _lost(r"rlhf\..+", "there is no distillation here"),
     # stage 2

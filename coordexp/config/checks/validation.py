@@ -39,7 +39,7 @@ def _problem(model: type[BaseModel], tree: Tree, detail: ErrorDetails) -> Proble
     path = real_path(tree.data, detail["loc"])
     place = tree.place(path)
     if detail["type"] == "extra_forbidden":
-        return Problem(dotted(path), _unknown(model, path), place=place)
+        return Problem(dotted(path), _unknown(model, path, tree.data), place=place)
     if detail["type"] == "missing":
         return Problem(dotted(path), "is missing; it has no default.", place=place)
     value = detail["input"]
@@ -86,11 +86,11 @@ def _expected(detail: ErrorDetails) -> str:
     return text[0].lower() + text[1:]
 
 
-def _unknown(model: type[BaseModel], path: KeyPath) -> str:
+def _unknown(model: type[BaseModel], path: KeyPath, data: Any) -> str:
     of_the_research_code = advice(dotted(path))
     if of_the_research_code is not None:
         return of_the_research_code
-    known = known_keys(model, path[:-1])
+    known = known_keys(model, path[:-1], data)
     elsewhere = list(_paths_of(model, str(path[-1])))
     near = closest(str(path[-1]), known, cutoff=0.7)
     hint = f"; did you mean {dotted((*path[:-1], near))}?" if near else "."
@@ -100,15 +100,29 @@ def _unknown(model: type[BaseModel], path: KeyPath) -> str:
     return "unknown key" + hint + listed
 
 
-def known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """Field names of the model (or models) that a path leads to."""
+def known_keys(model: type[BaseModel], path: KeyPath, data: Any = None) -> list[str]:
+    """Field names of the model (or models) that a path leads to.
+
+    data: what was written; its names choose among the models of a list.
+    """
     candidates: list[type[BaseModel]] = [model]
     for part in path:
-        if isinstance(part, int):
-            continue
-        annotations = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
-        candidates = [inner for annotation in annotations for inner in models_in(annotation)]
+        inside = (isinstance(data, Mapping) and part in data) or (
+            isinstance(data, list) and isinstance(part, int)
+        )
+        data = data[part] if inside else None
+        if not isinstance(part, int):
+            annotations = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
+            candidates = [inner for annotation in annotations for inner in models_in(annotation)]
+        if isinstance(data, Mapping):
+            candidates = [c for c in candidates if _is_named(c, data.get("name"))] or candidates
     return list(dict.fromkeys(name for candidate in candidates for name in candidate.model_fields))
+
+
+def _is_named(model: type[BaseModel], name: Any) -> bool:
+    """Whether a model is the one that a `name` chooses."""
+    field = model.model_fields.get("name")
+    return field is not None and typing.get_args(field.annotation) == (name,)
 
 
 def _paths_of(model: type[BaseModel], name: str, path: KeyPath = ()) -> Iterator[KeyPath]:

@@ -20,10 +20,12 @@ from coordexp.config.checks.problems import (
 from coordexp.config.checks.research import Rule, rule_of
 from coordexp.config.checks.validation import known_keys
 from coordexp.config.checks.yaml_tree import Tree
+from coordexp.config.migrate import augmentation
 from coordexp.config.migrate.notes import Note, NoteKind
 from coordexp.config.migrate.prompts import PROMPT_VARIANTS
 from coordexp.config.run.draft import FLAT_MARKS, SWIFT_SECTIONS
 from coordexp.config.run.load import LaunchSections
+from coordexp.config.schema.augmentation import OPERATIONS
 from coordexp.config.schema.custom import DEFAULT_VARIANT
 
 MIGRATED = Place("migration")
@@ -167,8 +169,6 @@ def _unknown(migration: Migration, path: KeyPath, near: str | None) -> None:
 
 def _apply(migration: Migration, rule: Rule, path: str, value: Any) -> None:
     asks_for_nothing = any(value is item or value == item for item in rule.unless)
-    if path == "custom.augmentation.enabled" and value is False:
-        asks_for_nothing = True
     if rule.fate == "lost" and not asks_for_nothing and not _is_switched_off(migration.source, path):
         migration.note(NoteKind.LOST, path, f"{rule.why}.")
     elif rule.fate in ("lost", "dropped"):
@@ -198,11 +198,29 @@ def _carry(migration: Migration, old: str, new: str, value: Any) -> None:
     if new == "custom.prompt" and not old.endswith(("user", "user_prompt", "custom.prompt")):
         _put_prompt_variant(migration, old, value)
         return
+    if new in (augmentation.OPS, augmentation.PHASES):
+        value = _carried_operations(migration, new, value)
     if old.endswith("use_segm"):
         value = "segm" if value else "bbox"
     migration.put(new, value)
     if new != old:
         migration.note(NoteKind.RENAMED, old, f"now {new}")
+
+
+def _carried_operations(migration: Migration, path: str, value: Any) -> Any:
+    """Operations on pictures without those that are not here, each noted."""
+    kept, operations, parameters = augmentation.carried(path, value)
+    is_off = _is_switched_off(migration.source, path)
+    for name in operations:
+        why = augmentation.WHY_NOT.get(name, f"no such operation; known: {', '.join(OPERATIONS)}")
+        migration.note(NoteKind.DROPPED if is_off else NoteKind.LOST, path, f"{name}: {why}.")
+    if parameters:
+        migration.note(
+            NoteKind.DROPPED, path, f"{', '.join(parameters)}: not taken by these operations here."
+        )
+    if path == augmentation.OPS and any(entry["name"] == "random_crop" for entry in kept):
+        migration.note(NoteKind.LOOK, path, augmentation.CROP_NOTE)
+    return kept
 
 
 def _put_prompt_variant(migration: Migration, old: str, variant: Any) -> None:

@@ -19,7 +19,7 @@ def effect_problems(
     """Every setting of a run that its trainer variant, its backend or its other settings leave without effect."""
     ours = [
         Problem(dotted(path), text, place=place(path))
-        for path, text in _ours_without_effect(variant, sections)
+        for path, text in _ours_without_effect(variant, sections, swift)
     ]
     theirs = []
     for name, text in (*_optimizer(swift), *_links(swift)):
@@ -28,7 +28,30 @@ def effect_problems(
     return ours + theirs
 
 
-def _ours_without_effect(variant: str, sections: Sections) -> Iterator[tuple[KeyPath, str]]:
+def _augmentation(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    settings = sections.custom.augmentation
+    if not settings.enabled:
+        return
+    here = ("custom", "augmentation")
+    if swift.get("packing"):
+        yield (
+            here,
+            "ms-swift's own packing shows the same picture at every turn. Write training.packing: true instead (in "
+            "ms-swift's flat form coordexp: {training: {packing: true}}).",
+        )
+    is_packed = bool(swift.get("packing")) or sections.training.packing or bool(swift.get("group_by_length"))
+    if is_packed and settings.largest_scale > 1:
+        yield (
+            (*here, "ops"),
+            "resize_by_scale with hi above 1 makes samples longer than they were when they were packed or grouped by "
+            "length; set hi to 1, or train without that.",
+        )
+
+
+def _ours_without_effect(
+    variant: str, sections: Sections, swift: Mapping[str, Any]
+) -> Iterator[tuple[KeyPath, str]]:
+    yield from _augmentation(sections, swift)
     stage2 = variant != "stage1_coord"
     if stage2 and sections.custom.coord_soft_ce_w1.model_fields_set:
         objective = (

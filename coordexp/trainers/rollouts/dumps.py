@@ -26,11 +26,12 @@ def dump_sample(
     tok: Any,
     *,
     sample_id: str,
-    image_path: str | None = None,
+    image: str | bytes | None = None,
 ) -> DumpSample:
     """What a monitor dump shows of one rollout.
 
-    gts: the record's objects, as they were matched.  image_path: of the first image, drawn with all boxes.
+    gts: the record's objects, as they were matched.
+    image: the first one, a path or the bytes of a file; drawn with all boxes.
     """
     pieces, sample, parsed = pieces_of(tok), outcome.sample, outcome.parsed
     built = sample if isinstance(sample, EncodedSample) else None
@@ -45,7 +46,7 @@ def dump_sample(
         gts=[(gt.desc, gt.bins) for gt in gts],
         preds=[(pred.desc, pred.bins) for pred in preds],
         matched=matched,
-        draw=None if image_path is None else lambda: _picture(image_path, gts, preds, matched),
+        draw=None if image is None else lambda: _picture(image, gts, preds, matched),
         facts=_facts(outcome),
     )
 
@@ -92,9 +93,12 @@ def _prompt_tokens(token_ids: Sequence[int], texts: Sequence[str]) -> list[tuple
 
 
 def _picture(
-    path: str, gts: Sequence[BoxObject], preds: Sequence[BoxObject], matched: Sequence[tuple[int, int]]
+    source: str | bytes,
+    gts: Sequence[BoxObject],
+    preds: Sequence[BoxObject],
+    matched: Sequence[tuple[int, int]],
 ) -> Image.Image:
-    image = open_picture(path)
+    image = open_picture(source)
     return side_by_side(image, _boxes(gts, image.size), _boxes(preds, image.size), matched)
 
 

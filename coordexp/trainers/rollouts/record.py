@@ -72,7 +72,7 @@ class RolloutRecord:
                 answer.raw.objects,
                 self._tokenizer,
                 sample_id=answer.raw.sample_id,
-                image_path=next(iter(answer.raw.images), None),
+                image=next(iter(answer.raw.images), None),
             )
             for answer, outcome in zip(rolled_out.answers[:most], rolled_out.outcomes[:most], strict=True)
         ]

@@ -14,8 +14,10 @@ from coordexp.config import load_run_config
 from coordexp.config.checks.research import rule_of
 from coordexp.config.checks.yaml_tree import parse_yaml, read_yaml
 from coordexp.config.migrate import Migration, migrate, report, to_yaml
+from coordexp.config.migrate.augmentation import CROP_NOTE
 from coordexp.config.migrate.notes import NoteKind
 from coordexp.config.migrate.prompts import COCO_80
+from coordexp.config.schema.augmentation import OPERATIONS, Augmentation
 from coordexp.errors import ConfigError
 from coordexp.metrics.best import best_metric_problems
 
@@ -258,8 +260,11 @@ def test_what_is_not_here_stops_the_migration_unless_told(tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("text", "lost"),
     [
-        ("custom: {augmentation: {enabled: false, bypass_prob: 0.1, ops: [{name: hsv}]}}\n", []),
-        ("custom: {augmentation: {enabled: true, bypass_prob: 0.1}}\n", ["custom.augmentation.enabled"]),
+        ("custom: {augmentation: {enabled: false, bypass_prob: 0.1, ops: [{name: rotate}]}}\n", []),
+        (
+            "custom: {augmentation: {enabled: true, ops: [{name: rotate}, {name: hsv, params: {prob: 0.1}}]}}\n",
+            ["custom.augmentation.ops"],
+        ),
         ("custom: {visual_kd: {enabled: false, vit: {enabled: true}}}\n", []),
         ("custom: {emit_norm: none, json_format: standard, val_sample_with_replacement: false}\n", []),
         ("custom: {emit_norm: norm100}\n", ["custom.emit_norm"]),
@@ -390,3 +395,43 @@ def test_a_name_that_stands_elsewhere_is_looked_for_there(tmp_path: Path, capsys
     assert main(["config", "check", str(tmp_path / "run.yaml")]) == 2
     assert "custom.max_new_tokens in" in (said := capsys.readouterr().err)
     assert "did you mean rollout_matching.max_new_tokens?" in said
+
+
+def test_augmentation_of_the_research_code_is_ours(tmp_path: Path) -> None:
+    text = """
+custom:
+  augmentation:
+    enabled: true
+    bypass_prob: 0.1
+    ops:
+    - {name: hflip, params: {prob: 0.5}}
+    - {name: random_crop, params: {prob: 0.1, scale: [0.88, 1.0], aspect_ratio: [0.95, 1.05], min_coverage: 0.4,
+       completeness_threshold: 0.95, min_objects: 4}}
+    - {name: resize_by_scale, params: {lo: 0.95, hi: 1.05, align_multiple: 32, prob: 0.4}}
+    - {name: color_jitter, params: {brightness: [0.95, 1.05], contrast: [0.95, 1.05], prob: 0.2}}
+    - {name: hsv, params: {hue_delta_deg: [-3, 3], sat: [0.98, 1.02], val: [0.98, 1.02], prob: 0.1}}
+    - {name: gamma, params: {gamma: [0.95, 1.05], prob: 0.05}}
+    - {name: sharpness, params: {factor: [0.95, 1.08], prob: 0.05}}
+    - {name: auto_contrast, params: {cutoff: 0, prob: 0.05}}
+    - {name: clahe, params: {clip_limit: 1.5, tile_grid_size: [8, 8], prob: 0.04}}
+    curriculum:
+      phases:
+      - {until_percent: 20, bypass_prob: 0.2, ops: {random_crop: {prob: 0.1, scale: [0.9, 0.98]}, rotate: {prob: 0.2}}}
+      - {until_percent: 100, ops: {hsv: {prob: 0.1, hue_delta_deg: [-4, 4]}}}
+"""
+    found = migrated(text)
+    assert [(note.kind.name, note.text) for note in found.notes if note.path.startswith("custom.augmentation")] == [
+        ("LOST", f"clahe: no such operation; known: {', '.join(OPERATIONS)}."),
+        ("DROPPED", "random_crop.completeness_threshold: not taken by these operations here."),
+        ("LOOK", CROP_NOTE),
+        ("LOST", "rotate: the box of a turned object is not tight, so boxes would be wrong."),
+    ]  # fmt: skip
+    settings = Augmentation.model_validate(found.get("custom.augmentation"))
+    assert [op.name for op in settings.ops][:3] == ["hflip", "random_crop", "resize_by_scale"]
+    assert settings.curriculum is not None
+    first = settings.in_phase(settings.curriculum.phases[0])
+    assert (first.bypass_prob, first.ops[1].params.scale, first.ops[1].params.min_objects) == (
+        0.2,
+        [0.9, 0.98],
+        4,
+    )

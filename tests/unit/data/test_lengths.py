@@ -18,6 +18,7 @@ from coordexp.data import lengths as module
 from coordexp.data.dataset import read_training_rows
 from coordexp.data.lengths import check_lengths, longer_than, most_tokens, sample_lengths
 from coordexp.data.samples import EncodedSamples
+from coordexp.data.shown import ShownRows
 from coordexp.errors import RecordError
 from coordexp.swift_bridge.lengths import LengthRule
 from coordexp.swift_bridge.template import register_coord_template
@@ -70,7 +71,7 @@ def test_told_lengths_are_those_of_encoded_samples(
     rows = read_training_rows(data, Prompt(user="Detect 帆.", object_field_order=field_order))
     told = sample_lengths(rows, template)
     assert told.tolist() == encoded_lengths(rows, template)
-    assert EncodedSamples(rows, template)["lengths"] == told.tolist()
+    assert EncodedSamples(ShownRows(rows), template)["lengths"] == told.tolist()
 
 
 def test_the_bound_is_never_below(template: Any, data: Path):

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from coordexp.data.raw_samples import RawSamples
+from coordexp.data.shown import InTurn, ShownRows
+from coordexp.swift_bridge.draws import Draw
 
 
-class Rows(list[Any]):
-    """Rows that say which of them was looked at."""
-
-    def __getitem__(self, index: Any) -> Any:
-        raise LookupError(index)
-
-
-@given(st.integers(1, 50), st.integers(1, 20))
-def test_an_epoch_is_whole_steps_and_holds_every_row(num_rows, per_step):
-    samples = RawSamples(Rows(range(num_rows)), None, multiple_of=per_step)
-    assert len(samples) % per_step == 0
-    assert num_rows <= len(samples) < num_rows + per_step
-    looked_at = []
-    for index in range(len(samples)):
-        with pytest.raises(LookupError) as caught:
-            samples[index]
-        looked_at.append(caught.value.args[0])
-    assert looked_at[:num_rows] == list(range(num_rows))
-    assert looked_at[num_rows:] == [index % num_rows for index in range(num_rows, len(samples))]
+@given(st.integers(1, 50), st.integers(1, 20), st.integers(0, 3))
+def test_an_epoch_is_whole_steps_and_holds_every_row(num_rows, per_step, epoch):
+    order = InTurn(num_rows, multiple_of=per_step)
+    assert len(order) % per_step == 0
+    assert num_rows <= len(order) < num_rows + per_step
+    found = [order.at(Draw(index, epoch)) for index in range(len(order))]
+    assert [row for row, _ in found[:num_rows]] == list(range(num_rows))
+    assert [row for row, _ in found[num_rows:]] == [index % num_rows for index in range(num_rows, len(order))]
+    assert len(set(found)) == len(found)  # a row that is shown again has another turn
 
 
 def test_there_is_nothing_behind_the_end():
+    samples = RawSamples(ShownRows([0, 1, 2], order=InTurn(3, multiple_of=2)), None)
+    assert len(samples) == 4
     with pytest.raises(IndexError, match="sample 4 of 4"):
-        RawSamples(Rows([0, 1, 2]), None, multiple_of=2)[4]
+        samples[4]

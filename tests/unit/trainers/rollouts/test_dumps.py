@@ -77,7 +77,7 @@ def test_a_rollout_that_gave_no_target():
 
 def test_the_picture_shows_both_sides(tmp_path):
     Image.new("RGB", (101, 51), "#888888").save(tmp_path / "a.png")
-    found = dump_sample(outcome_of(PREFIX), GTS, TOK, sample_id="a:1", image_path=str(tmp_path / "a.png"))
+    found = dump_sample(outcome_of(PREFIX), GTS, TOK, sample_id="a:1", image=str(tmp_path / "a.png"))
     picture = found.draw()
     colors = {color for _, color in picture.getcolors(1 << 24)}
     assert {(0x00, 0x9E, 0x73), (0xCC, 0x79, 0xA7), (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colors
