@@ -30,10 +30,10 @@ class DifferenceError(CoordExpError):
 
 
 def ask(area: str, question: str, check: Callable[[], str]) -> AuditLine:
-    """Run a check: it returns what it looked at, or raises `DifferenceError` with the first difference."""
+    """Run a check: it returns what it looked at, or raises the first difference, or what kept it from looking."""
     try:
         return AuditLine(area, question, True, check())
-    except DifferenceError as difference:
+    except CoordExpError as difference:
         return AuditLine(area, question, False, str(difference))
 
 

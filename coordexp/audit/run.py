@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +137,13 @@ class Audit:
         return Answered.by(backend, model, self.subject.data, output, max_new_tokens=tokens)
 
     def _training_inputs(self) -> list[AuditLine]:
-        checks = {"prompts": answers.check_training_prompts, "pixels": answers.check_training_pixels}
         return [
-            ask(area, "training = infer", partial(check, self.run, self.subject, self.answered, self.layout))
-            for area, check in checks.items()
+            ask("prompts", "training = infer", lambda: self._compared(answers.check_training_prompts)),
+            ask("pixels", "training = infer", lambda: self._compared(answers.check_training_pixels)),
         ]
+
+    def _compared(self, check: Callable[[ShortRun, Subject, Answered, VisionLayout], str]) -> str:
+        return check(self.run, self.subject, self.answered, self.layout)
 
     def _rollouts(self) -> list[AuditLine]:
         if not any(plan["answers"] for plan in self.run.plans):

@@ -98,7 +98,7 @@ def test_a_sound_stage_2_recipe_passes_from_its_checkpoint(
             ("bin_order", "dropped_system"),
             {
                 ("targets", "recipe"): "is taught bin",
-                ("prompts", "training = infer"): "system",
+                ("prompts", "training = infer"): "You find things",
             },
         ),
         (("pixel_budget",), {("pixels", "training = infer"): "another pixel budget"}),
@@ -118,10 +118,9 @@ def test_planted_faults_fail_on_their_lines(
     found = failed(audit.findings())
     for question, detail in expected.items():
         assert detail in found[question], found
-    assert found.keys() <= expected.keys() | {
-        ("prompts", "training = infer"),
-        ("telemetry", "payload = float64"),
-    }
+    if "dropped_system" not in faults:  # where the prompt is in doubt, nothing can be asked of the checkpoint
+        others = {("prompts", "training = infer"), ("telemetry", "payload = float64")}
+        assert found.keys() <= expected.keys() | others
 
 
 def test_a_lost_weight_push_fails_on_its_line(taught_model: Path, scenes: Path, tmp_path: Path, monkeypatch):
