@@ -124,6 +124,11 @@ class Stage2Trainer(CoordTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
         return None  # the plan counts what its losses are divided by
 
+    def _track_num_input_tokens(self, inputs: list[PlannedForward]) -> None:
+        for forward in inputs:  # as often on every rank; fillers teach nothing
+            ids_BT = forward.inputs["input_ids"]
+            super()._track_num_input_tokens({"input_ids": ids_BT[:, :0] if forward.is_filler else ids_BT})
+
     def floating_point_ops(self, inputs: list[PlannedForward]) -> int:
         return sum(super(Stage2Trainer, self).floating_point_ops(dict(f.inputs)) for f in inputs)
 

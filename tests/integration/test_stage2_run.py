@@ -64,13 +64,21 @@ def aligned(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathF
     )
     train(
         taught_model, scenes, output, "stage2_rollout_aligned", sections, max_steps=5, val_dataset=scenes / "val.jsonl",
-        eval_strategy="steps", eval_steps=4,
+        eval_strategy="steps", eval_steps=4, include_num_input_tokens_seen=True,
     )  # fmt: skip
     return output
 
 
 def payloads(run: Path, mode: str) -> Records:
     return [p["metrics"] for p in read_payloads(run / "metrics.jsonl") if p["mode"] == mode]
+
+
+def test_input_tokens_are_those_of_the_samples(aligned):
+    seen = 0.0
+    for record in steps(payloads(aligned, "train")):  # packs: no padding
+        built = record["stage2/raw_rollouts"] - record["stage2_ab/channel_b/closure_supervision/N_drop"]
+        seen += record["rollout/encoded_len_mean"] * built
+        assert record["num_input_tokens_seen"] == pytest.approx(seen)
 
 
 WITHOUT_EMBEDDINGS = {
