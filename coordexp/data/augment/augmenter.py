@@ -22,7 +22,7 @@ from coordexp.data.augment.draws import Draws
 from coordexp.data.augment.geometric import mirrored, scaled, shapes_in, window_of
 from coordexp.data.augment.photometric import CHANGES
 from coordexp.data.augment.pictures import open_checked
-from coordexp.data.augment.scene import Scene, picture_of, record_of_scene, scene_of
+from coordexp.data.augment.scene import PictureScene, picture_of, record_of_scene, scene_of
 from coordexp.errors import RecordError
 
 WINDOW_DRAWS = 10
@@ -74,7 +74,7 @@ class Augmenter:
         return of_phases[0]
 
 
-def _changed(scene: Scene, operation: Any, draws: Draws, min_visible: float) -> Scene:
+def _changed(scene: PictureScene, operation: Any, draws: Draws, min_visible: float) -> PictureScene:
     name, params = operation.name, operation.params
     if name in CHANGES:
         return replace(scene, picture=CHANGES[name](scene.picture, params, draws))
@@ -91,7 +91,7 @@ def _scaled_size(size: tuple[int, int], params: ResizeByScaleParams, draws: Draw
     return width, height
 
 
-def _cut(scene: Scene, params: RandomCropParams, draws: Draws, min_visible: float) -> Scene:
+def _cut(scene: PictureScene, params: RandomCropParams, draws: Draws, min_visible: float) -> PictureScene:
     """A window of the picture that shows enough objects; the whole picture if none is found."""
     width, height = scene.size
     least = min_visible if params.min_coverage is None else params.min_coverage

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from coordexp.data.augment.scene import Scene, with_shapes
+from coordexp.data.augment.scene import PictureScene, with_shapes
 
 Window = tuple[int, int, int, int]
 """Top, left, height, width in pixels."""
 
 
-def mirrored(scene: Scene, *, top_for_bottom: bool = False) -> Scene:
+def mirrored(scene: PictureScene, *, top_for_bottom: bool = False) -> PictureScene:
     """Left for right, or top for bottom."""
     flip: Callable[..., Tensor] = transforms.vertical_flip if top_for_bottom else transforms.horizontal_flip
     return replace(scene, picture=flip(scene.picture), boxes=flip(scene.boxes), points=flip(scene.points))
 
 
-def scaled(scene: Scene, width: int, height: int) -> Scene:
+def scaled(scene: PictureScene, width: int, height: int) -> PictureScene:
     """The picture in another size, with anti-aliasing."""
     if (width, height) == scene.size:
         return scene
@@ -42,13 +42,13 @@ def scaled(scene: Scene, width: int, height: int) -> Scene:
     return replace(resized, picture=transforms.resize(scene.picture, size, antialias=True))
 
 
-def window_of(scene: Scene, window: Window, min_visible: float) -> Scene:
+def window_of(scene: PictureScene, window: Window, min_visible: float) -> PictureScene:
     """What a window shows. Objects of whose area less than `min_visible` is left, or none, are left out."""
     shapes = shapes_in(scene, window, min_visible)
     return replace(shapes, picture=transforms.crop(scene.picture, *window))
 
 
-def shapes_in(scene: Scene, window: Window, min_visible: float) -> Scene:
+def shapes_in(scene: PictureScene, window: Window, min_visible: float) -> PictureScene:
     """`window_of` with the picture as it was: for looking at what would be left."""
     height, width = window[2:]
     whole = transforms.crop(scene.boxes, *window).as_subclass(Tensor)

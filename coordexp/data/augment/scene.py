@@ -24,7 +24,7 @@ from coordexp.geometry import MAX_BIN, IntArray, dequantize_points, quantize_box
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class PictureScene:
     """picture: uint8 [3, H, W].  boxes: float64 [N, 4] xyxy, edges.  points: float64 [V, 2], corners of outlines.
 
     box_of: int64 [N], which object of the record a box belongs to.  point_of: int64 [V], the same for corners, which
@@ -53,7 +53,7 @@ class Scene:
         return sorted(set(self.point_of.tolist()))
 
 
-def scene_of(record: Record, picture: Image.Image) -> Scene:
+def scene_of(record: Record, picture: Image.Image) -> PictureScene:
     """The scene of a record and its picture, which has the size that the record states."""
     size = record.width, record.height
     corners = [
@@ -67,7 +67,7 @@ def scene_of(record: Record, picture: Image.Image) -> Scene:
     ).reshape(-1, 4)
     points_V2 = torch.tensor([point for index, point in corners if not is_box[index]], dtype=torch.float64)
     canvas = (record.height, record.width)
-    return Scene(
+    return PictureScene(
         picture=transforms.to_image(picture),
         boxes=_boxes(boxes_N4 + torch.tensor([0.0, 0.0, 1.0, 1.0], dtype=torch.float64), canvas),
         points=tv_tensors.KeyPoints(points_V2.reshape(-1, 2), canvas_size=canvas),
@@ -76,7 +76,7 @@ def scene_of(record: Record, picture: Image.Image) -> Scene:
     )
 
 
-def record_of_scene(scene: Scene, record: Record) -> Record:
+def record_of_scene(scene: PictureScene, record: Record) -> Record:
     """`record` as the scene shows it: its size, and the objects that are left, in their order."""
     width, height = scene.size
     edges = scene.boxes.numpy()
@@ -96,15 +96,20 @@ def record_of_scene(scene: Scene, record: Record) -> Record:
     return replace(record, width=width, height=height, objects=objects)
 
 
-def picture_of(scene: Scene) -> Image.Image:
+def picture_of(scene: PictureScene) -> Image.Image:
     """The picture, for the processor of a model."""
     shown: Image.Image = transforms.to_pil_image(scene.picture)
     return shown
 
 
 def with_shapes(
-    scene: Scene, boxes: Tensor, points: Tensor, box_of: Tensor, point_of: Tensor, canvas: tuple[int, int]
-) -> Scene:
+    scene: PictureScene,
+    boxes: Tensor,
+    points: Tensor,
+    box_of: Tensor,
+    point_of: Tensor,
+    canvas: tuple[int, int],
+) -> PictureScene:
     """The scene with other shapes. canvas: height and width they lie in."""
     return replace(
         scene,
