@@ -26,6 +26,7 @@ from coordexp.metrics.accumulate import MetricStore
 from coordexp.metrics.catalog import check_known
 from coordexp.metrics.keys_run import NONFINITE_LOSS_TOTAL, NONFINITE_METRICS_TOTAL
 from coordexp.metrics.payload import build_payload
+from coordexp.metrics.progress import PROGRESS_KEY, Progress
 from coordexp.metrics.sinks import MetricsSink, installed_versions
 from coordexp.models.model_files import forget_loading, write_pixel_limits
 from coordexp.swift_bridge.prompts import complete_prompt
@@ -35,7 +36,6 @@ from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
 from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
 from coordexp.trainers.offset_training import OffsetTraining
 from coordexp.trainers.packing import check_template_packs
-from coordexp.trainers.progress import PROGRESS_KEY, Progress
 from coordexp.trainers.runtime import active
 from coordexp.trainers.saving import SaveSchedule
 from coordexp.trainers.step import ranks

@@ -21,6 +21,7 @@ from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.objective import check_atoms_sum
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
+from coordexp.losses.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, SAMPLES_REPLACED_TOTAL, TOKEN_TYPES_SKIPPED_TOTAL
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
@@ -28,7 +29,6 @@ from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.base import CoordTrainer
 from coordexp.trainers.datasets import encode_datasets
 from coordexp.trainers.packing import pack_datasets
-from coordexp.trainers.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
 from coordexp.trainers.step.planners import COORD, TEXT, Totals, plan_teacher_forced
 
 logger = logging.getLogger(__name__)

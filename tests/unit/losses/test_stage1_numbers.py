@@ -8,9 +8,9 @@ import torch
 from coordexp.errors import ContractError
 from coordexp.losses.objective import check_atoms_sum
 from coordexp.losses.stage1 import Stage1Terms, combine
+from coordexp.losses.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
 from coordexp.losses.sums import SumCount
 from coordexp.metrics.accumulate import MetricStore
-from coordexp.trainers.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
 
 
 def pair(total: float, count: float) -> SumCount:

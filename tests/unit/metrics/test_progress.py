@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from coordexp.metrics.accumulate import MetricStore
-from coordexp.trainers.progress import Progress
+from coordexp.metrics.progress import Progress
 
 
 def trained(progress: Progress, *steps: tuple[int, int]) -> None:
