@@ -13,10 +13,16 @@ import torch.distributed as dist
 from rollout_vllm_program import ids, settings
 from support.rollout import load_policy, read_requests
 
+from coordexp.codec.schema import BoxObject
+from coordexp.config.schema.rollout import Matching
+from coordexp.data.raw_samples import RawSample
+from coordexp.metrics.keys_rollout import GT_OBJECTS
 from coordexp.rollout.session.build import build_policy_backend
 from coordexp.rollout.session.session import RolloutSession
 from coordexp.rollout.weights.policy_model import fingerprint
 from coordexp.rollout.weights.sync import policy_tensors
+from coordexp.trainers.rollouts.answers import AnswerJudge
+from coordexp.trainers.rollouts.eval import evaluate_rollouts
 from coordexp.trainers.step.ranks import most_over_ranks
 
 ZERO3 = {
@@ -52,6 +58,9 @@ def main() -> None:
     facts["session_joins_every_call"] = session_answers(sharded, requests[: 1 + 4 * rank], rank) == ids(
         plain.generate(requests[: 1 + 4 * rank])
     )
+    asked = read_requests(scenes)[:5]
+    for number in (1, 5):  # calls of the backend on the two ranks by themselves: 0 and 1, then 1 and 2
+        facts[f"evaluates_{number}"] = evaluated_objects(sharded, asked[:number]) == number
     before = fingerprint(model)
     input_ids = torch.randint(300, (2, 9))
     for _ in range(2):
@@ -66,17 +75,34 @@ def main() -> None:
 
 def session_answers(backend: Any, requests: Any, rank: int) -> Any:
     """Answers through a session, two questions at a time: one call on rank 0 and three on rank 1, unless they agree."""
-    session = RolloutSession(
+    questions = [Asked(request) for request in requests]
+    chunks = list(opened(backend, requests[0]).generate_all(questions, version=1, seed_base=0))
+    return ids([rollout for _, rollouts in chunks for rollout in rollouts])
+
+
+def evaluated_objects(backend: Any, requests: Any) -> float:
+    """True objects that an evaluation of both ranks counts, one to a sample."""
+    cat = BoxObject("cat", "bbox_2d", (100, 100, 300, 300))
+    raws = [
+        RawSample(f"scene:{n}", "scenes", (1,), None, (cat,), one.messages, one.images, 64, 64)
+        for n, one in enumerate(requests)
+    ]
+    judge = AnswerJudge(backend.template.tokenizer, Matching())
+    session = opened(backend, requests[0])
+    numbers = evaluate_rollouts(session, judge, raws, settings("hf"), version=1, seed=0, step=0)
+    return numbers[GT_OBJECTS]
+
+
+def opened(backend: Any, first: Any) -> RolloutSession:
+    """A session that hands out two questions at a time."""
+    return RolloutSession(
         lambda: backend,
-        first_question=lambda: Asked(requests[0]),
+        first_question=lambda: Asked(first),
         template=backend.template,
         preflight_timeout_s=120.0,
         agree=lambda number: most_over_ranks(number, torch.device("cpu")),
         at_once=2,
     )
-    questions = [Asked(request) for request in requests]
-    chunks = list(session.generate_all(questions, version=1, seed_base=0))
-    return ids([rollout for _, rollouts in chunks for rollout in rollouts])
 
 
 class Asked:

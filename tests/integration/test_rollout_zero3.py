@@ -36,4 +36,4 @@ def test_a_partitioned_model_answers_and_is_exported_like_the_whole_one(nano_mod
     for rank in range(2):
         facts = json.loads((tmp_path / f"rank{rank}.json").read_text())
         assert facts == dict.fromkeys(facts, True), f"rank {rank}"
-        assert len(facts) == 7
+        assert len(facts) == 9
