@@ -131,10 +131,14 @@ def write_jsonl(path: str | Path, rows: Iterable[Any]) -> None:
 def write_large_json(path: str | Path, value: Any) -> None:
     """As `write_json` on one line, several times faster, for values whose numbers are known to be finite.
 
-    (The encoder writes null for a number that is not.)
+    (The encoder writes null for a number that is not.) Whole numbers of more than 64 bits take the slower way.
     """
+    try:
+        content = orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError:
+        content = _json_bytes(path, value)
     with atomic_file(path, "wb") as stream:
-        stream.write(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS))
+        stream.write(content)
 
 
 def append_jsonl(path: str | Path, row: Any) -> None:

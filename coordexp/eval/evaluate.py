@@ -22,9 +22,10 @@ import numpy as np
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.box_matching import BoxSet
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results
-from coordexp.eval.coco.evaluate import DEFAULT_ENGINE, MAX_DETS, CocoEvaluation, run_coco
+from coordexp.eval.coco.evaluate import DEFAULT_ENGINE, MAX_DETS, CocoEvaluation, run_coco, run_lvis
 from coordexp.eval.coco.external import coco_images, load_dataset, load_results
-from coordexp.eval.coco.from_images import coco_of
+from coordexp.eval.coco.federation import LVIS_MAX_DETS, is_federated
+from coordexp.eval.coco.from_images import category_names, coco_of
 from coordexp.eval.desc_mapping import DEFAULT_THRESHOLD, DESC_MATCHES, DescEmbedder, DescMapping, map_descs
 from coordexp.eval.detection import COCO_THRESHOLDS, DetectionSummary, class_averaged_f1, match_boxes
 from coordexp.eval.predictions.image_result import ImageResult, duplicate_rate
@@ -60,7 +61,9 @@ class EvalSettings:
     """How to evaluate.
 
     iou_type: what AP looks at, "bbox" or "segm" (polygons, boxes as quadrilaterals); F1 always takes boxes.
-    iou_thresholds: for F1, beside 0.50:0.05:0.95.  scope: see `match_boxes`.  max_dets: see `run_coco`.
+    iou_thresholds: for F1, beside 0.50:0.05:0.95.  scope: see `match_boxes`.
+    max_dets: see `run_coco`; None for 1, 10 and 100.  lvis: AP by the rules of LVIS; None where the data says what
+    those need (`is_federated`).
     desc_match: "exact" or "semantic"; semantic_model: folder of a sentence-transformers model, None for the
     packaged one; semantic_threshold: smallest cosine similarity that maps.
     """
@@ -69,7 +72,8 @@ class EvalSettings:
     iou_type: str = "bbox"
     iou_thresholds: tuple[float, ...] = ()
     scope: str = "all"
-    max_dets: tuple[int, ...] = MAX_DETS
+    max_dets: tuple[int, ...] | None = None
+    lvis: bool | None = None
     desc_match: str = "exact"
     semantic_model: str | None = None
     semantic_threshold: float = DEFAULT_THRESHOLD
@@ -77,6 +81,18 @@ class EvalSettings:
     def __post_init__(self) -> None:
         if self.desc_match not in DESC_MATCHES:
             raise ConfigError(f"desc_match is {self.desc_match!r}: expected one of {', '.join(DESC_MATCHES)}")
+
+    def average_precision(self, dataset: Dataset, results: Results) -> CocoEvaluation:
+        """Average precision by COCO's or LVIS's rules; ConfigError for what the latter leave no choice of."""
+        if not (is_federated(dataset) if self.lvis is None else self.lvis):
+            limits = self.max_dets or MAX_DETS
+            return run_coco(dataset, results, iou_type=self.iou_type, engine=self.engine, max_dets=limits)
+        if self.engine != DEFAULT_ENGINE or self.max_dets not in (None, (LVIS_MAX_DETS,)):
+            raise ConfigError(
+                f"LVIS numbers are computed by {DEFAULT_ENGINE}, of {LVIS_MAX_DETS} detections per image, all classes "
+                "together. Leave --engine and --max-dets out, or say --no-lvis for COCO numbers."
+            )
+        return run_lvis(dataset, results, iou_type=self.iou_type)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +132,11 @@ class Evaluation:
     num_images_missing: int | None = None
     baseline: Mapping[str, Any] | None = None
 
+    @property
+    def is_lvis(self) -> bool:
+        """Whether average precision follows the rules of LVIS."""
+        return self.coco.frequencies is not None
+
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """The content of metrics.json.
@@ -125,7 +146,7 @@ class Evaluation:
         class_averaged_f1_*: see there.  duplicate_rate_mean, _p99: over images, of predictions that repeat an earlier
         one of the same desc with an IoU above 0.9.
         AP...: COCO numbers with the scores; `AP_const` with every score 1.0, which is what a model without confidences
-        would get.
+        would get. By the rules of LVIS also APr, APc and APf.
         """
         coco, half, settings = self.coco.metrics, self.f1.at(0.5), asdict(self.settings)
         num_pred, num_crowd = (
@@ -136,7 +157,12 @@ class Evaluation:
         metrics = {
             "name": self.detections.name,
             "source": self.detections.source,
-            "settings": settings | {"iou_thresholds": list(self.f1.thresholds), "max_dets": list(self.coco.max_dets)},
+            "settings": settings
+            | {
+                "iou_thresholds": list(self.f1.thresholds),
+                "max_dets": list(self.coco.max_dets),
+                "lvis": self.is_lvis,
+            },
             "num_images": len(self.images),
             "num_gt": sum(len(image.gt) for image in self.images) - num_crowd,
             "num_crowd": num_crowd,
@@ -248,9 +274,7 @@ def evaluate(
     boxes = BoxSet.of(images)
     dataset, results = detections.coco or coco_of(images)
     coco, constant = (
-        run_coco(
-            dataset, found, iou_type=settings.iou_type, engine=settings.engine, max_dets=settings.max_dets
-        )
+        settings.average_precision(dataset, found)
         for found in (results, replace(results, score_M=np.ones_like(results.score_M)))
     )
     return Evaluation(
@@ -310,7 +334,7 @@ def _map_descs(detections: Detections, settings: EvalSettings, embed: DescEmbedd
     if detections.coco is not None:
         categories = sorted(detections.coco[0].category_names)
     else:
-        categories = sorted(set(chain.from_iterable(image.gt.descs for image in detections.images)))
+        categories = sorted(category_names(detections.images))
     if settings.desc_match == "semantic" and embed is None:
         embed = DescEmbedder(settings.semantic_model)
     return map_descs(

@@ -250,3 +250,9 @@ def test_written_json_is_what_the_standard_library_writes(tmp_path: Path) -> Non
     write_json(tmp_path / "v.json", value, sort_keys=True)
     expected = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     assert (tmp_path / "v.json").read_text(encoding="utf-8") == expected
+
+
+def test_a_large_file_holds_whole_numbers_of_any_size(tmp_path: Path):
+    value = [{"id": 2**64, "n": -(2**80), "k": 1}, {"id": 2**63}]
+    write_large_json(tmp_path / "v.json", value)
+    assert json.loads((tmp_path / "v.json").read_text()) == value

@@ -21,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 INPUTS = ("pyproject.toml", "constraints.txt", "tools/setup/install.py", "tools/setup/torchvision_cpu.py")
+WITHOUT_DEPENDENCIES = ("lvis",)
+"""For tests. Its wheel asks for opencv-python, which would overwrite the opencv-python-headless of other packages."""
 STAMP = "coordexp-setup.txt"
 
 
@@ -84,6 +86,8 @@ def install(venv_dir: Path, *, device: str, vllm: bool) -> None:
             flush=True,
         )
         pip_install(venv_dir, ["dev"], device=device, check=True)
+    constraints = str(ROOT / "constraints.txt")
+    pip(venv_dir, "install", "--quiet", "--no-deps", "--constraint", constraints, *WITHOUT_DEPENDENCIES)
     if device == "cpu":
         # Pulled in by the vLLM CPU build; their CUDA wheels break `import transformers` beside a CPU torch.
         pip(venv_dir, "uninstall", "--yes", "--quiet", "torchaudio", "torchcodec")

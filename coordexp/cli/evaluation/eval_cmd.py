@@ -13,6 +13,7 @@ from coordexp.cli.arguments import positive_int
 from coordexp.errors import EXIT_OK, ConfigError
 
 _COCO_ROWS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+_LVIS_ROWS = ("APr", "APc", "APf")
 _RECALL_SIZES = ("AR_small", "AR_medium", "AR_large")
 _F1_ROWS = (
     "f1_at_50", "f1_at_95", "f1_50_95", "box_f1_at_50", "box_f1_50_95", "precision_at_50", "recall_at_50",
@@ -66,8 +67,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--iou-type", choices=("bbox", "segm"), default="bbox", help="boxes or masks (default bbox)"
     )
     coco.add_argument(
-        "--max-dets", type=positive_int, nargs="+", default=[1, 10, 100], metavar="N",
+        "--max-dets", type=positive_int, nargs="+", metavar="N",
         help="detections per image and class (default 1 10 100); AP takes the last",
+    )  # fmt: skip
+    coco.add_argument(
+        "--lvis", action=argparse.BooleanOptionalAction, default=None,
+        help="by the rules of LVIS: classes an image was not checked for do not count, 300 detections per image of all "
+        "classes, and AP of rare, common and frequent classes (default: where the data says what that needs)",
     )  # fmt: skip
     f1 = parser.add_argument_group("F1")
     f1.add_argument(
@@ -106,7 +112,8 @@ def run(args: argparse.Namespace) -> int:
         iou_type=args.iou_type,
         iou_thresholds=tuple(args.iou_thresholds),
         scope=args.scope,
-        max_dets=tuple(args.max_dets),
+        max_dets=tuple(args.max_dets) if args.max_dets else None,
+        lvis=args.lvis,
         desc_match=args.desc_match,
         semantic_model=args.semantic_model,
         semantic_threshold=args.semantic_threshold,
@@ -159,7 +166,15 @@ def _print(metrics: dict[str, Any], output: Path) -> None:
         [(name, *(_cell(row[key], key) for _, key in _TABLE)) for name, row in rows.items() if row],
     )
     recalls = [f"AR{most}" for most in metrics["settings"]["max_dets"]]
-    for names in (_COCO_ROWS, (*recalls, *_RECALL_SIZES), _F1_ROWS, _OTHER_ROWS):
+    is_lvis = metrics["settings"]["lvis"]
+    if is_lvis:
+        print("average precision by the rules of LVIS")
+    for names in (
+        (*_COCO_ROWS, *(_LVIS_ROWS if is_lvis else ())),
+        (*recalls, *_RECALL_SIZES),
+        _F1_ROWS,
+        _OTHER_ROWS,
+    ):
         print("  ".join(f"{name} {_cell(metrics[name], name)}" for name in names))
     _print_notes(metrics)
     print(f"wrote {output / 'metrics.json'}")

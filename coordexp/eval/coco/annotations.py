@@ -31,6 +31,7 @@ from coordexp.eval.coco.fields import (
     column,
     first,
     id_order,
+    is_writable,
     present,
     read_boxes,
     read_flags,
@@ -393,12 +394,16 @@ def _ranks(ids: Sequence[Id]) -> IntArray:
 
 def _extras(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Further keys of an entry whose values are text or whole numbers, or lists of them."""
-    return {key: value for key, value in entry.items() if key not in _TYPED and _is_plain(value)}
+    return {
+        key: value
+        for key, value in entry.items()
+        if key not in _TYPED and is_writable(key) and _is_plain(value)
+    }
 
 
 def _is_plain(value: Any) -> bool:
     values = value if isinstance(value, list) else [value]
-    return all(isinstance(v, (str, int)) and not isinstance(v, bool) for v in values)
+    return all(is_writable(v) if isinstance(v, str) else type(v) is int for v in values)
 
 
 def _kind_of_top_level(value: Any) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results
+from coordexp.eval.coco.federation import FREQUENCY, NEGATIVE, NOT_EXHAUSTIVE, Federation
 from coordexp.eval.coco.fields import first
 from coordexp.eval.coco.segmentation import to_mask
 from coordexp.geometry import FloatArray, box_polygon, xywh_to_xyxy
@@ -20,9 +21,12 @@ MAX_MASK_BYTES = 1 << 30
 """All masks of a data set together, packed."""
 
 
-def engine_dataset(dataset: Dataset, iou_type: str = "bbox") -> CocoDict:
+def engine_dataset(
+    dataset: Dataset, iou_type: str = "bbox", federation: Federation | None = None
+) -> CocoDict:
     """The ground truth for an engine: images, categories and annotations with ids from 1.
 
+    federation: what LVIS says of it, for evaluation as LVIS, which knows no crowd regions (they are objects).
     Raises RecordError for iou_type "segm" naming an image without size or an annotation whose segmentation is missing
     or broken.
     """
@@ -42,14 +46,14 @@ def engine_dataset(dataset: Dataset, iou_type: str = "bbox") -> CocoDict:
             category_ids[dataset.category_M].tolist(),
             dataset.boxes_xywh_M4.tolist(),
             dataset.area_M.tolist(),
-            dataset.crowd_M.tolist(),
+            (dataset.crowd_M if federation is None else np.zeros_like(dataset.crowd_M)).tolist(),
             strict=True,
         )
     ]
     if iou_type == "segm":
         _check_sizes(dataset)
         _add_masks(annotations, dataset, dataset)
-    return {
+    made: CocoDict = {
         "info": {},
         "images": [
             {"id": image_id, "width": width, "height": height}
@@ -61,6 +65,15 @@ def engine_dataset(dataset: Dataset, iou_type: str = "bbox") -> CocoDict:
         ],
         "annotations": annotations,
     }
+    if federation is not None:
+        ids = category_ids.tolist()
+        lists = zip(made["images"], federation.negative, federation.not_exhaustive, strict=True)
+        for image, negative, not_exhaustive in lists:
+            image[NEGATIVE] = [ids[row] for row in negative]
+            image[NOT_EXHAUSTIVE] = [ids[row] for row in not_exhaustive]
+        for category, frequency in zip(made["categories"], federation.frequencies, strict=True):
+            category[FREQUENCY] = frequency
+    return made
 
 
 def engine_results(results: Results, iou_type: str = "bbox") -> CocoResults:

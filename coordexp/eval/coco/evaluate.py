@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from pycocotools.cocoeval import COCOeval
 from coordexp.errors import ConfigError
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results, read_dataset, read_results
 from coordexp.eval.coco.engine_input import engine_columns, engine_dataset, engine_results
+from coordexp.eval.coco.federation import FREQUENCIES, LVIS_MAX_DETS, Federation, read_federation
 from coordexp.geometry import FloatArray
 
 ENGINES = ("hotcoco", "faster-coco-eval", "pycocotools")
@@ -49,6 +50,9 @@ METRIC_NAMES = (
 """Keys of the 12 COCO numbers, in the order of pycocotools' `stats`. -1: no ground truth to measure on."""
 
 
+FREQUENCY_METRICS = tuple(f"AP{name}" for name in FREQUENCIES)
+"""APr, APc, APf, of evaluation as LVIS."""
+
 MAX_DETS = (1, 10, 100)
 AREAS = ("all", "small", "medium", "large")
 
@@ -60,6 +64,7 @@ class CocoEvaluation:
     precision: float64 [T, R, K, A, M], recall: float64 [T, K, A, M], iou_thresholds: [T], recall_points: [R].
     T = 10 IoU thresholds, R = 101 recall points, K = categories by ascending id (`category_names`), A = areas
     (all, small, medium, large), M = detection limits (`max_dets`).
+    frequencies: of evaluation as LVIS, "r", "c" or "f" for every category.
     """
 
     precision: FloatArray
@@ -68,11 +73,15 @@ class CocoEvaluation:
     iou_thresholds: FloatArray
     recall_points: FloatArray
     max_dets: tuple[int, ...] = MAX_DETS
+    frequencies: tuple[str, ...] | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The 12 numbers under `METRIC_NAMES` (AR by detection limit when other limits were asked for)."""
-        return self._numbers(slice(None))
+        """The 12 numbers under `METRIC_NAMES` (AR by detection limit when other limits were asked for).
+
+        As LVIS also `FREQUENCY_METRICS`: AP of rare, common and frequent categories.
+        """
+        return self._numbers(slice(None)) | self._by_frequency()
 
     def per_category(self) -> dict[str, dict[str, float]]:
         """The same numbers by category name; categories without ground truth are left out."""
@@ -94,6 +103,14 @@ class CocoEvaluation:
             return []
         curve: list[float] = precision_TRK[:, :, has_gt_K].mean(axis=(0, 2)).tolist()
         return curve
+
+    def _by_frequency(self) -> dict[str, float]:
+        if self.frequencies is None:
+            return {}
+        rows = {
+            name: [k for k, found in enumerate(self.frequencies) if found == name] for name in FREQUENCIES
+        }
+        return {f"AP{name}": self._numbers(categories)["AP"] for name, categories in rows.items()}
 
     def _numbers(self, categories: slice | list[int]) -> dict[str, float]:
         def ap(iou: float | None = None, area: str = "all") -> float:
@@ -161,13 +178,35 @@ def run_coco(
         evaluator.params.maxDets = list(max_dets)
         evaluator.evaluate()
         evaluator.accumulate()
+    return _evaluation(evaluator, dataset, tuple(max_dets))
+
+
+def run_lvis(dataset: Dataset, results: Results, *, iou_type: str = "bbox") -> CocoEvaluation:
+    """The same by the rules of LVIS (see `coordexp.eval.coco.federation`), equal to the numbers of its own package.
+
+    At most 300 detections of an image count, the most confident of all classes. Crowd regions are ordinary objects.
+    Raises RecordError for a data set that does not say what LVIS needs.
+    """
+    import hotcoco
+
+    federation = read_federation(dataset)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, found = _hotcoco_pair(dataset, results, iou_type, federation)
+        evaluator = hotcoco.LVISEval(truth, found, iou_type)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    frequencies = [federation.frequencies[row] for row in np.argsort(dataset.category_rank_K).tolist()]
+    return replace(_evaluation(evaluator, dataset, (LVIS_MAX_DETS,)), frequencies=tuple(frequencies))
+
+
+def _evaluation(evaluator: Any, dataset: Dataset, max_dets: tuple[int, ...]) -> CocoEvaluation:
     return CocoEvaluation(
         precision=np.asarray(evaluator.eval["precision"]),
         recall=np.asarray(evaluator.eval["recall"]),
         category_names=dataset.names_by_rank(),
         iou_thresholds=np.asarray(evaluator.params.iouThrs),
         recall_points=np.asarray(evaluator.params.recThrs),
-        max_dets=tuple(max_dets),
+        max_dets=max_dets,
     )
 
 
@@ -178,14 +217,23 @@ def _mean_of_measured(table: FloatArray) -> float:
 
 
 def _evaluator(columns: Dataset, results: Results, iou_type: str, engine: str) -> Any:
-    dataset = engine_dataset(columns, iou_type)
     if engine == "hotcoco":
         import hotcoco
 
-        truth = hotcoco.COCO(dataset)
-        found = engine_columns(results) if iou_type == "bbox" else engine_results(results, iou_type)
-        return hotcoco.COCOeval(truth, truth.load_res(found), iou_type)
+        return hotcoco.COCOeval(*_hotcoco_pair(columns, results, iou_type), iou_type)
+    dataset = engine_dataset(columns, iou_type)
     return _slower_evaluator(dataset, engine_results(results, iou_type), iou_type, engine)
+
+
+def _hotcoco_pair(
+    dataset: Dataset, results: Results, iou_type: str, federation: Federation | None = None
+) -> tuple[Any, Any]:
+    """Ground truth and detections in hotcoco's form."""
+    import hotcoco
+
+    truth = hotcoco.COCO(engine_dataset(dataset, iou_type, federation))
+    found = engine_columns(results) if iou_type == "bbox" else engine_results(results, iou_type)
+    return truth, truth.load_res(found)
 
 
 def _slower_evaluator(dataset: CocoDict, results: CocoResults, iou_type: str, engine: str) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
 from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import Dataset, Results
+from coordexp.eval.coco.federation import FREQUENCY, NEGATIVE, NOT_EXHAUSTIVE
 from coordexp.eval.predictions.image_result import ImageResult, Objects
 from coordexp.geometry import FloatArray, IntArray, box_polygon, xyxy_to_xywh
 
@@ -18,12 +20,13 @@ def coco_of(images: Sequence[ImageResult]) -> tuple[Dataset, Results]:
 
     A prediction whose description is no category is left out. Boxes become xywh with width = x2 - x1 and height =
     y2 - y1 (no +1). A polygon gets a `segmentation` and its surrounding box, so that the pair serves both iou types.
-    Every image stays in, also one without ground truth.
+    Every image stays in, also one without ground truth. Where images say which classes were looked for (LVIS), those
+    are categories too, and images and categories say it in LVIS's form.
     Raises RecordError for a repeated image id or a score that is not a finite number.
     """
     _check_unique([image.image_id for image in images])
     gts, preds = [image.gt for image in images], [image.pred for image in images]
-    names = sorted(set(chain.from_iterable(gt.descs for gt in gts)))
+    names = sorted(category_names(images))
     rows = {name: row for row, name in enumerate(names)}
     image_M, boxes_M4 = _image_rows(gts), _boxes(gts)
     dataset = Dataset(
@@ -45,10 +48,32 @@ def coco_of(images: Sequence[ImageResult]) -> tuple[Dataset, Results]:
                 chain.from_iterable(gt.points for gt in gts), box_polygon(boxes_M4).tolist(), strict=True
             )
         ],
-        images=[{}] * len(images),
-        categories=[{}] * len(names),
+        images=[_lvis_image(image, rows) for image in images],
+        categories=_lvis_categories(images, names),
     )
     return dataset, _results(preds, rows, dataset)
+
+
+def category_names(images: Sequence[ImageResult]) -> set[str]:
+    """Descriptions of the ground truth, and classes that were looked for."""
+    checked = [image.checked.names for image in images if image.checked is not None]
+    return set(chain.from_iterable(image.gt.descs for image in images)).union(*checked)
+
+
+def _lvis_image(image: ImageResult, rows: dict[str, int]) -> dict[str, Any]:
+    if image.checked is None:
+        return {}
+    return {
+        NEGATIVE: [rows[name] + 1 for name in image.checked.absent],
+        NOT_EXHAUSTIVE: [rows[name] + 1 for name in image.checked.not_exhaustive],
+    }
+
+
+def _lvis_categories(images: Sequence[ImageResult], names: Sequence[str]) -> list[dict[str, Any]]:
+    frequencies: dict[str, str] = {}
+    for image in images:
+        frequencies |= image.checked.frequencies if image.checked is not None else {}
+    return [{FREQUENCY: frequencies[name]} if name in frequencies else {} for name in names]
 
 
 def _results(preds: Sequence[Objects], rows: dict[str, int], dataset: Dataset) -> Results:

@@ -17,6 +17,7 @@ from typing import Any
 from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.records import Record
 from coordexp.errors import RecordError
+from coordexp.eval.predictions.checked_classes import kept_metadata
 from coordexp.eval.predictions.image_result import objects_of
 from coordexp.files import read_jsonl
 
@@ -47,6 +48,7 @@ def artifact_line(
     parsed: the model's answer.  strict_json: it as strict JSON, None when it is not
     a complete container.
     """
+    metadata = kept_metadata(record.metadata)
     return {
         "image_id": image_id,
         "image": record.images[0],
@@ -57,6 +59,7 @@ def artifact_line(
         "pred": objects_of(parsed.objects, record.width, record.height).rows(scored=False),
         "errors": answer_errors(parsed),
         "raw_output_json": strict_json,
+        **({"metadata": metadata} if metadata else {}),
     }
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from coordexp.codec.descs import canonical_desc
 from coordexp.codec.schema import KIND_BBOX, KIND_POLY, BoxObject
 from coordexp.errors import ContractError
+from coordexp.eval.predictions.checked_classes import CheckedClasses
 from coordexp.geometry import (
     FloatArray,
     box_areas,
@@ -116,6 +117,7 @@ class ImageResult:
     width, height: 0 where they are not known.
     errors: what the parser dropped and scoring left out, by reason, and `truncated`, `invalid_rollout` of the answer.
     match: of predictions and ground truth by mask IoU, as stage 2 matches them; None where nobody asked for it.
+    checked: classes that annotators looked for, where the data says so (LVIS).
     """
 
     image_id: ImageId
@@ -126,6 +128,7 @@ class ImageResult:
     pred: Objects
     errors: Mapping[str, int] = field(default_factory=dict)
     match: MatchResult | None = None
+    checked: CheckedClasses | None = None
 
     def bins(self, objects: Objects) -> list[BoxObject]:
         """`objects` in bins of this image."""

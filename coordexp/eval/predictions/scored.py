@@ -18,6 +18,7 @@ from coordexp.eval.predictions.artifacts import (
     check_pixels,
     read_jsonl_lines,
 )
+from coordexp.eval.predictions.checked_classes import CheckedClasses
 from coordexp.eval.predictions.image_result import ImageId, ImageResult, Objects
 from coordexp.files import read_json
 
@@ -187,6 +188,7 @@ def _image(line: Mapping[str, Any], where: str, *, scored: bool) -> ImageResult:
             scores=[obj["score"] for obj in pred] if scored else None,
         ),
         errors={**(line.get("errors") or {}), **(line.get("pred_score_failures") or {})},
+        checked=CheckedClasses.read(line.get("metadata"), f"{where}: metadata"),
     )
 
 

@@ -63,7 +63,7 @@ MEASURES = (
     Measure("AP_const", "AP, all scores 1.0", "what a model without confidences would get"),
     Measure("AP50", "AP at IoU 0.5", "COCO"),
     Measure("AP75", "AP at IoU 0.75", "COCO"),
-    Measure("AR100", "Average recall", "COCO, at most 100 detections per image"),
+    Measure("AR", "Average recall", "COCO, at most 100 detections per image (LVIS: 300)"),
     Measure("f1_50_95", "F1 at IoU 0.5:0.95", "mean over ten thresholds, box and description"),
     Measure("f1_at_95", "F1 at IoU 0.95", "boxes that fit to the pixel, nearly"),
     Measure("class_averaged_f1_50_95", "Class-averaged F1", "classes with 0 left out, IoU 0.5:0.95"),
@@ -178,7 +178,9 @@ def bootstrap(runs: Sequence[RunNumbers], num_resamples: int, seed: int) -> Inte
 
 
 def _ap_resamples(evaluation: Evaluation, num_resamples: int) -> int:
-    if evaluation.metrics["AP"] < 0:  # no ground truth
+    if (
+        evaluation.metrics["AP"] < 0 or evaluation.is_lvis
+    ):  # no ground truth, or other rules than the resamples have
         return 0
     return affordable_resamples(num_resamples, len(evaluation.results), len(evaluation.dataset.category_ids))
 
@@ -246,6 +248,8 @@ def _summary(runs: Sequence[RunNumbers]) -> str:
     metrics = runs[0].evaluation.metrics
     num_classes = len({desc for image in runs[0].images for desc in image.gt.descs})
     text = f"{metrics['num_images']} images, {metrics['num_gt']} annotated objects of {num_classes} descriptions."
+    if runs[0].evaluation.is_lvis:
+        text += " Average precision is by the rules of LVIS."
     if len(runs) > 1:
         text += f" {len(runs)} runs on the same images; changes are against {runs[0].run.name}."
     return text
@@ -262,7 +266,10 @@ def _method(runs: Sequence[RunNumbers], intervals: Intervals, options: ReportOpt
         text += "; runs share the resamples, so changes are paired, and the range of a coloured change leaves zero out"
     num_ap = intervals.num_ap_resamples
     if not num_ap:
-        return text + "; not for AP, which has too many detections to resample."
+        is_lvis = runs[0].evaluation.is_lvis
+        return text + (
+            "; not for AP by LVIS." if is_lvis else "; not for AP, which has too many detections to resample."
+        )
     fewer = f", AP from {num_ap} of them" if num_ap < options.num_resamples else ""
     return f"{text}{fewer}. Where classes have few images, AP of a resample runs high, and its range with it."
 

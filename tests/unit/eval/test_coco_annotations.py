@@ -365,3 +365,30 @@ def test_a_column_read_at_once_is_the_column_read_one_by_one(values: list[Any]):
         assert together.startswith(f"annotations[{faults[0]}].area is ")
     else:
         assert together == [value for found in alone for value in found]
+
+
+def test_further_keys_are_written_back_as_far_as_a_file_can_hold_them():
+    gt = {
+        "images": [
+            {
+                "id": 1,
+                "neg_category_ids": [-(2**70)],
+                "license": 3,
+                "note": "\ud800",
+                "\ud800": 1,
+                "tags": ["a", "\udfff"],
+            }
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [],
+    }
+    assert read_dataset(gt).as_coco()["images"] == [
+        {
+            "id": 1,
+            "width": None,
+            "height": None,
+            "file_name": "",
+            "neg_category_ids": [-(2**70)],
+            "license": 3,
+        }
+    ]

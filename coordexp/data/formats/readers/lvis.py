@@ -23,11 +23,11 @@ from coordexp.data.formats.readers.coco import with_names, with_pictures
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.coco.annotations import Dataset
 from coordexp.eval.coco.external import load_dataset
-from coordexp.eval.coco.fields import EntryPlace, Id, is_writable, read_texts, shown
+from coordexp.eval.coco.federation import FREQUENCIES, FREQUENCY, NEGATIVE, NOT_EXHAUSTIVE, category_rows
+from coordexp.eval.coco.fields import EntryPlace, is_writable, read_texts, shown
+from coordexp.eval.predictions import checked_classes
 
 NAMINGS = ("name", "synonyms")
-FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
-NEGATIVE, NOT_EXHAUSTIVE = "neg_category_ids", "not_exhaustive_category_ids"
 
 
 def read_lvis(annotations: Path, options: ImportOptions) -> Source:
@@ -81,10 +81,10 @@ def lvis_extras(source: Source, *, name_by: str = "name", seed: int = 0) -> Extr
     descs = _synonyms(dataset, source.path, seed) if name_by == "synonyms" else None
     counts = Counter[str]()
     for row, category in enumerate(dataset.categories):
-        frequency = category.get("frequency")
+        frequency = category.get(FREQUENCY)
         if isinstance(frequency, str) and frequency in FREQUENCIES:
             counts[f"annotations_{FREQUENCIES[frequency]}"] += int((dataset.category_M == row).sum())
-    return Extras(descs, _image_metadata(dataset, source.path), counts)
+    return Extras(descs, _image_metadata(dataset), counts)
 
 
 def readable_name(name: str) -> str:
@@ -131,26 +131,26 @@ def _synonyms(dataset: Dataset, annotations: Path, seed: int) -> list[str]:
     ]
 
 
-def _image_metadata(dataset: Dataset, annotations: Path) -> Callable[[int], dict[str, Any]]:
-    names = dict(zip(dataset.category_ids, dataset.category_names, strict=True))
+def _image_metadata(dataset: Dataset) -> Callable[[int], dict[str, Any]]:
+    """What is known of an image, by the names of `coordexp.eval.predictions.checked_classes`."""
+    rows = {category_id: row for row, category_id in enumerate(dataset.category_ids)}
+    names = dataset.category_names
+    found = ((row, category.get(FREQUENCY)) for row, category in enumerate(dataset.categories))
+    frequencies = {row: value for row, value in found if isinstance(value, str) and value in FREQUENCIES}
+    categories_of: list[set[int]] = [set() for _ in dataset.images]
+    for image, category in zip(dataset.image_M.tolist(), dataset.category_M.tolist(), strict=True):
+        categories_of[image].add(category)
 
-    def metadata(row: int) -> dict[str, Any]:
-        image = dataset.images[row]
-        return {
-            key.removesuffix("_category_ids") + "_categories": _names(
-                image[key], names, f"{annotations}: images[{row}].{key}"
+    def metadata(image: int) -> dict[str, Any]:
+        checked: dict[str, Any] = {
+            written: [names[row] for row in category_rows(dataset, image, key, rows)]
+            for key, written in (
+                (NEGATIVE, checked_classes.ABSENT),
+                (NOT_EXHAUSTIVE, checked_classes.NOT_EXHAUSTIVE),
             )
-            for key in (NEGATIVE, NOT_EXHAUSTIVE)
-            if image.get(key) is not None
+            if dataset.images[image].get(key) is not None
         }
+        known = {names[row]: frequencies[row] for row in sorted(categories_of[image]) if row in frequencies}
+        return checked | ({checked_classes.FREQUENCIES: known} if known else {})
 
     return metadata
-
-
-def _names(ids: Any, names: Mapping[Id, str], where: str) -> list[str]:
-    if not isinstance(ids, (list, tuple)):
-        raise RecordError(f"{where} is {shown(ids)}: expected a list of category ids")
-    for category_id in ids:
-        if not isinstance(category_id, (int, str)) or category_id not in names:
-            raise RecordError(f"{where} names category id {shown(category_id)}, which is not there")
-    return [names[category_id] for category_id in ids]

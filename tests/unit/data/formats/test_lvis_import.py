@@ -72,6 +72,7 @@ def test_names_are_readable_and_image_knowledge_is_kept(tmp_path: Path):
     assert records[0].metadata == {
         "image_id": 397133, "file_name": "val2017/000000397133.jpg", "neg_categories": ["bat (animal)"],
         "not_exhaustive_categories": ["baseball bat"],
+        "category_frequencies": {"bow (weapon)": "r", "baseball bat": "f"},
     }  # fmt: skip
     assert (counts["annotations_rare"], counts["annotations_frequent"], counts["objects_written"]) == (
         2,
