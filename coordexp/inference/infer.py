@@ -12,7 +12,7 @@ from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.records import Record, read_jsonl
 from coordexp.config.api_key import api_key_from
 from coordexp.config.prompt import system_text
-from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.config.schema.rollout import Decoding, Readout, RolloutMatching
 from coordexp.data.dataset import conversation
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.answer_limit import LEAST_LIMIT, answer_limit
@@ -45,11 +45,12 @@ _CHUNK_OF_BATCHES = 4  # of backends that keep their batch filled: fewer waits f
 
 @dataclass(frozen=True, kw_only=True)
 class InferSettings:
-    """How to answer; decoding is greedy.
+    """How to answer; decoding is greedy, but for coordinates, which are read as `coord` says.
 
     prompt, system, media_order, field_order, min_pixels, max_pixels: as in `coordexp.config.schema.prompt`; None takes
         what the checkpoint was trained with, an empty `system` is none.
     max_new_tokens: None derives it from the longest ground truth.
+    coord: argmax, median or expectation (`coordexp.rollout.decoding.readout`).
     max_model_len: of the vllm backend; None takes the model's own.
     trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is refused.
     base_url, served_model, api_key_env: of the openai backend; the key is read from that environment variable.
@@ -66,6 +67,7 @@ class InferSettings:
     field_order: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    coord: Readout = "argmax"
     max_model_len: int | None = None
     base_url: str | None = None
     served_model: str | None = None
@@ -82,6 +84,11 @@ class InferSettings:
             )
         if self.backend != "openai" and (self.base_url or self.served_model or self.api_key_env):
             raise ConfigError("--base-url, --served-model and --api-key-env belong to --backend openai.")
+        if self.backend == "openai" and self.coord != "argmax":
+            raise ConfigError(
+                f"--coord {self.coord} needs --backend hf or vllm: an OpenAI-compatible server writes the most likely "
+                "token."
+            )
         if self.backend != "vllm" and self.max_model_len is not None:
             raise ConfigError("--max-model-len belongs to --backend vllm.")
         api_key_from("--api-key-env", self.api_key_env)  # before anything is loaded
@@ -210,6 +217,7 @@ class Inference:
             "backend": settings.backend,
             "decoding": {
                 "temperature": 0.0,
+                "coord": settings.coord,
                 "max_new_tokens": self.max_new_tokens,
                 **(server if settings.backend == "openai" else {"torch_dtype": settings.torch_dtype}),
             },
@@ -363,6 +371,7 @@ def _hf_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[R
         max_new_tokens=settings.longest_answer,
         decode_batch_size=settings.batch_size,
         generate_timeout_s=None,
+        decoding=Decoding(coord=settings.coord),
     )
     return HfBackend(greedy, loaded, template, token_logprobs=True), template.tokenizer
 
@@ -379,4 +388,5 @@ def _vllm_backend(model: Path, template: Any, settings: InferSettings) -> Rollou
         max_new_tokens=settings.longest_answer,
         batch_size=settings.batch_size,
         max_model_len=settings.max_model_len,
+        coord=settings.coord,
     )

@@ -108,6 +108,7 @@ def parity(
     for name, backend in (("hf", hf), ("vllm", vllm)):
         backend.settings = settings(name, repeat_terminate=RULES)
     facts["rules"] = compare(hf.generate(requests), vllm.generate(requests))
+    readouts(facts, requests, answers, hf, vllm)
     for name, backend in (("hf", hf), ("vllm", vllm)):
         backend.settings = settings(name)
     train(model, template, requests, steps=5)
@@ -118,6 +119,18 @@ def parity(
     trained = vllm.generate(requests)
     facts["changed_answers"] = sum(a != b for a, b in zip(ids(answers), ids(trained), strict=True))
     facts["after"] = compare(hf.generate(requests), trained)
+
+
+def readouts(
+    facts: Facts, requests: list[RolloutRequest], most_likely: list[Rollout], hf: Any, vllm: Any
+) -> None:
+    """Coordinates read from their distribution, against what is most likely."""
+    for how in ("median", "expectation"):
+        for name, backend in (("hf", hf), ("vllm", vllm)):
+            backend.settings = settings(name, decoding={"coord": how})
+        read = vllm.generate(requests)
+        changed = sum(a != b for a, b in zip(ids(most_likely), ids(read), strict=True))
+        facts[how] = compare(hf.generate(requests), read) | {"changed_answers": changed}
 
 
 def sampling(facts: Facts, requests: list[RolloutRequest], vllm: Any) -> None:

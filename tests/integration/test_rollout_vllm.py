@@ -42,14 +42,22 @@ def facts(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return found
 
 
-@pytest.mark.parametrize(("moment", "version"), [("before", 1), ("rules", 1), ("after", 2), ("lora", 5)])
+@pytest.mark.parametrize(
+    ("moment", "version"),
+    [("before", 1), ("rules", 1), ("median", 1), ("expectation", 1), ("after", 2), ("lora", 5)],
+)
 def test_greedy_answers_prompts_and_log_probabilities_agree(facts, moment: str, version: int):
-    """Before training, with repeat-aware termination, after 5 optimizer steps, and with LoRA layers merged."""
+    """Before training, with repeat-aware termination, with coordinates read from their distribution, after 5 optimizer
+    steps, and with LoRA layers merged."""
     found = facts[moment]
     assert found["equal_answers"] == found["equal_prompts"] == found["equal_endings"] == NUM_SCENES
     assert found["logprob_gap"] < 2e-5
     assert found["versions"] == [version]
     assert found["distinct_answers"] > NUM_SCENES // 4  # agreement on one constant answer would say little
+
+
+def test_reading_coordinates_from_their_distribution_changes_answers(facts):
+    assert min(facts["median"]["changed_answers"], facts["expectation"]["changed_answers"]) > NUM_SCENES // 2
 
 
 def test_engine_args_reach_the_engine(facts):

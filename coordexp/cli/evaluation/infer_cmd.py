@@ -30,6 +30,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=positive_int,
         help="of an answer (default: half as many again as the longest ground truth has, at least 1024)",
     )
+    parser.add_argument(
+        "--coord",
+        choices=("argmax", "median", "expectation"),
+        default="argmax",
+        help="how a coordinate is read from its distribution: the most likely bin, or the median or mean",
+    )
     parser.add_argument("--torch-dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     _add_prompt_flags(parser)
     parser.add_argument(
@@ -81,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         max_new_tokens=args.max_new_tokens,
         torch_dtype=args.torch_dtype,
+        coord=args.coord,
         prompt=args.prompt,
         system=args.system,
         media_order=args.media_order,

@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from coordexp.config.schema.pipeline import Pipeline
 from coordexp.config.schema.section import Section
 
+Readout = Literal["argmax", "median", "expectation"]
+"""How a coordinate is read from its distribution over the bins."""
+
 
 class Decoding(Section):
     """Sampling of rollouts."""
@@ -16,6 +19,11 @@ class Decoding(Section):
     temperature: float = Field(default=0.0, ge=0, description="0: greedy.")
     top_p: float = Field(default=1.0, gt=0, le=1, description="Nucleus mass.")
     top_k: int = Field(default=-1, ge=-1, description="Most likely tokens kept; -1: all.")
+    coord: Readout = Field(
+        default="argmax",
+        description="The bin written where the coordinate tokens hold most of the probability: as every other token "
+        "is chosen (argmax), or the median or mean of their distribution, also when sampling.",
+    )
 
 
 class RepeatTerminate(Section):
@@ -92,7 +100,7 @@ OUR_ENGINE_ARGS: dict[str, str] = {
         ("distributed_executor_backend", "pipeline_parallel_size", "data_parallel_size", "worker_cls"),
         "the engine runs inside the training processes",
     ),
-    "logits_processors": "write repeat_terminate",
+    "logits_processors": "write repeat_terminate or decoding.coord",
 }
 """Engine arguments that another setting decides, and which."""
 
@@ -297,4 +305,8 @@ class RolloutMatching(Section):
             raise ValueError("num_beams has no effect without decode_mode: beam")
         if self.decode_mode == "beam" and self.decoding.temperature > 0:
             raise ValueError("decode_mode is beam, but decoding.temperature asks for sampling; set it to 0")
+        if self.decode_mode == "beam" and self.decoding.coord != "argmax":
+            raise ValueError(
+                f"decode_mode is beam, which scores no answer of decoding.coord: {self.decoding.coord}"
+            )
         return self

@@ -11,10 +11,12 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
+from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.pieces import pieces_of
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.rollout.backend import PolicyBackend
 from coordexp.rollout.checks import batch_name, encoding, name_of
+from coordexp.rollout.decoding.readout import CoordReadout
 from coordexp.rollout.decoding.repetition import RepeatTermination, was_terminated
 from coordexp.rollout.decoding.sampling import Deadline, RepetitionPenalty, TokenLogprobs, samplers
 from coordexp.rollout.time_limit import GENERATE_TIMEOUT_KEY, TimeLimit
@@ -167,8 +169,11 @@ class HfBackend(PolicyBackend):
     def _processors(
         self, requests: Sequence[RolloutRequest], batch: dict[str, Tensor], logprobs: TokenLogprobs | None
     ) -> LogitsProcessorList:
-        settings = self.settings
+        settings, device = self.settings, batch["input_ids"].device
         processors = LogitsProcessorList([logprobs] if logprobs else [])
+        if settings.decoding.coord != "argmax":
+            coord_ids = CoordVocab.from_tokenizer(self._template.tokenizer).ids
+            processors.append(CoordReadout(settings.decoding.coord, coord_ids, device))
         if settings.repetition_penalty != 1.0:
             processors.append(RepetitionPenalty(settings.repetition_penalty, batch["attention_mask"]))
         if settings.repeat_terminate.enabled:
@@ -183,9 +188,7 @@ class HfBackend(PolicyBackend):
                 )
             )
         seeds = [next(self._spare_seeds) if request.seed is None else request.seed for request in requests]
-        return LogitsProcessorList(
-            [*processors, *samplers(settings.decoding, seeds, batch["input_ids"].device)]
-        )
+        return LogitsProcessorList([*processors, *samplers(settings.decoding, seeds, device)])
 
     def _cut(self, ids: list[int]) -> list[int]:
         """The row of an answer up to the token that ended it; padding follows."""

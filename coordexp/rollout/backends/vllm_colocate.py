@@ -102,9 +102,11 @@ class VllmColocateBackend(PolicyBackend):
         self._sleep()
 
     def _start_engine(self, template: Any, model_dir: str) -> Any:
-        from coordexp.rollout.decoding.vllm_repetition import PROCESSOR
+        from coordexp.rollout.decoding.vllm_rows import PROCESSORS
 
-        vllm, distributed = self.settings.vllm, dist.is_available() and dist.is_initialized()
+        settings, vllm = self.settings, self.settings.vllm
+        processes_logits = settings.repeat_terminate.enabled or settings.decoding.coord != "argmax"
+        distributed = dist.is_available() and dist.is_initialized()
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
         options = {
             "gpu_memory_utilization": vllm.gpu_memory_utilization,
@@ -124,7 +126,7 @@ class VllmColocateBackend(PolicyBackend):
                 world_size=world_size,
                 seed=rank // vllm.tensor_parallel_size,
                 own_head=has_own_head(self._model),
-                logits_processors=[PROCESSOR] if self.settings.repeat_terminate.enabled else [],
+                logits_processors=PROCESSORS if processes_logits else (),
                 engine_args=vllm.engine_args,
             )
         except Exception as error:

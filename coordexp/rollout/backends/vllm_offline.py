@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from coordexp.config.schema.rollout import Readout
 from coordexp.errors import ConfigError, RolloutError
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.checks import timed
@@ -19,7 +20,7 @@ from coordexp.swift_bridge.vllm_engine import build_vllm_engine, set_environment
 
 
 class VllmOfflineBackend(RolloutBackend):
-    """Greedy decoding with a log-probability for every token.
+    """Greedy decoding with a log-probability for every token; coordinates are read as `coord` says.
 
     batch_size: requests that are in the engine at a time, at most.
     template: of the checkpoint (`coordexp.swift_bridge.checkpoint.load_template`).
@@ -39,6 +40,7 @@ class VllmOfflineBackend(RolloutBackend):
         max_new_tokens: int,
         batch_size: int,
         max_model_len: int | None = None,
+        coord: Readout = "argmax",
         gpu_memory_utilization: float = 0.9,
     ) -> None:
         super().__init__()
@@ -49,6 +51,7 @@ class VllmOfflineBackend(RolloutBackend):
             )
         set_environment()
         from coordexp.rollout.decoding.vllm_requests import RequestRunner
+        from coordexp.rollout.decoding.vllm_rows import PROCESSORS
 
         settings: dict[str, Any] = {
             "load_format": "auto",
@@ -68,6 +71,7 @@ class VllmOfflineBackend(RolloutBackend):
                 world_size=1,
                 seed=0,
                 own_head=None,
+                logits_processors=PROCESSORS if coord != "argmax" else (),
             )
         except Exception as error:
             raise RolloutError(
@@ -77,6 +81,7 @@ class VllmOfflineBackend(RolloutBackend):
         self._runner = RequestRunner(self._engine, self.name, num_running=batch_size, timeout_s=None)
         self._stop_ids = stop_token_ids(template, None)
         self._max_new_tokens = max_new_tokens
+        self._coord: Readout = coord
 
     @property
     def max_new_tokens(self) -> int:
@@ -92,6 +97,8 @@ class VllmOfflineBackend(RolloutBackend):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        from coordexp.rollout.decoding.vllm_readout import EXTRA_ARG
+
         sampling = SamplingParams(
             temperature=0.0,
             max_tokens=max_new_tokens,
@@ -99,6 +106,7 @@ class VllmOfflineBackend(RolloutBackend):
             logprobs=0,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args={EXTRA_ARG: self._coord} if self._coord != "argmax" else None,
         )
         with timed() as seconds:
             outputs = self._runner.run(requests, lambda request: sampling, time_limit)

@@ -17,7 +17,8 @@ from coordexp.config.schema.rollout import RepeatTerminate, RolloutMatching
 from coordexp.errors import CoordExpError, RolloutError
 from coordexp.rollout.checks import batch_name, check_prompt, encoding, name_of
 from coordexp.rollout.decoding.repetition import was_terminated
-from coordexp.rollout.decoding.vllm_repetition import EXTRA_ARG
+from coordexp.rollout.decoding.vllm_readout import EXTRA_ARG as READOUT_ARG
+from coordexp.rollout.decoding.vllm_repetition import EXTRA_ARG as REPEAT_ARG
 from coordexp.rollout.time_limit import GENERATE_TIMEOUT_KEY, TimeLimit
 from coordexp.rollout.types import RequestError, Rollout, RolloutRequest
 from coordexp.swift_bridge.vllm_engine import MAX_IMAGES, encode_for_vllm, submit
@@ -38,7 +39,9 @@ def sampling_params(
 ) -> SamplingParams:
     """What the settings ask of one request. Text is not decoded in the engine; only its token ids are used."""
     decoding, rules = settings.decoding, settings.repeat_terminate
-    extra = {EXTRA_ARG: rules.model_dump() | {"end_id": end_id}} if rules.enabled else None
+    extra: dict[str, Any] = {REPEAT_ARG: rules.model_dump() | {"end_id": end_id}} if rules.enabled else {}
+    if decoding.coord != "argmax":
+        extra[READOUT_ARG] = decoding.coord
     return SamplingParams(
         max_tokens=max_new_tokens,
         temperature=decoding.temperature,
@@ -50,7 +53,7 @@ def sampling_params(
         logprobs=0 if logprobs else None,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args=extra,
+        extra_args=extra or None,
     )
 
 

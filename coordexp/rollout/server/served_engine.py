@@ -308,8 +308,8 @@ class ServedEngine:
 
 
 def _start(model_dir: str, template: Any, dtype: torch.dtype, options: EngineOptions) -> Any:
-    """The engine; repeat-aware termination is always at hand, since each request says whether it wants it."""
-    from coordexp.rollout.decoding.vllm_repetition import PROCESSOR
+    """The engine; all logits processors of ours are at hand, since each request says which it wants."""
+    from coordexp.rollout.decoding.vllm_rows import PROCESSORS
 
     settings = {
         "load_format": "auto",
@@ -327,7 +327,7 @@ def _start(model_dir: str, template: Any, dtype: torch.dtype, options: EngineOpt
         world_size=1,
         seed=0,
         own_head=options.own_head,
-        logits_processors=[PROCESSOR],
+        logits_processors=PROCESSORS,
         engine_args=options.engine_args,
     )
 
