@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ class Sums:
     counts: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, key: str, total: Tensor | float, count: Tensor | float = 1.0) -> None:
-        self.sums[key] += float(total)
+        self.sums[key] += float(total.detach()) if isinstance(total, Tensor) else float(total)
         self.counts[key] += float(count)
 
     def count(self, key: str, number: float) -> None:
@@ -49,6 +49,10 @@ class Rows:
         return cls(
             logits_SV[rows["positions_R"]], rows["targets_R"], rows["num_text"], rows["bins_N"], ids_K, rows
         )
+
+    def detached(self) -> Rows:
+        """The same without a graph."""
+        return replace(self, logits_RV=self.logits_RV.detach())
 
     @property
     def ce_R(self) -> Tensor:

@@ -16,11 +16,14 @@ from coordexp.audit import answers, token_flow
 from coordexp.audit.answers import Answered
 from coordexp.audit.equations import check_equations
 from coordexp.audit.findings import AuditLine, DifferenceError, ask, skip
+from coordexp.audit.run_equations import DumpedStep
 from coordexp.audit.subject import ShortRun, Subject
 from coordexp.codec.records import order_objects
 from coordexp.config import load_run_config
 from coordexp.data.source import source_of
 from coordexp.errors import ConfigError
+from coordexp.models.coord_offset import OFFSET_FILE, attach_coord_offset, coord_offset_of
+from coordexp.models.merge_offset import is_adapter, merge_offset, with_adapter
 from coordexp.packing.layout import pack_samples
 from coordexp.packing.position_ids import VisionLayout
 from coordexp.targets.builder import TargetBuilder
@@ -71,6 +74,20 @@ class Audit:
         return self.run.folder / f"checkpoint-{self.steps}"
 
     @cached_property
+    def ranks(self) -> ShortRun:
+        """The recipe on several processes."""
+        return self.subject.train("ranks", steps=self.steps, num_ranks=self.options.ranks)
+
+    @cached_property
+    def merged(self) -> Path:
+        """The checkpoint as plain weights: itself, or its adapters merged."""
+        if not is_adapter(self.checkpoint) and not (self.checkpoint / OFFSET_FILE).is_file():
+            return self.checkpoint
+        folder = self.subject.work / "merged"
+        merge_offset(self.checkpoint, folder)
+        return folder
+
+    @cached_property
     def layout(self) -> VisionLayout:
         from transformers import AutoConfig
 
@@ -87,9 +104,7 @@ class Audit:
             found += self._other_packing("padded" if self._has_packing else "packed")
         if self.options.ranks > 1:
             name = f"{self.options.ranks} ranks"
-            found += self._flow(
-                name, self.subject.train("ranks", steps=self.steps, num_ranks=self.options.ranks)
-            )
+            found += self._flow(name, self.ranks)
         found += self._training_inputs()
         found.append(
             ask(
@@ -110,7 +125,10 @@ class Audit:
         for backend in self.options.backends:
             found += self._backend(backend)
         found.append(ask("packing", "packed = single", self._packed))
-        found.append(ask("telemetry", "payload = float64", self._equations))
+        found.append(ask("telemetry", "payload = float64", lambda: self._equations(self.run)))
+        if self.options.ranks > 1:
+            question = f"payload = float64, {self.options.ranks} ranks"
+            found.append(ask("telemetry", question, lambda: self._equations(self.ranks)))
         found.append(ask("weights", "checkpoint = plain transformers", self._reloaded))
         return found
 
@@ -167,7 +185,7 @@ class Audit:
         for plan in self.run.plans:
             step = plan["step"]
             if plan["answers"] and step not in expected:
-                expected[step] = self._greedy(self._weights_before(step), tokens)
+                expected[step] = self._greedy(self._weights_before(self.run, step), tokens)
         return answers.check_policy(self.run, expected, self.subject.tokenizer)
 
     def _greedy(self, model: Path, max_new_tokens: int) -> Mapping[str, Sequence[int]]:
@@ -234,34 +252,44 @@ class Audit:
             )
         return samples[:4]
 
-    def _equations(self) -> str:
-        """Of the first step of each kind, at the weights it starts from."""
+    def _equations(self, run: ShortRun) -> str:
+        """Of the first step of each kind, at the weights it starts from.
+
+        Under LoRA not the very first: no file holds its random start.
+        """
         ids_K, seen, found = torch.tensor(self.subject.vocab.ids), set(), []
-        for plan in self.run.plans:
-            if plan["channel"] in seen:
+        for plan in run.plans:
+            step = plan["step"]
+            if plan["channel"] in seen or (step == 0 and _is_lora(run)):
                 continue
             seen.add(plan["channel"])
-            step = plan["step"]
-            model = _plain_model(self._weights_before(step)).double().eval()
-            plans = [one for one in self.run.plans if one["step"] == step]
-            payload = self.run.payloads[step + 1]
-            found.append(f"step {step}: {check_equations(plans, payload, self.run.config, model, ids_K)}")
+            dumped = DumpedStep(
+                [one for one in run.plans if one["step"] == step],
+                [one for one in run.plans if one["step"] <= step],
+                run.payloads[step + 1],
+                run.config,
+                self.subject.tokenizer.pad_token_id,
+            )
+            found.append(f"step {step}: {check_equations(dumped, self._model_before(run, step), ids_K)}")
         return "; ".join(found)
 
-    def _weights_before(self, step: int) -> Path:
+    def _model_before(self, run: ShortRun, step: int) -> nn.Module:
+        """What optimizer step `step` trains, in float64."""
+        folder, settings = self._weights_before(run, step), run.config["custom"]["coord_offset"]
+        plain: Any = _plain_model(self.subject.model if is_adapter(folder) else folder)
+        model: nn.Module = with_adapter(plain, folder)
+        if settings["enabled"] and coord_offset_of(model) is None:
+            attach_coord_offset(plain, self.subject.vocab.ids, tie_head=settings["tie_head"])
+        return model.double().eval()
+
+    def _weights_before(self, run: ShortRun, step: int) -> Path:
         """The folder of the weights that optimizer step `step` starts from."""
-        return self.subject.model if step == 0 else self.run.folder / f"checkpoint-{step}"
+        return self.subject.model if step == 0 else run.folder / f"checkpoint-{step}"
 
     @torch.no_grad()
     def _reloaded(self) -> str:
         """Logits of the checkpoint as `infer` loads it against plain transformers, merged where it has adapters."""
-        from coordexp.models.coord_offset import OFFSET_FILE
-        from coordexp.models.merge_offset import is_adapter, merge_offset
-
-        folder = self.checkpoint
-        if is_adapter(folder) or (folder / OFFSET_FILE).is_file():
-            folder = self.subject.work / "merged"
-            merge_offset(self.checkpoint, folder)
+        folder = self.merged
         inputs = self.answered.inputs(0, self.answered.answer_ids[0])
         ours = self.answered.model(**inputs, use_cache=False).logits.float()
         plain = _plain_model(folder).to(ours.device).eval()(**inputs, use_cache=False).logits.float()
@@ -269,6 +297,10 @@ class Audit:
         if difference > RELOAD_TOLERANCE:
             raise DifferenceError(f"logits of {folder.name} differ by {difference:.2g} of the largest")
         return f"largest difference {difference:.1g} of the largest logit"
+
+
+def _is_lora(run: ShortRun) -> bool:
+    return run.config["swift"].get("tuner_type") not in (None, "full")
 
 
 def _plain_model(folder: Path) -> nn.Module:

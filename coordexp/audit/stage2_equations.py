@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,22 +22,26 @@ class Stage2Equations:
     """Atoms and diagnostics of the forwards of a step.
 
     Arguments:
-        config: resolved_config.json.  totals: denominators of the step.
-        sums, p90: what the numbers are added to.
+        config: resolved_config.json.  sums, p90: what the numbers are added to.
+        counted: dumped rows of all forwards that the losses are divided over.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], totals: Mapping[str, float], sums: Sums, p90: dict[str, list[float]]
+        self,
+        config: Mapping[str, Any],
+        counted: Sequence[Mapping[str, Any]],
+        sums: Sums,
+        p90: dict[str, list[float]],
     ) -> None:
         section = config["stage2_ab"] or config["rollout_matching"]
         self._decode_mode = section["coord_decode_mode"]
         self._modules = {one["name"]: one for one in section["pipeline"]["objective"]}
         self._diagnostics = {one["name"]: one for one in section["pipeline"]["diagnostics"]}
-        self._totals, self._sums, self._p90 = totals, sums, p90
+        self._counted, self._sums, self._p90 = counted, sums, p90
 
-    def add(self, rows: Rows, kind: ForwardKind) -> float:
+    def add(self, rows: Rows, kind: ForwardKind) -> Tensor:
         """Adds a forward; returns its share of the step's loss."""
-        loss = self._text(rows, kind)
+        loss = rows.logits_RV.new_zeros(()) + self._text(rows, kind)
         reg = self._modules.get("coord_reg")
         settings = PLAIN if reg is None else reg["config"]
         terms = rows.terms(settings["temperature"], settings["target_sigma"], settings["target_truncate"])
@@ -47,7 +51,7 @@ class Stage2Equations:
         atoms = self._slot_atoms(rows, terms, kind) | self._box_atoms(rows, kind, settings["temperature"])
         for name, (total, count, denominator) in atoms.items():
             self._sums.add(f"loss/{kind.coord}/{name}", total, count)
-            loss += total / denominator if denominator else 0.0
+            loss = loss + (total / denominator if denominator else 0.0)
         return loss + self._text_gate(rows, kind)
 
     def _diagnose(self, rows: Rows, terms: Mapping[str, Tensor], kind: ForwardKind) -> None:
@@ -59,34 +63,35 @@ class Stage2Equations:
             self._sums.add(f"{prefix}/{name}", terms[name].sum(), num)
         self._sums.add(f"{prefix}/coord_vocab_mass_mean", terms["coord_vocab_mass"].sum(), num)
         self._sums.count(f"{prefix}/coord_tokens_total", num)
-        error = float(terms["expected_bin_mae"].quantile(0.9))
+        error = float(terms["expected_bin_mae"].detach().quantile(0.9))
         self._p90[f"{prefix}/expected_bin_abs_err_p90"].append(error)
 
     def _scale(self, module: Mapping[str, Any] | None, kind: ForwardKind) -> float:
         is_on = module is not None and module["enabled"] and kind.channel in module["channels"]
         return float(module["weight"]) if is_on and module is not None else 0.0
 
-    def _text(self, rows: Rows, kind: ForwardKind) -> float:
+    def _text(self, rows: Rows, kind: ForwardKind) -> Tensor | float:
         module = self._modules.get("token_ce")
         factor = self._scale(module, kind)
         if module is None or not factor:
             return 0.0
         config = module["config"]
-        weight_R = text_weights(rows, kind, config)
+        weight_R = text_weights(rows.raw, kind, config)
+        denominator = sum(float(text_weights(raw, kind, config).sum()) for raw in self._counted)
         is_desc = rows.raw["roles_R"] == TextRole.DESC
         if kind is ForwardKind.SELF_CONTEXT:
             factor *= config["self_context_struct_ce_weight"]
         wanted = {"struct_ce": ~is_desc} | ({"desc_ce": is_desc} if desc_weight(kind, config) else {})
-        loss = 0.0
+        loss: Tensor | float = 0.0
         for name, chosen in wanted.items() if factor else ():
-            total = factor * float((weight_R * rows.ce_R[: rows.num_text] * chosen).sum())
+            total = factor * (weight_R * rows.ce_R[: rows.num_text] * chosen).sum()
             self._sums.add(f"loss/{kind.text}/{name}", total, weight_R.sum())
-            loss += total / self._totals[kind.text] if self._totals[kind.text] else 0.0
+            loss = loss + (total / denominator if denominator else 0.0)
         return loss
 
     def _slot_atoms(
         self, rows: Rows, terms: Mapping[str, Tensor], kind: ForwardKind
-    ) -> dict[str, tuple[float, float, float]]:
+    ) -> dict[str, tuple[Tensor, float, float]]:
         """coord_reg: (weighted sum, count, denominator of the step) by name."""
         module = self._modules.get("coord_reg")
         scale = self._scale(module, kind)
@@ -108,54 +113,58 @@ class Stage2Equations:
             "coord_entropy": (config["coord_entropy_weight"], terms["entropy"]),
             "coord_gate": (config["coord_gate_weight"], terms["gate"]),
         }
-        slots = self._totals[f"{kind.coord}/slots"]
+        slots = sum(raw["bins_N"].numel() for raw in self._counted)
         return {
-            name: (scale * weight * float(values_N.sum()), num, slots)
+            name: (scale * weight * values_N.sum(), num, slots)
             for name, (weight, values_N) in weighted.items()
             if weight
         }
 
     def _box_atoms(
         self, rows: Rows, kind: ForwardKind, temperature: float
-    ) -> dict[str, tuple[float, float, float]]:
+    ) -> dict[str, tuple[Tensor, float, float]]:
         module = self._modules.get("bbox_geo")
         scale = self._scale(module, kind)
         if module is None or not scale:
             return {}
         z_NK, logp_NK, _ = rows.coord(temperature)
         last = z_NK.shape[-1] - 1
-        if self._decode_mode == "st":
-            places_N = z_NK.argmax(-1).double() / last
-        else:
-            places_N = (logp_NK.exp() * torch.arange(last + 1, dtype=torch.float64)).sum(-1) / last
+        places_N = (logp_NK.exp() * torch.arange(last + 1, dtype=torch.float64)).sum(-1) / last
+        if self._decode_mode == "st":  # the value of the arg-max with the gradient of the expectation
+            places_N = z_NK.argmax(-1).double() / last + places_N - places_N.detach()
         of_boxes = slice(0, 4 * rows.raw["num_boxes"])
         pred_B4, true_B4 = places_N[of_boxes].view(-1, 4), (rows.bins_N[of_boxes].double() / last).view(-1, 4)
-        num, boxes = pred_B4.shape[0], self._totals[f"{kind.coord}/boxes"]
+        num, boxes = pred_B4.shape[0], sum(raw["num_boxes"] for raw in self._counted)
         config, atoms = module["config"], {}
         if config["smoothl1_weight"]:
-            smooth = float(F.smooth_l1_loss(pred_B4, true_B4, reduction="sum"))
+            smooth = F.smooth_l1_loss(pred_B4, true_B4, reduction="sum")
             atoms["bbox_smoothl1"] = (scale * config["smoothl1_weight"] * smooth, 4.0 * num, 4 * boxes)
         if config["ciou_weight"]:
-            ciou = float(ciou_losses(pred_B4, true_B4).sum())
+            ciou = ciou_losses(pred_B4, true_B4).sum()
             atoms["bbox_ciou"] = (scale * config["ciou_weight"] * ciou, float(num), boxes)
         return atoms
 
-    def _text_gate(self, rows: Rows, kind: ForwardKind) -> float:
+    def _text_gate(self, rows: Rows, kind: ForwardKind) -> Tensor | float:
         module, text = self._modules.get("coord_reg"), self._modules.get("token_ce")
         weight = self._scale(module, kind) * (0.0 if module is None else module["config"]["text_gate_weight"])
         if module is None or text is None or not weight:
             return 0.0
-        roles = rows.raw["roles_R"]
-        gated = (text_weights(rows, kind, text["config"]) > 0) & (roles != TextRole.EOS)
-        if kind.channel == "A":
-            gated &= roles != TextRole.DESC
+        gated = _gated(rows.raw, kind, text["config"])
+        denominator = sum(int(_gated(raw, kind, text["config"]).sum()) for raw in self._counted)
         z_RV = rows.logits_RV[: rows.num_text] / module["config"]["temperature"]
         others = torch.ones(z_RV.shape[-1], dtype=torch.bool)
         others[rows.ids_K] = False
         gate_R = z_RV.logsumexp(-1) - z_RV[:, others].logsumexp(-1)  # -log(1 - p_coord)
-        total, denominator = weight * float((gate_R * gated).sum()), self._totals[f"{kind.coord}/text_gate"]
+        total = weight * (gate_R * gated).sum()
         self._sums.add(f"loss/{kind.coord}/text_gate", total, gated.sum())
         return total / denominator if denominator else 0.0
+
+
+def _gated(raw: Mapping[str, Any], kind: ForwardKind, config: Mapping[str, float]) -> Tensor:
+    """Text rows that coordinate tokens are kept from: those with a weight, without `<|im_end|>`; names in B alone."""
+    roles: Tensor = raw["roles_R"]
+    gated = (text_weights(raw, kind, config) > 0) & (roles != TextRole.EOS)
+    return gated & (roles != TextRole.DESC) if kind.channel == "A" else gated
 
 
 def desc_weight(kind: ForwardKind, config: Mapping[str, float]) -> float:
@@ -165,16 +174,16 @@ def desc_weight(kind: ForwardKind, config: Mapping[str, float]) -> float:
     return 0.0 if kind is ForwardKind.SELF_CONTEXT else config["desc_ce_weight"]
 
 
-def text_weights(rows: Rows, kind: ForwardKind, config: Mapping[str, float]) -> Tensor:
-    """w_t of every text row, float64."""
-    roles, in_rollout = rows.raw["roles_R"], kind is ForwardKind.ROLLOUT
+def text_weights(raw: Mapping[str, Any], kind: ForwardKind, config: Mapping[str, float]) -> Tensor:
+    """w_t of every text row of a dumped forward, float64."""
+    roles, in_rollout = raw["roles_R"], kind is ForwardKind.ROLLOUT
     by_role = torch.ones(len(TextRole), dtype=torch.float64)
     by_role[TextRole.DESC] = desc_weight(kind, config)
     by_role[TextRole.MATCHED_STRUCT] = config["rollout_matched_prefix_struct_weight"] if in_rollout else 0.0
     weight_R = by_role[roles]
     if not in_rollout:
         return weight_R
-    boosted_R = rows.raw["dropped_invalid_R"] & (roles == TextRole.STRUCT)
+    boosted_R = raw["dropped_invalid_R"] & (roles == TextRole.STRUCT)
     return torch.where(boosted_R, weight_R * config["rollout_drop_invalid_struct_ce_multiplier"], weight_R)
 
 
@@ -193,5 +202,5 @@ def ciou_losses(pred_B4: Tensor, true_B4: Tensor) -> Tensor:
     hull = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
     centre = ((a[:, :2] + a[:, 2:] - b[:, :2] - b[:, 2:]) / 2).square().sum(-1)
     v = 4 / math.pi**2 * (torch.atan(wh_b[:, 0] / wh_b[:, 1]) - torch.atan(wh_a[:, 0] / wh_a[:, 1])).square()
-    alpha = v / (1 - iou + v).clamp(min=FLOOR)
+    alpha = (v / (1 - iou + v).clamp(min=FLOOR)).detach()  # a constant for the gradient, as in the paper
     return 1 - iou + centre / hull.square().sum(-1).clamp(min=FLOOR) + alpha * v

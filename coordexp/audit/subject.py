@@ -32,9 +32,9 @@ LOG_TAIL = 3000
 SHORT = (
     "--logging_steps", "1", "--eval_strategy", "no", "--load_best_model_at_end", "false", "--report_to", "none",
     "--save_strategy", "steps", "--save_steps", "1", "--save_only_model", "true", "--save_total_limit", "1000",
-    "--add_version", "false",
+    "--add_version", "false", "--warmup_ratio", "0", "--warmup_steps", "0", "--lora_dropout", "0",
 )  # fmt: skip
-"""Every step is logged and saved."""
+"""Every step is logged and saved; the first one moves the weights; no forward is random."""
 RUN_ONLY = frozenset({"resume_from_checkpoint", "output_dir", "val_dataset", "dataset", "max_steps"})
 
 

@@ -79,10 +79,13 @@ GRAD_NORM = _external(
     "grad_norm", Kind.GAUGE, "Gradient norm before clipping, of the last optimizer step.", source=HF
 )
 LEARNING_RATE = _external(
-    "learning_rate", Kind.GAUGE, "Learning rate of the first parameter group.", source=HF
+    "learning_rate",
+    Kind.GAUGE,
+    "Learning rate of the first parameter group once the step is over: that of the next one.",
+    source=HF,
 )
 EPOCH = _external("epoch", Kind.GAUGE, "Passes over the training set so far.", "epochs", source=HF)
-_external(
+NUM_INPUT_TOKENS_SEEN = _external(
     "num_input_tokens_seen", Kind.COUNTER, "Input tokens so far.", "tokens", source=HF, when="when asked for"
 )
 PROGRESS = _external(
@@ -90,7 +93,7 @@ PROGRESS = _external(
 )
 _external("elapsed_time", Kind.GAUGE, "Time since training started, as text.", "text", source=SWIFT)
 _external("remaining_time", Kind.GAUGE, "Estimated time to the end, as text.", "text", source=SWIFT)
-_external(
+MEMORY = _external(
     "memory(GiB)",
     Kind.GAUGE,
     "Largest reserved accelerator memory.",
@@ -105,7 +108,7 @@ TRAIN_SPEED = _external(
 _external(
     "aux_loss", Kind.LOSS, "Router loss of mixture-of-experts models.", source=SWIFT, when="such models"
 )
-_external(
+MFU = _external(
     "MFU",
     Kind.GAUGE,
     "Model FLOPs utilisation.",

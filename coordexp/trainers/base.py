@@ -116,7 +116,9 @@ class CoordTrainer(SwiftTrainerBridge):
         """The step that is about to run."""
         self._plan = plan
         if plan.step < self.settings.sections.debug.step_dumps:
-            write_plan(plan, Path(self.args.output_dir) / DUMP_FOLDER, self.accelerator.process_index)
+            folder, rank = Path(self.args.output_dir) / DUMP_FOLDER, self.accelerator.process_index
+            names = self.unwrapped_model.named_parameters()
+            write_plan(plan, folder, rank, [name for name, weight in names if weight.requires_grad])
 
     def count_samples(self, num_samples: int) -> None:
         """Original samples of this rank in the step that is being planned (`train/samples_total`, `_seen`)."""
