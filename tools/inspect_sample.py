@@ -4,8 +4,9 @@
     python tools/inspect_sample.py data/train.jsonl:12 --rollout '{"objects": [{"desc": "cat", ...' --model DIR
 
 Prints the sample in colour and writes the same as a page of its own (hover over a token for its numbers).
-Without --model, text is encoded with the tokenizer of the tiny demo model. Image placeholders are shown as
-one token each; a model's processor expands them.
+Without --model, text is encoded with the tokenizer of the tiny demo model. A checkpoint is asked as it was trained
+(coordexp_prompt.json), unless a flag says otherwise. Image placeholders are shown as one token each; a model's
+processor expands them.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from coordexp.codec.pieces import pieces_of
 from coordexp.codec.records import OBJECT_ORDERINGS, Record, order_objects, parse_record
 from coordexp.codec.schema import FIELD_ORDERS
 from coordexp.codec.token_types import TokenType
-from coordexp.config import DEFAULT_PROMPT
 from coordexp.config.checks.problems import COMMAND_LINE, raise_problems
 from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree
+from coordexp.config.prompt import PromptRecord, describe, find_prompt, settle, system_text
 from coordexp.config.schema.pipeline import TokenCeConfig
+from coordexp.config.schema.prompt import IMAGE_TAG, Prompt
 from coordexp.errors import ConfigError, CoordExpError, RecordError
 from coordexp.files import write_text
 from coordexp.losses.modules import ForwardKind, TokenCE
@@ -39,6 +41,15 @@ from coordexp.matching import MatchResult, match_objects
 from coordexp.targets import DroppedSample, EncodedSample, TargetBuilder, TokenRole
 from coordexp.targets.rows import ce_weights
 from coordexp.telemetry.token_page import ROLE_COLORS, PageToken, render_token_page
+
+FLAGS = {
+    "user": "prompt",
+    "system": "system",
+    "media_order": "media_order",
+    "object_field_order": "field_order",
+    "object_ordering": "object_ordering",
+}
+"""Name in `Prompt` -> flag."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,9 @@ def main(argv: Sequence[str] | None = None, console: Console | None = None) -> i
         record = read_record(args.record)
         tok = load_tokenizer(args.model)
         token_ce = token_ce_of(args)
-        sample, facts, forward = build_sample(record, tok, args)
+        prompt, asked = prompt_of(args)
+        sample, facts, forward = build_sample(record, tok, args, prompt)
+        facts = [asked, *facts]
         views, slots = list(token_views(sample, tok, token_ce, forward)), slot_rows(sample, tok)
         show(console, args.record, facts, views, slots)
         page = args.html or Path("runs/inspect") / f"{Path(record.file or 'record').stem}_{record.line}.html"
@@ -106,9 +119,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rollout", metavar="TEXT", help="what the model answered; - reads it from stdin")
     parser.add_argument("--model", type=Path, help="folder of a model or tokenizer with coordinate tokens")
     parser.add_argument("--html", type=Path, help="page to write (default: runs/inspect/FILE_LINE.html)")
-    parser.add_argument("--prompt", default=DEFAULT_PROMPT, help="what the model is asked")
-    parser.add_argument("--field-order", choices=FIELD_ORDERS, default="desc_first")
-    parser.add_argument("--object-ordering", choices=OBJECT_ORDERINGS, default="sorted")
+    parser.add_argument("--prompt", help="what the model is asked")
+    parser.add_argument("--system", help="system message, or a .txt file; '' for none")
+    parser.add_argument("--media-order", choices=("media_first", "text_first"))
+    parser.add_argument("--field-order", choices=FIELD_ORDERS)
+    parser.add_argument("--object-ordering", choices=OBJECT_ORDERINGS)
     weights = parser.add_argument_group("token_ce weights")
     weights.add_argument("--desc-weight", type=float, default=1.0, help="descriptions of ground truth")
     weights.add_argument("--fn-desc-weight", type=float, default=1.0, help="descriptions of missed objects")
@@ -165,22 +180,59 @@ def token_ce_of(args: argparse.Namespace) -> TokenCE:
     return TokenCE(**weights)
 
 
+def prompt_of(args: argparse.Namespace) -> tuple[Prompt, str]:
+    """How the model is asked: by flags, else as it was trained; and a line that says which."""
+    given = {name: getattr(args, flag) for name, flag in FLAGS.items() if getattr(args, flag) is not None}
+    if "system" in given:
+        given["system"] = system_text(given["system"])
+    record = None if args.model is None else find_prompt(folders_of(args.model))
+    prompt, differences = settle(record, given)
+    return prompt, said_of(
+        record, describe(differences, {n: f"--{f}".replace("_", "-") for n, f in FLAGS.items()})
+    )
+
+
+def folders_of(model: Path) -> list[str | Path]:
+    """Where a prompt may lie: the folder, and for an adapter that of its base model."""
+    from coordexp.models.merge_offset import base_model, is_adapter
+
+    return [model, base_model(model)] if is_adapter(model) else [model]
+
+
+def said_of(record: PromptRecord | None, differences: str) -> str:
+    """A line about where the prompt comes from."""
+    if record is None:
+        return "prompt: by flags and defaults; no folder says how the model was trained"
+    return f"prompt: as trained ({record.path})" + (f", but{differences}" if differences else "")
+
+
+def chat_messages(prompt: Prompt, num_images: int) -> list[dict[str, Any]]:
+    """The conversation in the form of chat templates."""
+    messages = []
+    for message in prompt.messages(num_images):
+        texts = message["content"].split(IMAGE_TAG)
+        parts = [[{"type": "text", "text": text}] if text else [] for text in texts]
+        content = [part for before in parts[:-1] for part in [*before, {"type": "image"}]] + parts[-1]
+        messages.append({"role": message["role"], "content": content})
+    return messages
+
+
 def build_sample(
-    record: Record, tok: Any, args: argparse.Namespace
+    record: Record, tok: Any, args: argparse.Namespace, prompt: Prompt
 ) -> tuple[EncodedSample, list[str], ForwardKind]:
     """The sample, facts to print above it, and the forward whose weights apply."""
-    objects = order_objects(record.objects, args.object_ordering)
-    content = [*({"type": "image"} for _ in record.images), {"type": "text", "text": args.prompt}]
-    prompt = tok.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    field_order = prompt.object_field_order
+    objects = order_objects(record.objects, prompt.object_ordering)
+    text = tok.apply_chat_template(
+        chat_messages(prompt, len(record.images)), add_generation_prompt=True, tokenize=False
     )
-    prompt_ids = tok.encode(prompt, add_special_tokens=False)
-    builder = TargetBuilder(tok, field_order=args.field_order)
+    prompt_ids = tok.encode(text, add_special_tokens=False)
+    builder = TargetBuilder(tok, field_order=field_order)
     if args.rollout is None:
         sample = builder.from_ground_truth(prompt_ids, objects, sample_id=args.record)
         return sample, [f"ground truth: {len(objects)} objects"], ForwardKind.TEACHER_FORCED
     text = sys.stdin.read() if args.rollout == "-" else args.rollout
-    parsed = parse_rollout(tok.encode(text, add_special_tokens=False), tok, field_order=args.field_order)
+    parsed = parse_rollout(tok.encode(text, add_special_tokens=False), tok, field_order=field_order)
     match = match_objects(parsed.objects, objects)
     found = builder.from_rollout(
         prompt_ids, parsed, match, objects, generation_prompt_ids=prompt_ids, sample_id=args.record

@@ -338,6 +338,7 @@ def load_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[
         settings.batch_size,
         key,
         limits=template.pixel_limits,
+        template=template,
     )
     return backend, template.tokenizer
 

@@ -99,8 +99,17 @@ def refuse_stale(
         )
 
 
-def check_prompt(backend: str, request_name: str, expected: Sequence[int], found: Sequence[int]) -> None:
-    """RolloutError when the engine answered another prompt than the template encodes."""
+def check_prompt(
+    backend: str,
+    request_name: str,
+    expected: Sequence[int],
+    found: Sequence[int],
+    text_of: Callable[[Sequence[int]], str] | None = None,
+) -> None:
+    """RolloutError when the engine answered another prompt than the template encodes.
+
+    text_of: writes ids as the text that the error shows of both.
+    """
     if tuple(expected) == tuple(found):
         return
     pairs = zip(expected, found, strict=False)
@@ -108,7 +117,12 @@ def check_prompt(backend: str, request_name: str, expected: Sequence[int], found
     ours, theirs = (ids[first] if first < len(ids) else "nothing" for ids in (expected, found))
     raise RolloutError(
         f"{backend} backend: the prompt of {request_name} has {len(found)} tokens in the engine, the template encodes "
-        f"{len(expected)}; first difference at position {first}: {theirs} instead of {ours}. Check that the engine "
-        "runs the tokenizer and image processor of the trained model, and that image placeholders are expanded once "
-        "and images not resized."
+        f"{len(expected)}; first difference at position {first}: {theirs} instead of {ours}."
+        + (
+            ""
+            if text_of is None
+            else f" The engine: {text_of(found)!r}. The template: {text_of(expected)!r}."
+        )
+        + " Check that the engine runs the tokenizer, chat template and image processor of the trained model, and that "
+        "image placeholders are expanded once and images not resized."
     )

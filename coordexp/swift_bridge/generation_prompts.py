@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -41,6 +42,11 @@ def encode_question(
     request = InferRequest(messages=[dict(message) for message in messages], images=list(images))
     encoded: dict[str, Any] = questions.encode(request)
     return encoded
+
+
+def prompt_text(tokenizer: Any, ids: Sequence[int]) -> str:
+    """A prompt as text, the visual tokens of each picture written as one."""
+    return re.sub(r"(<\|image_pad\|>)+", "<|image_pad|>", tokenizer.decode(list(ids)))
 
 
 def collate_questions(

@@ -5,7 +5,6 @@ And what a template makes of a `Prompt`, as text.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from coordexp.config.prompt import PromptRecord
 from coordexp.config.schema.prompt import Prompt
 from coordexp.errors import ConfigError, RecordError
-from coordexp.swift_bridge.generation_prompts import questions_template
+from coordexp.swift_bridge.generation_prompts import prompt_text, questions_template
 
 _ENCODED_KEYS = ("messages", "images", "channel")
 """What a template reads of a row, or hands on with the encoded sample."""
@@ -115,8 +114,7 @@ def complete_prompt(prompt: Prompt, template: Any) -> Prompt:
 def rendered(template: Any, prompt: Prompt) -> str:
     """The whole prompt up to the answer, with one image, whose visual tokens are written as one."""
     request = InferRequest(messages=prompt.messages(1), images=[Image.new("RGB", (64, 64))])
-    ids = questions_template(template, None).encode(request)["input_ids"]
-    return re.sub(r"(<\|image_pad\|>)+", "<|image_pad|>", template.tokenizer.decode(ids))
+    return prompt_text(template.tokenizer, questions_template(template, None).encode(request)["input_ids"])
 
 
 def check_rendering(template: Any, record: PromptRecord) -> None:

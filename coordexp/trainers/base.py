@@ -184,13 +184,20 @@ class CoordTrainer(SwiftTrainerBridge):
     def on_record(self, mode: str, record: dict[str, float]) -> None:
         check_known(record)
         numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float))}
-        payload = build_payload(mode, self.state.global_step, self._finite(numbers))
+        payload = build_payload(mode, self.state.global_step, self._finite(numbers), **self._said_of(mode))
         if self._sink is None:
             meta = {"config_hash": self._resolved["config_hash"], "variant": self.settings.variant}
             self._sink = MetricsSink(self.args.output_dir, meta=meta)
         self._sink.write(payload)
         for advice in self._health.due(self.state.global_step, payload["metrics"]):
             logger.warning(advice.message)
+
+    def _said_of(self, mode: str) -> dict[str, Any]:
+        """Beside a payload's numbers: the prompt of evaluation rollouts where it is not that of training."""
+        name = self.settings.eval_prompt_variant
+        if mode != "eval" or name is None:
+            return {}
+        return {"prompt": {"variant": name, "user": self.settings.eval_prompt.user}}
 
     def _finite(self, numbers: dict[str, float]) -> dict[str, float]:
         """`numbers` without those the framework logged as NaN or infinite (an fp16 gradient norm, say), counted."""

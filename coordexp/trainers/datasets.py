@@ -52,6 +52,8 @@ def question_datasets(
     """
     for name, multiple_of in ((TRAIN, samples_per_step), (EVAL, 1)):
         rows, template = rows_of(arguments.get(name)), arguments["template"]
+        if rows is not None and name == EVAL and settings.eval_prompt_variant is not None:
+            rows = rows.with_transform(RowMaker(settings.eval_prompt, _data_seed(settings)))
         if rows is not None and name == TRAIN:
             check_lengths(
                 rows, template, packing_length=packing_length, largest_scale=_largest_scale(settings, name)

@@ -26,6 +26,20 @@ class RunSettings:
     swift: Mapping[str, Any]
     prompt: Prompt
 
+    @property
+    def eval_prompt_variant(self) -> str | None:
+        """Name of the message that evaluation rollouts ask with; None: as in training."""
+        rollout = self.sections.rollout_matching
+        return None if rollout is None else rollout.eval_prompt_variant
+
+    @property
+    def eval_prompt(self) -> Prompt:
+        """What evaluation rollouts ask: `prompt`, with another user message where a variant is named."""
+        name = self.eval_prompt_variant
+        if name is None:
+            return self.prompt
+        return self.prompt.model_copy(update={"user": self.sections.custom.prompt_variants[name]})
+
 
 _active: RunSettings | None = None
 

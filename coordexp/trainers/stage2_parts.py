@@ -74,6 +74,10 @@ def make_parts(trainer: Any) -> Stage2Parts:
     is_main = trainer.is_world_process_zero()
     if is_main:
         logger.info(describe_pipeline(trainer.settings, objective))
+        if trainer.settings.eval_prompt_variant is not None:
+            logger.info(
+                "Evaluation asks in another way than training: %r.", trainer.settings.eval_prompt.user
+            )
     return Stage2Parts(
         settings=settings,
         builder=builder,
@@ -96,6 +100,7 @@ def make_parts(trainer: Any) -> Stage2Parts:
             first_index=trainer.accelerator.process_index
             * args.per_device_train_batch_size
             * args.gradient_accumulation_steps,
+            num_answers=settings.num_return_sequences,
         ),
         runner=_make_runner(trainer, objective),
         desc_monitor=desc_monitor,

@@ -60,8 +60,10 @@ def aligned(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathF
     """Five steps with everything on, evaluated at the fourth."""
     output = tmp_path_factory.mktemp("aligned") / "run"
     sections = rollout_aligned(
-        desc_monitor={"enabled": True}, monitor_dump={"enabled": True, "every_steps": 2, "max_samples": 2}
-    )
+        desc_monitor={"enabled": True},
+        monitor_dump={"enabled": True, "every_steps": 2, "max_samples": 2},
+        eval_prompt_variant="other",
+    ) | {"custom": {"prompt_variants": {"other": "What is there?"}}}
     train(
         taught_model, scenes, output, "stage2_rollout_aligned", sections, max_steps=5, val_dataset=scenes / "val.jsonl",
         eval_strategy="steps", eval_steps=4, include_num_input_tokens_seen=True,
@@ -114,6 +116,19 @@ def test_evaluation_reports_rollouts_and_no_loss(aligned):
         metrics["eval_rollout/pred_objects"] == metrics["eval_rollout/matched"] + metrics["eval_rollout/fp"]
     )
     assert not any(key.startswith(("eval_loss/", "eval_time/", "eval_packing")) for key in metrics)
+
+
+def test_an_evaluation_says_which_prompt_made_its_numbers(aligned):
+    said = {
+        (record["mode"], json.dumps(record.get("prompt")))
+        for record in read_payloads(aligned / "metrics.jsonl")
+    }
+    asked = json.dumps({"variant": "other", "user": "What is there?"})
+    assert said == {("train", "null"), ("eval", asked)}
+    dump = json.loads((aligned / "monitor_dumps" / "step_000002" / "sample_00.json").read_text())
+    assert "Detect all objects in the image." in dump["prompt"]
+    console = (aligned / "console.txt").read_text()
+    assert "Evaluation asks in another way than training: 'What is there?'." in console
 
 
 def test_rollout_numbers_of_a_step_agree_with_each_other(aligned):

@@ -78,7 +78,9 @@ def opened(backend: Any, agree: Any = lambda number: number, at_once: int = 256)
     return session
 
 
-def teacher(tok: Any, backend: WrittenAnswers, first_index: int = 0, **matching: Any) -> AnswerTeacher:
+def teacher(
+    tok: Any, backend: WrittenAnswers, first_index: int = 0, num_answers: int = 1, **matching: Any
+) -> AnswerTeacher:
     return AnswerTeacher(
         opened(backend),
         AnswerJudge(tok, Matching(**matching)),
@@ -86,6 +88,7 @@ def teacher(tok: Any, backend: WrittenAnswers, first_index: int = 0, **matching:
         policy_version=lambda step: step + 1,
         seed=7,
         first_index=first_index,
+        num_answers=num_answers,
     )
 
 

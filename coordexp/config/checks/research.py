@@ -60,6 +60,10 @@ RULES: tuple[Rule, ...] = (
     _moved(r"custom\.user_prompt|prompts\.user(_prompt)?", "custom.prompt"),
     _moved(r"custom\.system_prompt|prompts\.system(_prompt)?", "template.system"),
     _moved(r"custom\.extra\.prompt_variant|custom\.prompt_variant|prompts\.variant", "custom.prompt"),
+    _kept(r"rollout_matching\.(num_return_sequences|eval_prompt_variant)"),
+    _moved(
+        r"custom\.(extra\.)?eval_prompt_variant|prompts\.eval_variant", "rollout_matching.eval_prompt_variant"
+    ),
     _lost(
         r"custom\.val_sample_with_replacement",
         "validation records are taken from the start of the file",

@@ -9,6 +9,7 @@ from coordexp.config.checks.removed import REMOVED_VARIANTS
 from coordexp.config.checks.validation import models_in
 from coordexp.config.migrate.convert import Migration
 from coordexp.config.migrate.notes import NoteKind
+from coordexp.config.migrate.prompts import PROMPT_VARIANTS
 from coordexp.config.run.load import LaunchSections
 from coordexp.config.schema.custom import VARIANT_ALIASES, VARIANTS
 from coordexp.config.schema.prompt import DEFAULT_PROMPT
@@ -35,6 +36,7 @@ def adjust(migration: Migration) -> None:
     _best_metric(migration)
     _prompt(migration)
     if migration.is_stage2:
+        _eval_prompt(migration)
         _stage2(migration)
         _engine(migration)
     else:
@@ -160,6 +162,30 @@ def _stage1(migration: Migration) -> None:
     for section in ("rollout_matching", "stage2_ab"):
         if migration.drop(section) is not None:
             migration.note(NoteKind.DROPPED, section, "stage 1 reads nothing of it.")
+
+
+def _eval_prompt(migration: Migration) -> None:
+    """There a variant is a name; here the text behind it stands in custom.prompt_variants."""
+    path = "rollout_matching.eval_prompt_variant"
+    name = migration.get(path)
+    if name is None or name in (migration.get("custom.prompt_variants") or {}):
+        return
+    text = PROMPT_VARIANTS.get(str(name))
+    if text is None:
+        migration.drop(path)
+        migration.note(
+            NoteKind.LOST,
+            path,
+            f"no prompt of the name {as_yaml(name)} is known; write custom.prompt_variants.",
+        )
+        return
+    migration.put(f"custom.prompt_variants.{name}", text)
+    migration.note(
+        NoteKind.LOOK,
+        "custom.prompt_variants",
+        f"{name} is a name; the text behind it is in none of the files. Ours is written out; put the text there that "
+        "evaluation asked with.",
+    )
 
 
 def _stage2(migration: Migration) -> None:

@@ -64,6 +64,18 @@ def _ours_without_effect(
     rollout = sections.rollout_matching
     if rollout is None:
         return
+    name, variants = rollout.eval_prompt_variant, sections.custom.prompt_variants
+    if name is not None and name not in variants:
+        near = closest(name, variants)
+        yield (
+            ("rollout_matching", "eval_prompt_variant"),
+            f"custom.prompt_variants has no message called {name}"
+            + (
+                f"; did you mean {near}?"
+                if near
+                else f"; it has {', '.join(variants) or 'none'}. Write it there."
+            ),
+        )
     if variant == "stage2_two_channel" and "coord_decode_mode" in rollout.model_fields_set:
         yield (
             ("rollout_matching", "coord_decode_mode"),

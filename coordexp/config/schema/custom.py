@@ -135,6 +135,10 @@ class Custom(Section):
     prompt: str = Field(
         default=DEFAULT_PROMPT, min_length=1, description="User message that asks for the objects."
     )
+    prompt_variants: dict[str, Annotated[str, Field(min_length=1)]] = Field(
+        default={},
+        description="Further user messages by name, for rollout_matching.eval_prompt_variant.",
+    )
     media_order: MediaOrder = Field(
         default="media_first", description="Images stand before the text of the user message, or after it."
     )

@@ -261,6 +261,12 @@ class RolloutMatching(Section):
     decode_batch_size: int = Field(
         default=4, ge=1, description="Rollouts generated at once: the only chunking knob."
     )
+    num_return_sequences: int = Field(
+        default=1,
+        ge=1,
+        description="Answers to each question of a training step, each taught on as a sample of its own; more than 1 "
+        "needs decoding.temperature above 0. Evaluation asks once.",
+    )
     max_new_tokens: int = Field(default=1024, gt=0, description="Longest rollout.")
     generate_timeout_s: float | None = Field(
         default=1800.0, gt=0, description="Longest wait for decode_batch_size rollouts; null: no limit."
@@ -288,6 +294,11 @@ class RolloutMatching(Section):
         le=1,
         description="As matching.maskiou_gate, for evaluation: which answers count in eval_rollout/f1. null: the same.",
     )
+    eval_prompt_variant: str | None = Field(
+        default=None,
+        description="Evaluation asks with this message of custom.prompt_variants; training goes on with custom.prompt. "
+        "null: evaluation asks as training does.",
+    )
     coord_decode_mode: Literal["exp", "st"] = Field(
         default="exp",
         description="How boxes are decoded for bbox_geo: expectation or straight-through argmax.",
@@ -308,5 +319,10 @@ class RolloutMatching(Section):
         if self.decode_mode == "beam" and self.decoding.coord != "argmax":
             raise ValueError(
                 f"decode_mode is beam, which scores no answer of decoding.coord: {self.decoding.coord}"
+            )
+        if self.num_return_sequences > 1 and self.decoding.temperature == 0:
+            raise ValueError(
+                f"num_return_sequences is {self.num_return_sequences}, but decoding.temperature is 0, which gives the "
+                "same answer every time; set it above 0, or num_return_sequences: 1"
             )
         return self

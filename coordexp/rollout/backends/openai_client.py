@@ -4,11 +4,14 @@ The strict parser works on token ids. They are taken, in this order, from
 1. `token_ids` of the choice (vLLM, asked by `return_token_ids`);
 2. the tokens of the log-probabilities, when each is a token of our vocabulary (vLLM's `token_id:N` form included);
 3. the answer's text, tokenised again: recorded as `retokenized`, and without log-probabilities.
+
+A server that says what it was asked (vLLM: `prompt_token_ids`) is held to what the model was trained on.
 """
 
 from __future__ import annotations
 
 import base64
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -19,10 +22,12 @@ from coordexp.errors import RolloutError
 from coordexp.image_size import PixelLimits
 from coordexp.pictures import picture_bytes
 from coordexp.rollout.backend import RolloutBackend
-from coordexp.rollout.checks import encoding, name_of, timed
+from coordexp.rollout.checks import check_prompt, encoding, name_of, timed
 from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import IMAGE_TAG, Rollout, RolloutRequest
+from coordexp.swift_bridge.generation_prompts import encode_question, prompt_text, questions_template
 
+logger = logging.getLogger(__name__)
 _TOKEN_ID_PREFIX = "token_id:"
 _VLLM_FIELDS = {"return_token_ids": True, "return_tokens_as_token_ids": True, "skip_special_tokens": False}
 
@@ -32,6 +37,9 @@ class OpenAiBackend(RolloutBackend):
 
     model: the name the server knows the model by.  tokenizer: of the same checkpoint.
     limits: of its pictures; they are scaled before they are sent, so that the server's own limits change nothing.
+    template: of the checkpoint. The first answer to each conversation must have been given to the prompt that it
+        encodes, picture and all, the others to one that differs in the number of visual tokens at most. None compares
+        nothing.
     timeout_s: of a request; the limit of a call is looked at between answers.
     """
 
@@ -47,12 +55,15 @@ class OpenAiBackend(RolloutBackend):
         api_key: str = "none",
         timeout_s: float = 600.0,
         limits: PixelLimits | None = None,
+        template: Any = None,
     ) -> None:
         super().__init__()
         import openai  # takes a second, so only when it is asked for
 
         self.base_url, self.model, self.tokenizer = base_url, model, tokenizer
         self._max_new_tokens, self._batch_size, self._limits = max_new_tokens, batch_size, limits
+        self._questions = None if template is None else questions_template(template, None)
+        self._texts: dict[tuple[str, ...], str] = {}  # conversation -> the prompt that was compared
         self._client = openai.OpenAI(base_url=base_url, api_key=api_key, timeout=timeout_s, max_retries=3)
 
     @property
@@ -70,11 +81,37 @@ class OpenAiBackend(RolloutBackend):
                 pool.submit(self._ask, name_of(request, index), request, max_new_tokens)
                 for index, request in enumerate(requests)
             ]
+            answers = []
             try:
-                answers = [_result(future, time_limit, self.base_url) for future in asked]
+                for index, (request, future) in enumerate(zip(requests, asked, strict=True)):
+                    answers.append(_result(future, time_limit, self.base_url))
+                    self._check_asked(name_of(request, index), request, _prompt_ids(answers[-1]))
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
         return [self._rollout(answer, seconds() / len(requests)) for answer in answers]
+
+    def _check_asked(self, name: str, request: RolloutRequest, found: Sequence[int]) -> None:
+        """RolloutError with both texts unless the server's model saw what the checkpoint's template writes."""
+        if self._questions is None:
+            return
+        if not found:
+            logger.warning(
+                "%s does not say which tokens it makes of a conversation (prompt_token_ids), so nothing shows that its "
+                "chat template is the one that the model was trained with.", self.base_url,
+            )  # fmt: skip
+            self._questions = None
+            return
+        conversation = tuple(f"{message['role']}\n{message['content']}" for message in request.messages)
+        text = self._texts.get(conversation)
+        if text is not None and text == self._text(found):
+            return
+        with encoding(self.name, name):
+            expected = encode_question(self._questions, request.messages, request.images)["input_ids"]
+        check_prompt(f"{self.name} ({self.base_url})", name, expected, found, self._text)
+        self._texts[conversation] = self._text(found)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return prompt_text(self.tokenizer, ids)
 
     def _ask(self, name: str, request: RolloutRequest, max_new_tokens: int) -> Any:
         import openai
@@ -117,7 +154,7 @@ class OpenAiBackend(RolloutBackend):
         if retokenized:
             ids = self._tokenised(choice)
         return Rollout(
-            prompt_token_ids=tuple(_extra(answer, "prompt_token_ids") or _extra(choice, "prompt_token_ids") or ()),
+            prompt_token_ids=_prompt_ids(answer),
             response_token_ids=tuple(ids),
             token_logprobs=tuple(entry.logprob for entry in logprobs) if len(logprobs) == len(ids) and not retokenized
             else (),
@@ -140,6 +177,11 @@ class OpenAiBackend(RolloutBackend):
         if choice.finish_reason == "stop" and not text.endswith(IM_END):
             text += IM_END
         return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _prompt_ids(answer: Any) -> tuple[int, ...]:
+    """What the server's model saw, as far as the server says it."""
+    return tuple(_extra(answer, "prompt_token_ids") or _extra(answer.choices[0], "prompt_token_ids") or ())
 
 
 def _result(future: Future[Any], time_limit: TimeLimit | None, server: str) -> Any:

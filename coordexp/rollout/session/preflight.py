@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from coordexp.rollout.backend import PolicyBackend
@@ -10,6 +11,7 @@ from coordexp.rollout.time_limit import PREFLIGHT_TIMEOUT_KEY, TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.swift_bridge.generation_prompts import (
     encode_question,
+    prompt_text,
     questions_template,
     without_training_hooks,
 )
@@ -38,5 +40,11 @@ def preflight(
     limit.check(backend.name, name)
     with without_training_hooks(template):
         encoded = encode_question(questions_template(template, None), request.messages, request.images)
-    check_prompt(backend.name, name, encoded["input_ids"], rollouts[0].prompt_token_ids)
+    check_prompt(
+        backend.name,
+        name,
+        encoded["input_ids"],
+        rollouts[0].prompt_token_ids,
+        partial(prompt_text, template.tokenizer),
+    )
     return rollouts[0]

@@ -88,7 +88,8 @@ class AnswerTeacher:
 
     Arguments:
         policy_version: of optimizer step s; answers of any other version are refused.
-        seed: of the run.  first_index: index of this rank's first request among those of all ranks.
+        seed: of the run.  first_index: index of this rank's first question among those of all ranks.
+        num_answers: to each question, each with a seed and a target of its own.
     """
 
     def __init__(
@@ -100,22 +101,28 @@ class AnswerTeacher:
         policy_version: Callable[[int], int],
         seed: int,
         first_index: int = 0,
+        num_answers: int = 1,
     ) -> None:
         self._session, self._judge, self._builder = session, judge, builder
         self._policy_version, self._seed, self._first_index = policy_version, seed, first_index
+        self._num_answers = num_answers
 
     def __call__(self, raws: Sequence[RawSample], step: int) -> RolledOut:
-        """Answers of the policy as it is before optimizer step `step`, and a target from each. Collective."""
+        """Answers of the policy as it is before optimizer step `step`, and a target from each. Collective.
+
+        Several answers to a question stand one after another.
+        """
         started = time.perf_counter()
+        asked = [raw for raw in raws for _ in range(self._num_answers)]
         chunks = self._session.generate_all(
-            raws,
+            asked,
             version=self._policy_version(step),
             seed_base=rollout_seed_base(self._seed, step),
-            first_index=self._first_index,
+            first_index=self._first_index * self._num_answers,
         )
         rollouts = [rollout for _, chunk in chunks for rollout in chunk]
         generated = time.perf_counter()
-        answers = [self._judge(raw, rollout) for raw, rollout in zip(raws, rollouts, strict=True)]
+        answers = [self._judge(raw, rollout) for raw, rollout in zip(asked, rollouts, strict=True)]
         judged = time.perf_counter()
         outcomes = [self._outcome(answer) for answer in answers]
         return RolledOut(

@@ -55,6 +55,34 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
             "(over a file that is extended: vllm: null), or use backend: vllm.",
         ),
         (
+            ALIGNED + "  num_return_sequences: 4\n",
+            (),
+            "rollout_matching in run.yaml:2: num_return_sequences is 4, but decoding.temperature is 0, which gives the "
+            "same answer every time; set it above 0, or num_return_sequences: 1.",
+        ),
+        (
+            ALIGNED + "  num_return_sequences: 0\n",
+            (),
+            "rollout_matching.num_return_sequences = 0 in run.yaml:7: expected",
+        ),
+        (
+            ALIGNED.replace("aligned}", "aligned, prompt_variants: {short: Find all.}}")
+            + "  eval_prompt_variant: shrt\n",
+            (),
+            "rollout_matching.eval_prompt_variant in run.yaml:7: custom.prompt_variants has no message called shrt; "
+            "did you mean short?",
+        ),
+        (
+            ALIGNED + "  eval_prompt_variant: coco_80\n",
+            (),
+            "custom.prompt_variants has no message called coco_80; it has none. Write it there.",
+        ),
+        (
+            ALIGNED.replace("aligned}", "aligned, prompt_variants: {short: ''}}"),
+            (),
+            "custom.prompt_variants.short",
+        ),
+        (
             ALIGNED.replace("backend: hf", "backend: vllm\n  vllm: {sync: {mode: adapter}}"),
             (),
             'rollout_matching.vllm.sync.mode = "adapter" in run.yaml:4: adapters are merged and pushed as whole '
@@ -135,6 +163,12 @@ def test_refused_with_a_sentence(tmp_path: Path, text: str, overrides: tuple[str
     [
         (ALIGNED + "  vllm: null\n", ()),
         (ALIGNED + "  coord_decode_mode: st\n", ()),
+        (ALIGNED + "  num_return_sequences: 4\n  decoding: {temperature: 0.7}\n", ()),
+        (
+            ALIGNED.replace("aligned}", "aligned, prompt_variants: {short: Find all.}}")
+            + "  eval_prompt_variant: short\n",
+            (),
+        ),
         ("model: m\nlearning_rate: 0.0\nweight_decay: 0\nmax_steps: -1\nreport_to: none\n", ()),
         ("model: m\noptimizer: multimodal\noptim: adamw_torch\n", ()),
         ("model: m\noptimizer: muon\nlocal_repo_path: moonlight\n", ()),

@@ -18,6 +18,7 @@ from coordexp.config.migrate.augmentation import CROP_NOTE
 from coordexp.config.migrate.notes import NoteKind
 from coordexp.config.migrate.prompts import COCO_80
 from coordexp.config.schema.augmentation import OPERATIONS, Augmentation
+from coordexp.config.schema.prompt import DEFAULT_PROMPT
 from coordexp.errors import ConfigError
 from coordexp.metrics.best import best_metric_problems
 
@@ -435,3 +436,22 @@ custom:
         [0.9, 0.98],
         4,
     )
+
+
+def test_the_prompt_of_evaluation_is_written_out(tmp_path: Path) -> None:
+    text = (FIXTURES / "aligned/colocate.yaml").read_text()
+    for old, key in (("rollout_matching", "eval_prompt_variant"), ("custom", "eval_prompt_variant")):
+        data = yaml.safe_load(text)
+        data.setdefault(old, {})[key] = "coco_80"
+        found = migrated(yaml.safe_dump(data))
+        assert found.get("custom.prompt_variants") == {
+            "coco_80": f"{DEFAULT_PROMPT} Use only these names: {COCO_80}."
+        }
+        assert found.get("rollout_matching.eval_prompt_variant") == "coco_80"
+        assert found.get("custom.prompt") == "List every object."
+        (tmp_path / "ours.yaml").write_text(to_yaml(found, "old.yaml"))
+        assert load_run_config(tmp_path / "ours.yaml").sections.rollout_matching is not None
+    data["rollout_matching"]["eval_prompt_variant"] = "of_somebody"
+    del data["custom"]["eval_prompt_variant"]
+    [lost] = migrated(yaml.safe_dump(data)).lost
+    assert (lost.path, "of_somebody" in lost.text) == ("rollout_matching.eval_prompt_variant", True)

@@ -201,7 +201,8 @@ class Damaged(HfBackend):
         (
             lambda r: [replace(r[0], prompt_token_ids=(*r[0].prompt_token_ids[:6], 7))],
             r"the prompt of request val:0 \(preflight\) has 7 tokens in the engine, the template encodes 33; first "
-            r"difference at position 6: 7 instead of \d+.*image placeholders",
+            r"difference at position 6: 7 instead of \d+\. The engine: '<\|im_start\|>user.*'\. The template: "
+            r"'<\|im_start\|>user\\n<\|vision_start\|><\|image_pad\|><\|vision_end\|>Find<\|im_end\|>.*placeholders",
         ),
         (lambda r: [], r"hf backend: 0 answers to request val:0, expected 1"),
         (lambda r: [replace(r[0], response_token_ids=())], r"the answer to request val:0 has no token"),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from coordexp.errors import RolloutError
 from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
 from coordexp.rollout.backends.openai_client import OpenAiBackend, chat_messages
 from coordexp.rollout.types import RolloutRequest
+from coordexp.swift_bridge.generation_prompts import encode_question, questions_template
 
 VLLM_FIELDS = ("return_token_ids", "return_tokens_as_token_ids", "skip_special_tokens")
 
@@ -42,6 +46,9 @@ class ChatServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.tokenizer = tokenizer
         self.kind = kind
+        self.prompts: Iterator[list[int]] | None = (
+            None  # tokens that the model is said to have seen, by request
+        )
         self.asked: list[dict] = []
         self.keys: list[str | None] = []
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -75,7 +82,7 @@ class ChatServer(ThreadingHTTPServer):
             choice["logprobs"] = {"content": tokens}
         if self.kind == "token_ids":
             choice["token_ids"] = ids
-            answer["prompt_token_ids"] = [5, 6, 7]
+            answer["prompt_token_ids"] = [5, 6, 7] if self.prompts is None else next(self.prompts)
         if self.kind == "other_tokens":  # of a vocabulary that is not ours
             choice["logprobs"] = {"content": [{"token": text, "logprob": -1.0, "top_logprobs": []}]}
         return 200, answer
@@ -208,3 +215,85 @@ def test_a_missing_image_is_named(serve, requests):
     Path(requests[0].images[0]).unlink()
     with pytest.raises(RolloutError, match=r"request 0 cannot be encoded: image .*0\.png does not exist"):
         serve("token_ids")[1].generate(requests[:1])
+
+
+@pytest.fixture
+def compared(policy, requests):
+    """A server, a backend that holds it to the checkpoint's template, and the prompts of that template."""
+    servers = []
+
+    def start(kind: str = "token_ids") -> tuple[ChatServer, OpenAiBackend]:
+        servers.append(ChatServer(policy.template.tokenizer, kind))
+        options = {"max_new_tokens": 64, "batch_size": 1, "template": policy.template}
+        return servers[-1], OpenAiBackend(servers[-1].url, "tiny", policy.template.tokenizer, **options)
+
+    questions = questions_template(policy.template, None)
+    prompts = [list(encode_question(questions, r.messages, r.images)["input_ids"]) for r in requests]
+    yield start, prompts
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_server_with_the_prompt_of_the_checkpoint_passes(compared, requests):
+    start, prompts = compared
+    server, backend = start()
+    server.prompts = iter(prompts)
+    assert [list(rollout.prompt_token_ids) for rollout in backend.generate(requests)] == prompts
+
+
+@pytest.mark.parametrize("first_differs", [True, False])
+def test_a_server_that_writes_another_prompt_is_an_error_with_both_texts(
+    compared, requests, policy, first_differs
+):
+    """Such as one whose chat template puts a system message in front of every conversation."""
+    start, prompts = compared
+    server, backend = start()
+    added = policy.template.tokenizer.encode(
+        "<|im_start|>system\nBe kind.<|im_end|>\n", add_special_tokens=False
+    )
+    wrong = [
+        added + prompt if first_differs or index == 2 else prompt for index, prompt in enumerate(prompts)
+    ]
+    server.prompts = iter(wrong)
+    with pytest.raises(RolloutError) as caught:
+        backend.generate(requests)
+    said = str(caught.value)
+    name = f"the prompt of request {0 if first_differs else 2} has"
+    assert said.startswith(f"openai ({server.url}) backend: {name}")
+    text = "<|im_start|>user\\n<|vision_start|><|image_pad|><|vision_end|>Find all objects.<|im_end|>"
+    assert f"The engine: '<|im_start|>system\\nBe kind.<|im_end|>\\n{text}" in said
+    assert f"The template: '{text}" in said
+
+
+def test_a_picture_of_another_size_is_an_error(compared, requests, policy):
+    """Too many visual tokens in the first prompt: the server scales pictures by limits of its own."""
+    start, prompts = compared
+    server, backend = start()
+    image = policy.template.image_token_id
+    at = prompts[0].index(image)
+    server.prompts = iter([prompts[0][:at] + [image] * 3 + prompts[0][at:]])
+    with pytest.raises(
+        RolloutError, match=rf"has {len(prompts[0]) + 3} tokens in the engine, .* {len(prompts[0])};"
+    ):
+        backend.generate(requests[:1])
+
+
+def test_each_conversation_is_compared(compared, requests):
+    start, prompts = compared
+    server, backend = start()
+    other = replace(requests[1], messages=({"role": "user", "content": "<image>Find cats."},))
+    server.prompts = iter([prompts[0], prompts[1]])
+    with pytest.raises(RolloutError, match=r"The template: '.*Find cats\."):
+        backend.generate([requests[0], other])
+
+
+def test_a_server_that_does_not_say_what_it_was_asked_is_told_once(compared, requests, caplog):
+    start, _ = compared
+    _, backend = start("logprob_ids")
+    with caplog.at_level(logging.WARNING, logger="coordexp"):
+        backend.generate(requests)
+        backend.generate(requests)
+    assert [
+        r.getMessage().split(" does not say")[0] for r in caplog.records if "does not say" in r.getMessage()
+    ] == [backend.base_url]

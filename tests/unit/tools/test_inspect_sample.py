@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from coordexp.config import Prompt
+from coordexp.config.prompt import write_prompt
 from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
 
 TOOL = Path(__file__).parents[3] / "tools" / "inspect_sample.py"
@@ -159,6 +161,54 @@ def test_another_tokenizer_and_field_order(tool, data, tmp_path):
     assert code == 0
     assert '{"bbox_2d": [<|coord_10|>' in "".join(token[0] for token in tokens)
     assert "objects" not in [token[0] for token in tokens]  # one token per byte
+
+
+def test_a_checkpoint_is_asked_as_it_was_trained(tool, data, tmp_path):
+    folder = tmp_path / "model"
+    train_tiny_tokenizer().save_pretrained(folder)
+    trained = Prompt(
+        user="Find all.", system="You detect.", media_order="text_first", object_field_order="geometry_first"
+    )
+    write_prompt(folder, trained)
+    code, printed, html = run(tool, data, "--model", str(folder))
+    assert code == 0
+    text = "".join(token[0] for token in Page(html).tokens)
+    assert text.startswith(
+        "<|im_start|>system\nYou detect.<|im_end|>\n<|im_start|>user\nFind all.<|vision_start|><|image_pad|>"
+        '<|vision_end|><|im_end|>\n<|im_start|>assistant\n{"objects": [{"bbox_2d": [<|coord_10|>'
+    )
+    assert f"prompt: as trained ({folder}/coordexp_prompt.json)" in printed
+    assert ", but" not in printed
+
+    code, printed, html = run(
+        tool,
+        data,
+        "--model",
+        str(folder),
+        "--prompt",
+        "Find cats.",
+        "--system",
+        "",
+        "--field-order",
+        "desc_first",
+    )
+    text = "".join(token[0] for token in Page(html).tokens)
+    assert (code, text.startswith("<|im_start|>user\nFind cats.<|vision_start|>")) == (0, True)
+    assert '{"objects": [{"desc": "red' in text
+    for line in (
+        '--prompt is "Find cats.", trained with "Find all."',
+        '--system is null, trained with "You detect."',
+        '--field-order is "desc_first", trained with "geometry_first"',
+    ):
+        assert line in printed
+
+
+def test_a_record_of_a_prompt_that_cannot_be_read_is_named(tool, data, tmp_path, capsys):
+    folder = tmp_path / "model"
+    train_tiny_tokenizer().save_pretrained(folder)
+    (folder / "coordexp_prompt.json").write_text('{"version": 9}')
+    assert tool.main([f"{data}:1", "--model", str(folder)]) == 2
+    assert "coordexp_prompt.json: version 9" in capsys.readouterr().err
 
 
 def test_descriptions_are_shown_as_text_whatever_their_tokens(tool, data, real_model):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from support.steps import WrittenAnswers, box, raw, teacher
+from support.steps import WrittenAnswers, assembly, box, raw, teacher
 
 from coordexp.codec.serialize import serialize
 from coordexp.config.schema.rollout import Matching
 from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
 from coordexp.rollout.types import Rollout
-from coordexp.targets import DroppedSample
+from coordexp.targets import DroppedSample, TargetBuilder
 from coordexp.trainers.rollouts.answers import AnswerJudge
+from coordexp.trainers.step.planners import RolloutPlanner
 
 CAT, DOG = box("cat", 100, 100, 300, 300), box("dog", 500, 500, 800, 800)
 
@@ -46,3 +47,40 @@ def test_evaluation_can_match_at_another_gate(tok):
     judge = AnswerJudge(tok, Matching(maskiou_gate=0.3))
     assert judge(sample, rollout).match.matched == [(0, 0)]
     assert judge(sample, rollout, gate=0.75).match.matched == []
+
+
+def test_several_answers_to_a_question_are_samples_of_their_own(tok):
+    end = "<|im_end|>"
+    written = [serialize([CAT]) + end, serialize([DOG]) + end, "no idea" + end, serialize([]) + end]
+    backend = WrittenAnswers(tok, written)
+    raws = [raw(tok, 1, CAT, DOG), raw(tok, 2, DOG)]
+    rolled_out = teacher(tok, backend, first_index=3, num_answers=2)(raws, 0)
+    assert [request.request_id for request in backend.asked] == ["data.jsonl:1"] * 2 + ["data.jsonl:2"] * 2
+    assert [request.seed for request in backend.asked] == [
+        7 + 6,
+        7 + 7,
+        7 + 8,
+        7 + 9,
+    ]  # of question 3 on: two each
+    texts = [sample.target_text for sample in rolled_out.samples]
+    assert texts == [serialize(found) + end for found in ([CAT, DOG], [DOG, CAT], [DOG], [DOG])]
+    assert [sample.sample_id for sample in rolled_out.samples] == [r.request_id for r in backend.asked]
+
+
+def test_every_answer_of_a_step_is_taught_on(tok):
+    """Twice as many samples in the forwards, and all of them in the counts that losses are divided by."""
+    written = [serialize([CAT]) + "<|im_end|>"] * 2
+    raws = [raw(tok, 1, CAT)]
+    plans = [
+        RolloutPlanner(
+            teacher(tok, WrittenAnswers(tok, written), num_answers=number),
+            TargetBuilder(tok),
+            assembly(tok, 400),
+        )(raws, 0)
+        for number in (1, 2)
+    ]
+    assert [sum(f.meta.num_samples for f in plan.forwards) for plan in plans] == [1, 2]
+    one, two = (plan.totals for plan in plans)
+    assert {name: float(total) for name, total in two.items()} == {
+        n: 2 * float(total) for n, total in one.items()
+    }
