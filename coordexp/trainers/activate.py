@@ -19,7 +19,7 @@ from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import Sections, check_variant, swift_not_built
 from coordexp.config.checks.problems import COMMAND_LINE, Place, raise_problems
 from coordexp.config.prompt import with_prompt
-from coordexp.config.run.advice import advice
+from coordexp.config.run.advice import untrained_rows
 from coordexp.config.run.dotted import sections_of_flags
 from coordexp.config.run.machine import package_problems
 from coordexp.config.run.run_problems import run_problems
@@ -91,7 +91,7 @@ def activate_from_argv(argv: Sequence[str]) -> None:
         ]
     )
     _check_tokenizer(flags.model)
-    for sentence in advice(flags.swift, coord_offset=sections.custom.coord_offset.enabled):
+    for sentence in untrained_rows(flags.swift, coord_offset=sections.custom.coord_offset.enabled):
         logger.warning(sentence)
     start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
     prompt = prompt_of_run(sections.custom, flags.swift, (*start, flags.model))

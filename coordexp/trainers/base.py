@@ -38,6 +38,7 @@ from coordexp.trainers.offset_training import OffsetTraining
 from coordexp.trainers.packing import check_template_packs
 from coordexp.trainers.runtime import active
 from coordexp.trainers.saving import SaveSchedule
+from coordexp.trainers.start.precision import lost_updates
 from coordexp.trainers.step import ranks
 from coordexp.trainers.step.dump import DUMP_FOLDER, write_plan
 from coordexp.trainers.step.plan import StepPlan
@@ -136,16 +137,23 @@ class CoordTrainer(SwiftTrainerBridge):
         return int(ranks.sum_over_ranks(torch.tensor(number, device=self.args.device)))
 
     def _train_offsets(self) -> OffsetTraining | None:
-        settings, args = self.settings.sections.custom.coord_offset, self.args
+        settings = self.settings.sections.custom.coord_offset
         if not settings.enabled:
             return None
-        deepspeed = args.hf_deepspeed_config.config if self.is_deepspeed_enabled else None
-        return OffsetTraining(self.model, settings, args.learning_rate, deepspeed)
+        return OffsetTraining(self.model, settings, self.args.learning_rate, self._deepspeed_config)
+
+    @property
+    def _deepspeed_config(self) -> dict[str, Any] | None:
+        """What DeepSpeed's engine is configured with; None when it does not run."""
+        return self.args.hf_deepspeed_config.config if self.is_deepspeed_enabled else None
 
     def create_optimizer(self, model: Any = None) -> Any:
         optimizer = super().create_optimizer(model=model)
         if self._offset is not None:
             self._offset.use_own_rates(optimizer)
+        sentence = lost_updates(self.model, optimizer, self._deepspeed_config)
+        if sentence is not None and self.is_world_process_zero():
+            logger.warning(sentence)
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

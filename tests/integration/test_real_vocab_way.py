@@ -10,32 +10,18 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 from support.processes import run_coordexp, run_swift, sft_flags
+from support.real_scenes import real_scenes
 from support.stage2 import rollout_aligned
 
 from coordexp.cli.main import main
-from coordexp.data.shapes import PRESETS, generate_shapes, with_overrides
 from coordexp.image_size import PixelLimits
 from coordexp.metrics.sinks import read_payloads
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("猫", "naïve 🐱", 'say "hi"', "line\nbreak", "قطة", "red box!")
 MOST_MEMORY_KIB = 6 * 2**20
 MOST_SECONDS = 90  # of one core
 MAX_PIXELS = 80_000  # in stage 1; stage 2 and inference take it from the checkpoint
-
-
-def scenes(folder: Path) -> Path:
-    """4 training and 2 validation scenes of 416 x 320 pixels, with descriptions in several scripts."""
-    size = {"width": 416, "height": 320, "max_objects": 3, "min_side": 40, "max_side": 120}
-    generate_shapes(folder, with_overrides(PRESETS["demo"], size), num_train=4, num_val=2, seed=3)
-    for path in folder.glob("*.jsonl"):
-        records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-        for number, obj in enumerate(obj for record in records for obj in record["objects"]):
-            obj["desc"] = NAMES[number % len(NAMES)]
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        path.write_text("".join(lines), encoding="utf-8")
-    return folder
 
 
 def coord_rows(checkpoint: Path):
@@ -65,7 +51,7 @@ def logged(run: Path) -> list[dict]:
 
 
 def test_from_a_plain_model_to_detections(real_plain_model, real_tok, tmp_path):
-    data, model = scenes(tmp_path / "data"), tmp_path / "model"
+    data, model = real_scenes(tmp_path / "data"), tmp_path / "model"
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.process_time()
     assert main(["model", "add-coord-tokens", "--model", str(real_plain_model), "--output", str(model)]) == 0
 

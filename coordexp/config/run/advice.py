@@ -13,15 +13,16 @@ _LOW_PRECISION = ("bfloat16", "float16")
 
 
 def advice(swift: Mapping[str, Any], *, coord_offset: bool) -> list[str]:
-    """Sentences for `config check`, the start of a run and `coordexp doctor`.
+    """Sentences for `config check` and `coordexp doctor`; at the start of a run the trainer looks at its weights.
 
     coord_offset: whether custom.coord_offset is enabled.
     swift: ms-swift's arguments, flat; those left out count as ms-swift's defaults (LoRA, without DeepSpeed).
     """
-    return [*_coordinate_rows(swift, coord_offset), *_no_master_copy(swift)]
+    return [*untrained_rows(swift, coord_offset=coord_offset), *_no_master_copy(swift)]
 
 
-def _coordinate_rows(swift: Mapping[str, Any], coord_offset: bool) -> Iterator[str]:
+def untrained_rows(swift: Mapping[str, Any], *, coord_offset: bool) -> Iterator[str]:
+    """The part of `advice` that is about the rows of the coordinate tokens."""
     tuner = swift.get("tuner_type") or "lora"
     named = {*_listed(swift.get("target_modules")), *_listed(swift.get("modules_to_save"))}
     if tuner == "full" or coord_offset or named & _ENDS:

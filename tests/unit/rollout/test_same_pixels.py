@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from math import ceil, floor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.pictures import PICTURES, write_picture
+from support.seen_pictures import Seen
 from support.vllm import require_vllm
 
 from coordexp.geometry import dequantize_boxes, quantize_boxes
@@ -24,31 +24,6 @@ from coordexp.swift_bridge.prompts import encode_prompt
 
 XYXY = tuple[int, int, int, int]
 MESSAGES = ({"role": "user", "content": "<image>Find all objects."},)
-
-
-class Seen(NamedTuple):
-    """What enters the model: patches, and how many of them in time, height and width."""
-
-    pixels_PD: torch.Tensor
-    grid_13: torch.Tensor
-
-    @property
-    def fingerprint(self) -> str:
-        shape = repr(self.grid_13.tolist()).encode()
-        return hashlib.sha256(shape + self.pixels_PD.numpy().tobytes()).hexdigest()
-
-    def brightness(self, processor: Any) -> torch.Tensor:
-        """[height, width] in 0..1: the picture in the model's frame, put together from the patches."""
-        [[_, rows, columns]] = self.grid_13.tolist()
-        merge, side = processor.merge_size, processor.patch_size
-        patches = self.pixels_PD.reshape(
-            rows // merge, columns // merge, merge, merge, 3, processor.temporal_patch_size, side, side
-        )
-        image_HWC = (
-            patches[:, :, :, :, :, 0].permute(0, 2, 5, 1, 3, 6, 4).reshape(rows * side, columns * side, 3)
-        )
-        mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
-        return (image_HWC * std + mean).mean(-1)
 
 
 def by_training(policy: Any, path: Path) -> Seen:
