@@ -153,6 +153,23 @@ PARSE_OBJ_DROP_FRAC = _rollout(
     over="`rollout/parse_obj_total`",
     better="lower",
 )
+DUPLICATE_RATE_MEAN = _rollout(
+    "duplicate_rate_mean",
+    Kind.GAUGE,
+    "Share of a rollout's valid objects that repeat an earlier one (same description, IoU of the boxes above 0.9); 0 "
+    "without objects.",
+    "fraction",
+    over="rollouts",
+    better="lower",
+)
+DUPLICATE_RATE_P99 = _rollout(
+    "duplicate_rate_p99",
+    Kind.PERCENTILE,
+    "99th percentile of that share; near 1 when some rollouts do nothing but repeat themselves.",
+    "fraction",
+    reduce=Reduce.MAX,
+    better="lower",
+)
 SAMPLE_VALID_PRED_RATE = _rollout(
     "sample_valid_pred_rate",
     Kind.RATE,
@@ -348,6 +365,8 @@ EVALUATION = (
     PARSE_TRUNCATED_RATE,
     PARSE_DROPPED_INVALID,
     PARSE_DROPPED_AMBIGUOUS,
+    DUPLICATE_RATE_MEAN,
+    DUPLICATE_RATE_P99,
     SAMPLE_VALID_PRED_RATE,
     SAMPLE_ANY_MATCH_RATE,
     MATCHED_MASKIOU_MEAN,

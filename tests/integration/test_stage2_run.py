@@ -107,7 +107,8 @@ def test_evaluation_reports_rollouts_and_no_loss(aligned):
     metrics, _at_the_end = payloads(aligned, "eval")
     wanted = (
         "precision recall f1 pred_objects gt_objects matched fp fn parse_truncated_rate parse_dropped_invalid "
-        "parse_dropped_ambiguous sample_valid_pred_rate sample_any_match_rate mAP coco_eval_ok desc_pairs_total"
+        "parse_dropped_ambiguous sample_valid_pred_rate sample_any_match_rate mAP coco_eval_ok desc_pairs_total "
+        "duplicate_rate_mean duplicate_rate_p99"
     )
     assert {f"eval_rollout/{name}" for name in wanted.split()} <= metrics.keys()
     assert "eval_loss" not in metrics

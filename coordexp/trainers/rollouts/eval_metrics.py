@@ -24,7 +24,7 @@ from coordexp.eval.detection import match_boxes
 from coordexp.eval.on_policy import AnswerCounts
 from coordexp.eval.predictions.artifacts import answer_errors
 from coordexp.eval.predictions.confidence import ScoreFailure, mean_logprob
-from coordexp.eval.predictions.image_result import ImageResult, Objects, objects_of
+from coordexp.eval.predictions.image_result import ImageResult, Objects, duplicate_rate, objects_of
 from coordexp.metrics import keys_rollout as keys
 from coordexp.telemetry.desc_monitor import DescCounts
 from coordexp.trainers.rollouts.answers import JudgedAnswer
@@ -83,6 +83,9 @@ def eval_metrics(
         metrics[keys.PARSE_TRUNCATED_RATE] = counts.num_truncated / counts.num_images
         metrics[keys.SAMPLE_VALID_PRED_RATE] = counts.num_with_pred / counts.num_images
         metrics[keys.SAMPLE_ANY_MATCH_RATE] = counts.num_with_match / counts.num_images
+        rates = [duplicate_rate(image.pred) for image in images]
+        metrics[keys.DUPLICATE_RATE_MEAN] = float(np.mean(rates))
+        metrics[keys.DUPLICATE_RATE_P99] = float(np.percentile(rates, 99))
     if counts.num_matched:
         metrics[keys.MATCHED_MASKIOU_MEAN] = counts.maskiou_sum / counts.num_matched
     if settings.eval_detection.enabled:

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordexp.codec.parse import ParsedRollout
+from coordexp.codec.schema import NUM_BINS
 from coordexp.codec.token_types import TokenType
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.eval.detection import Counts
+from coordexp.eval.predictions.image_result import duplicate_rate, objects_of
 from coordexp.matching import MatchResult
 from coordexp.metrics import keys_rollout as keys
 from coordexp.metrics.keys_stage2 import (
@@ -86,6 +88,7 @@ def rollout_metrics(
         **_generation(outcomes, generate_s),
         **_decoding(len(outcomes), decoding),
         **_parsing(outcomes),
+        **_duplicates(outcomes),
         **_matching(outcomes),
         **_construction(outcomes, fn_desc_weight),
         **_lengths(outcomes),
@@ -179,6 +182,15 @@ def _parsing(outcomes: Sequence[RolloutOutcome]) -> MetricEntries:
     }
 
 
+def _duplicates(outcomes: Sequence[RolloutOutcome]) -> MetricEntries:
+    """Objects are compared in bins: no scale of the axes changes an IoU."""
+    rates = [duplicate_rate(objects_of(o.parsed.objects, NUM_BINS, NUM_BINS)) for o in outcomes]
+    return {
+        keys.DUPLICATE_RATE_MEAN: (sum(rates), float(len(rates))),
+        keys.DUPLICATE_RATE_P99: _percentile(rates, 99),
+    }
+
+
 def _matching(outcomes: Sequence[RolloutOutcome]) -> MetricEntries:
     matches = [outcome.match for outcome in outcomes]
     num_gt = _total(outcome.num_gt for outcome in outcomes)
@@ -257,7 +269,7 @@ def _length(mean_key: str, p90_key: str, lengths: Sequence[int]) -> MetricEntrie
     return {mean_key: (float(sum(lengths)), float(len(lengths))), p90_key: _percentile(lengths, 90)}
 
 
-def _percentile(values: Sequence[int], percent: float) -> float:
+def _percentile(values: Sequence[float], percent: float) -> float:
     """Linear interpolation between the two nearest ranks, as numpy's default."""
     return float(np.percentile(values, percent))
 

@@ -53,6 +53,8 @@ def test_every_catalogue_key_of_ours_is_a_reference_key_or_health() -> None:
     extra = {spec.key for spec in catalog.all_specs() if spec.source == "coordexp"} - reference
     assert extra == {
         "rollout/f1_50_95",
+        "rollout/duplicate_rate_mean",
+        "rollout/duplicate_rate_p99",
         "rollout/repeat_terminate_active",
         "rollout/repeat_terminate_triggered_sequences",
         "health/nonfinite_metrics_total",

@@ -178,6 +178,8 @@ def test_every_number_of_a_step():
             "rollout/parse_obj_total": 6,
             "rollout/parse_obj_valid_frac": 4 / 6,
             "rollout/parse_obj_drop_frac": 2 / 6,
+            "rollout/duplicate_rate_mean": 0,
+            "rollout/duplicate_rate_p99": 0,
             "rollout/sample_valid_pred_rate": 3 / 5,
             "rollout/sample_any_match_rate": 2 / 5,
             "rollout/gt_objects_total": 7,
@@ -208,6 +210,31 @@ def test_every_number_of_a_step():
             "rollout/encoded_len_p90": np.percentile(encoded, 90),
         }
     )
+
+
+def test_duplicates_of_a_step_and_of_an_evaluation():
+    # IoU with the first cat: 400 * 395 / 400^2 = 0.9875, 0.925, 360 / 400 = 0.9 exactly (not above); a dog is no cat.
+    cats = [written("cat", 500, 501, 900, y2) for y2 in (901, 896, 871, 861)]
+    repeats = ", ".join([*cats, written("dog", 500, 501, 900, 901)])
+    five = outcome("ask: ", f'{{"objects": [{repeats}{TAIL}', [CAT])
+    two = outcome("ask: ", f'{{"objects": [{EXACT_CAT}, {EXACT_CAT}{TAIL}', [CAT])
+    silent = outcome("ask: ", "I see nothing<|im_end|>", [CAT])
+    # The fourth cat repeats the third one (360 / 370) and the second.
+    rates = [3 / 5, 1 / 2, 0]
+    metrics = flushed(rollout_metrics([five, two, silent], GREEDY, **SECONDS))
+    evaluated = eval_metrics(
+        [image_of(found, [CAT], index) for index, found in enumerate((five, two, silent))], NO_AP
+    )
+    for found in (metrics, evaluated):
+        assert found["rollout/duplicate_rate_mean"] == pytest.approx(sum(rates) / 3)
+        assert found["rollout/duplicate_rate_p99"] == pytest.approx(
+            0.5 + 0.98 * 0.1
+        )  # between the largest two
+    split = flushed(
+        rollout_metrics([five], GREEDY, **SECONDS), rollout_metrics([two, silent], GREEDY, **SECONDS)
+    )
+    assert split["rollout/duplicate_rate_mean"] == pytest.approx(sum(rates) / 3)
+    assert split["rollout/duplicate_rate_p99"] == pytest.approx(3 / 5)  # the largest of both steps
 
 
 def test_every_training_key_of_the_catalogue_is_there():
@@ -345,6 +372,8 @@ def test_every_number_of_an_evaluation():
             "rollout/parse_truncated_rate": 1 / 5,
             "rollout/parse_dropped_invalid": 2,
             "rollout/parse_dropped_ambiguous": 0,
+            "rollout/duplicate_rate_mean": 0,
+            "rollout/duplicate_rate_p99": 0,
             "rollout/sample_valid_pred_rate": 3 / 5,
             "rollout/sample_any_match_rate": 3 / 5,
             "rollout/coco_eval_ok": 1,
