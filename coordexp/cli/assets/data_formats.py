@@ -12,6 +12,7 @@ from coordexp.cli.arguments import count, positive_int
 from coordexp.errors import EXIT_BAD_INPUT, EXIT_FAILURE, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
+    from coordexp.data.augment.augmenter import Augmenter
     from coordexp.data.check.findings import Finding
     from coordexp.data.check.run import CheckReport
     from coordexp.data.check.source import Source
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("jsonl", "coco", "lvis", "yolo", "voc", "labelme", "cvat")
 TARGETS = ("jsonl", "coco", "yolo", "voc", "labelme", "cvat")
+_SWIFT_SEED = 42  # of ms-swift, where a run says none
 _MAX_CLASSES = 20
 
 
@@ -77,6 +79,11 @@ def _add_check_parser(commands: Commands) -> None:
         "--samples", type=count, default=24, metavar="N", help="drawn pictures of each source (default 24)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of samples (default 0)")
+    parser.add_argument(
+        "--augment", type=count, default=0, metavar="N",
+        help="also draw N samples of each source as custom.augmentation of a run changes them (--config)",
+    )  # fmt: skip
+    parser.add_argument("--config", type=Path, metavar="YAML", help="the run file for --augment")
 
 
 def _add_convert_parser(commands: Commands) -> None:
@@ -182,6 +189,7 @@ def _run_check(args: argparse.Namespace) -> int:
     from coordexp.data.formats.readers.builder import Faults
     from coordexp.data.formats.readers.sources import read_sources
 
+    augmenter = _augmenter(args)
     options = ImportOptions(image_root=args.image_root, find_pictures=True, allow_outside=args.allow_outside)
     sources = [
         source
@@ -190,12 +198,38 @@ def _run_check(args: argparse.Namespace) -> int:
     ]
     with progress("pictures") as on_picture:
         report = check_sources(sources, on_picture=on_picture)
-    write_page(report, args.output, num_samples=args.samples, seed=args.seed)
+    augmented = []
+    if augmenter is not None:
+        from coordexp.data.check.augmented import augmented_samples
+
+        augmented = [augmented_samples(source, augmenter, args.augment, args.seed) for source in sources]
+    write_page(report, args.output, num_samples=args.samples, seed=args.seed, augmented=augmented)
     _print_check(report)
     print(f"wrote {args.output}")
     if report.count(Level.ERROR):
         return EXIT_BAD_INPUT
     return EXIT_FAILURE if report.count(Level.WARNING) else EXIT_OK
+
+
+def _augmenter(args: argparse.Namespace) -> Augmenter | None:
+    """What changes the samples of `--augment`: that of the run file, with its seed."""
+    if not args.augment and args.config is None:
+        return None
+    if not (args.augment and args.config):
+        raise ConfigError(
+            "--augment N and --config YAML go together: how many samples, and the run that changes them."
+        )
+    from coordexp.config.run.load import load_run_config
+    from coordexp.data.augment.augmenter import Augmenter
+
+    run = load_run_config(args.config, world_size=1, refuse_not_built=False)
+    settings = run.sections.custom.augmentation
+    if not settings.enabled:
+        raise ConfigError(
+            f"{args.config}: custom.augmentation is off, so training changes nothing. Set enabled: true."
+        )
+    seeds = (run.swift.get("data_seed"), run.swift.get("seed"), _SWIFT_SEED)
+    return Augmenter(settings, next(seed for seed in seeds if seed is not None))
 
 
 def _print_check(report: CheckReport) -> None:

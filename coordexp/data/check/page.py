@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from coordexp.data.check.findings import Level
 from coordexp.data.check.run import CheckReport
-from coordexp.data.check.samples import draw_samples
+from coordexp.data.check.samples import Sample, draw_samples
 from coordexp.data.check.tables import QUANTILES, class_rows, overview, picture_sizes, spreads
 from coordexp.files import write_text
 
@@ -16,10 +17,17 @@ MAX_CLASSES = 200
 """Rows of the class table; the rarer ones are counted."""
 
 
-def write_page(report: CheckReport, output: Path, *, num_samples: int = 24, seed: int = 0) -> None:
+def write_page(
+    report: CheckReport,
+    output: Path,
+    *,
+    num_samples: int = 24,
+    seed: int = 0,
+    augmented: Sequence[Sequence[Sample]] = (),
+) -> None:
     """Write the page of a check.
 
-    num_samples: drawn pictures of every source.
+    num_samples: drawn pictures of every source.  augmented: of every source, samples as training changes them.
     """
     overviews = [overview(source) for source in report.sources]
     sections = [
@@ -32,8 +40,11 @@ def write_page(report: CheckReport, output: Path, *, num_samples: int = 24, seed
             "spreads": spreads(source),
             "sizes": picture_sizes(source),
             "samples": draw_samples(source, findings, num_samples, seed),
+            "augmented": changed,
         }
-        for source, findings, found in zip(report.sources, report.findings, overviews, strict=True)
+        for source, findings, found, changed in zip(
+            report.sources, report.findings, overviews, augmented or [()] * len(overviews), strict=True
+        )
     ]
     html = (
         _environment()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from coordexp.data.check.findings import Finding
 from coordexp.data.check.source import Source
@@ -106,32 +107,52 @@ def _sample(source: Source, row: int, badges: Sequence[str]) -> Sample | None:
         picture = open_picture(path)
     except RecordError:
         return None
-    dataset = source.dataset
-    width, height = picture.size
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    rows = np.flatnonzero(source.dataset.image_M == row).tolist()
+    shapes = [_shape(source, m, picture.width) for m in rows[:MAX_OBJECTS]]
+    return card(source.image_name(row), picture, shapes, badges, num_hidden=len(rows) - len(shapes))
+
+
+def card(
+    title: str,
+    picture: Image.Image,
+    shapes: Sequence[DrawnShape],
+    badges: Sequence[str],
+    *,
+    num_hidden: int = 0,
+) -> Sample:
+    """A card of the sheet. num_hidden: objects that are not among the shapes."""
+    small = picture.copy()
+    small.thumbnail((MAX_SIDE, MAX_SIDE))
     written = io.BytesIO()
-    picture.save(written, "JPEG", quality=82)
-    rows = np.flatnonzero(dataset.image_M == row).tolist()
+    small.save(written, "JPEG", quality=82)
     return Sample(
-        title=source.image_name(row),
+        title=title,
         picture=f"data:image/jpeg;base64,{base64.b64encode(written.getvalue()).decode('ascii')}",
-        width=width,
-        height=height,
-        unit=width / _CARD_WIDTH,
-        shapes=[_shape(source, m, width) for m in rows[:MAX_OBJECTS]],
-        num_hidden=max(0, len(rows) - MAX_OBJECTS),
+        width=picture.width,
+        height=picture.height,
+        unit=picture.width / _CARD_WIDTH,
+        shapes=shapes,
+        num_hidden=num_hidden,
         badges=badges,
     )
+
+
+def drawn_shape(
+    name: str, box_xyxy: Sequence[float], points: str | None, *, number: int, picture_width: int
+) -> DrawnShape:
+    """A box, or an outline with its box. number: of its class, which gives the colour."""
+    x1, y1, x2, y2 = box_xyxy
+    label_ends = x1 + len(name) * _LETTER_WIDTH * picture_width / _CARD_WIDTH > picture_width
+    return DrawnShape(name, COLORS[number % len(COLORS)], x1, y1, x2 - x1, y2 - y1, points, label_ends)
 
 
 def _shape(source: Source, m: int, picture_width: int) -> DrawnShape:
     dataset = source.dataset
     category = int(dataset.category_M[m])
-    x1, y1, x2, y2 = xywh_to_xyxy(dataset.boxes_xywh_M4[m]).tolist()
+    box = xywh_to_xyxy(dataset.boxes_xywh_M4[m]).tolist()
     name = dataset.category_names[category] + (" (crowd)" if dataset.crowd_M[m] else "")
-    color = COLORS[category % len(COLORS)]
-    label_ends = x1 + len(name) * _LETTER_WIDTH * picture_width / _CARD_WIDTH > picture_width
-    return DrawnShape(name, color, x1, y1, x2 - x1, y2 - y1, _points(dataset.segmentations[m]), label_ends)
+    points = _points(dataset.segmentations[m])
+    return drawn_shape(name, box, points, number=category, picture_width=picture_width)
 
 
 def _points(segmentation: object) -> str | None:

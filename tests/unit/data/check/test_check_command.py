@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -283,6 +285,75 @@ def test_a_name_that_leads_outside_is_followed_only_when_asked(
     assert read_jsonl(tmp_path / "o.jsonl", require_images=True)[0].images == ("secret.png",)
 
 
+RUN = """
+model: somewhere
+dataset: [d.jsonl]
+max_steps: 10
+seed: 3
+external_plugins: [coordexp/plugin.py]
+ignore_args_error: true
+custom_trainer_variant: stage1_coord
+coordexp:
+  custom:
+    augmentation:
+      enabled: true
+      ops: [{name: hflip, params: {prob: 1.0}}, {name: resize_by_scale, params: {lo: 1.5, hi: 1.5}}]
+      curriculum: {phases: [{until_percent: 50, ops: {resize_by_scale: {prob: 0.0}}}, {until_percent: 100}]}
+"""
+
+
+def augmentable(folder: Path) -> Path:
+    """Two pictures, red on the left half; the box of the first is that half."""
+    picture = Image.new("RGB", (100, 80), "black")
+    picture.paste("red", (0, 0, 50, 80))
+    objects = [{"desc": "half", "bbox_2d": [0, 0, 499, 999]}]
+    for name in ("a.png", "b.png"):
+        picture.save(folder / name)
+    rows = [{"images": [name], "width": 100, "height": 80, "objects": objects} for name in ("a.png", "b.png")]
+    (folder / "d.jsonl").write_text("not a record\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "run.yaml").write_text(RUN)
+    return folder / "d.jsonl"
+
+
+def test_augmented_samples_are_drawn_as_the_run_file_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    data = augmentable(tmp_path)
+    argv = ["check", data, "--output", tmp_path / "page.html", "--augment", 4]
+    assert run(*argv, "--config", tmp_path / "run.yaml") == 2  # for the line that is no record
+    page = (tmp_path / "page.html").read_text()
+    sheet = page[page.index("As training shows them") : page.index("<h3>Classes")]
+    cards = sheet.split("<figure")[1:]
+    # mirrored, and larger in the second half of the run: the box is the right half of the picture
+    sizes = [(int(w), int(h)) for w, h in re.findall(r'viewBox="0 0 (\d+) (\d+)"', sheet)]
+    assert sizes == [(100, 80), (100, 80), (150, 120), (150, 120)]
+    for card, (width, _) in zip(cards, sizes, strict=True):
+        x, box_width = (float(re.search(r'<rect x="([^"]+)".* width="([^"]+)"', card)[n]) for n in (1, 2))
+        assert x == pytest.approx(width / 2, abs=1)
+        assert x + box_width == pytest.approx(width - 1, abs=1)
+        encoded = re.search(r"data:image/jpeg;base64,([^\"]+)", card)[1]
+        shown = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+        left, right = (shown.getpixel((round(shown.width * at), 20))[0] for at in (0.2, 0.8))
+        assert (left < 30, right > 220) == (True, True)
+    assert re.findall(r"epoch \d|\d+ % of the run", sheet) == [
+        "epoch 1", "0 % of the run", "epoch 1", "25 % of the run",
+        "epoch 2", "50 % of the run", "epoch 2", "75 % of the run",
+    ]  # fmt: skip
+    assert "a.png, line 2" in sheet
+    assert "b.png, line 3" in sheet
+    for wrong, message in (
+        (["--augment", 2], "--augment N and --config YAML go together"),
+        (["--config", tmp_path / "run.yaml"], "--augment N and --config YAML go together"),
+    ):
+        assert run("check", data, "--output", tmp_path / "p.html", *wrong) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "off.yaml").write_text(RUN.replace("enabled: true", "enabled: false"))
+    assert run(*argv, "--config", tmp_path / "off.yaml") == 2
+    assert "custom.augmentation is off, so training changes nothing" in capsys.readouterr().err
+    value = coco([(100, 80)], BOXES[:1])
+    other = data_set(tmp_path / "coco", value)
+    assert run("check", other, *argv[2:], "--config", tmp_path / "run.yaml") == 2
+    assert "is coco: --augment shows what training reads, our JSONL" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on the PATH")
 def test_a_browser_shows_the_page_without_a_complaint(tmp_path: Path):
@@ -290,14 +361,29 @@ def test_a_browser_shows_the_page_without_a_complaint(tmp_path: Path):
         [(100, 80), (64, 90)], [*BOXES, (0, 2, (5.0, 6.0, 30.0, 20.5))], segmentation=[[5, 6, 30, 8, 20, 26]]
     )
     run("check", data_set(tmp_path, value), "--output", tmp_path / "page.html")
+    assert dom_of(tmp_path / "page.html", tmp_path).count("<figure") == 2
+    (tmp_path / "augment").mkdir()
+    data = augmentable(tmp_path / "augment")
+    page = tmp_path / "augment" / "page.html"
+    run("check", data, "--output", page, "--augment", 3, "--config", data.with_name("run.yaml"))
+    dom = dom_of(page, tmp_path)
+    assert dom.count("<figure") == 2 + 3
+    assert "As training shows them" in dom
+
+
+def dom_of(page: Path, folder: Path) -> str:
+    """The page as a browser builds it, which wrote nothing to its console and asked nobody for anything."""
+    text = page.read_text()
+    assert all(link.startswith("data:") for link in Page(text).sources)
+    assert "default-src 'none'" in text  # the browser refuses, and says so in its console
     done = subprocess.run(
         [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom",
-            f"file://{tmp_path / 'page.html'}",
+            f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0", "--dump-dom",
+            f"file://{page}",
         ],
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr
-    assert done.stdout.count("<figure") == 2
+    return done.stdout
