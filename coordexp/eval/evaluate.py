@@ -28,6 +28,7 @@ from coordexp.eval.coco.federation import LVIS_MAX_DETS, is_federated
 from coordexp.eval.coco.from_images import category_names, coco_of
 from coordexp.eval.desc_mapping import DEFAULT_THRESHOLD, DESC_MATCHES, DescEmbedder, DescMapping, map_descs
 from coordexp.eval.detection import COCO_THRESHOLDS, DetectionSummary, class_averaged_f1, match_boxes
+from coordexp.eval.predictions.artifacts import BAD_PICTURE
 from coordexp.eval.predictions.image_result import ImageResult, duplicate_rate
 from coordexp.eval.predictions.scored import check_same_images, load_scored_run
 from coordexp.eval.tables import (
@@ -168,6 +169,8 @@ class Evaluation:
             "num_crowd": num_crowd,
             "num_pred": num_pred,
             "num_images_missing": self.num_images_missing,
+            "num_bad_pictures": sum(BAD_PICTURE in image.errors for image in self.images),
+            "num_gt_of_bad_pictures": _num_gt_of_bad_pictures(self.images),
             "f1_at_50": half.micro.f1,
             "precision_at_50": half.micro.precision,
             "recall_at_50": half.micro.recall,
@@ -350,7 +353,13 @@ def _drop_reasons(images: Sequence[ImageResult]) -> dict[str, int]:
     reasons: Counter[str] = Counter()
     for image in images:
         reasons.update(image.errors)
+    del reasons[BAD_PICTURE]  # of no answer; counted by itself
     return dict(sorted(reasons.items()))
+
+
+def _num_gt_of_bad_pictures(images: Sequence[ImageResult]) -> int:
+    """Objects that could only be missed: inference could not use their picture."""
+    return sum(int((~image.gt.crowd_N).sum()) for image in images if BAD_PICTURE in image.errors)
 
 
 def _num_missing(images: Sequence[ImageResult], image_root: Path) -> int:

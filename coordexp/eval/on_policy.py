@@ -17,7 +17,7 @@ import numpy as np
 from coordexp.codec.schema import KIND_BBOX, DropReason
 from coordexp.errors import ContractError
 from coordexp.eval.detection import Counts
-from coordexp.eval.predictions.artifacts import INVALID_ROLLOUT, TRUNCATED
+from coordexp.eval.predictions.artifacts import BAD_PICTURE, INVALID_ROLLOUT, TRUNCATED
 from coordexp.eval.predictions.image_result import ImageResult
 
 
@@ -56,12 +56,13 @@ class AnswerCounts:
             for p, g in match.matched
             if preds[p].kind == gts[g].kind == KIND_BBOX
         ]
-        dropped = {name: n for name, n in image.errors.items() if name not in (TRUNCATED, INVALID_ROLLOUT)}
+        faults = (TRUNCATED, INVALID_ROLLOUT, BAD_PICTURE)
+        dropped = {name: n for name, n in image.errors.items() if name not in faults}
         ambiguous = dropped.get(DropReason.AMBIGUOUS, 0)
         return cls(
             num_images=1,
             num_truncated=int(bool(image.errors.get(TRUNCATED))),
-            num_whole=int(not (image.errors.get(TRUNCATED) or image.errors.get(INVALID_ROLLOUT))),
+            num_whole=int(not any(map(image.errors.get, faults))),
             num_with_pred=int(bool(preds)),
             num_with_match=int(bool(match.matched)),
             num_pred=len(preds),

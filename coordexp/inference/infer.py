@@ -24,6 +24,7 @@ from coordexp.eval.predictions.scored import read_predictions
 from coordexp.files import read_json
 from coordexp.image_size import PixelLimits
 from coordexp.inference.asking import Asking, asking
+from coordexp.inference.bad_pictures import BAD_IMAGES, PictureCheck
 from coordexp.inference.fingerprint import file_fingerprint, model_fingerprint
 from coordexp.inference.picture_room import PictureRoom
 from coordexp.rollout.backend import RolloutBackend
@@ -53,6 +54,7 @@ class InferSettings:
     coord: argmax, median or expectation (`coordexp.rollout.decoding.readout`).
     max_model_len: of the vllm backend; None takes the model's own.
     trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is refused.
+    bad_images: "skip" answers nothing for pictures that cannot be used, and records them.
     base_url, served_model, api_key_env: of the openai backend; the key is read from that environment variable.
     """
 
@@ -73,8 +75,11 @@ class InferSettings:
     served_model: str | None = None
     api_key_env: str | None = None
     trust_remote_code: bool = False
+    bad_images: str = "error"
 
     def __post_init__(self) -> None:
+        if self.bad_images not in BAD_IMAGES:
+            raise ConfigError(f"bad_images is {self.bad_images!r}: expected one of {', '.join(BAD_IMAGES)}")
         if self.backend not in BACKENDS:
             raise ConfigError(f"backend is {self.backend!r}: expected one of {', '.join(BACKENDS)}")
         if self.backend == "openai" and not (self.base_url and self.served_model):
@@ -123,12 +128,13 @@ class Inference:
     asking: Asking
     max_new_tokens: int
     limits: PixelLimits
+    pictures: PictureCheck
 
     @classmethod
     def prepare(cls, model: Path, data: Path, output: Path, settings: InferSettings) -> Inference:
-        """Raises RecordError for bad data, ConfigError for a folder that is no checkpoint."""
+        """Raises RecordError for bad data or pictures (all named), ConfigError for a folder that is no checkpoint."""
         check_checkpoint(model, settings.backend)
-        records = read_jsonl(data, require_images=True)[: settings.limit]
+        records = read_jsonl(data)[: settings.limit]
         if not records:
             raise RecordError(f"{data}: holds no record; expected one JSON object per line.")
         flags = {name: flag for name, (_, flag) in PROMPT_SETTINGS.items()}
@@ -148,9 +154,8 @@ class Inference:
             length - limit - question - _TEMPLATE_TOKENS,
             f"the model's length of {length} tokens, with {limit} for the answer,",
         )
-        for record in records:
-            room.check(record)
-        return cls(model, data, output, settings, records, asked, max_new_tokens=limit, limits=limits)
+        pictures = PictureCheck.of(records, room, skip=settings.bad_images == "skip")
+        return cls(model, data, output, settings, records, asked, limit, limits, pictures)
 
     def opened(self, *, overwrite: bool) -> AbstractContextManager[PredictionLog]:
         """The log of this run, with what an earlier, stopped run has answered already.
@@ -194,6 +199,7 @@ class Inference:
             log,
             field_order=self.asking.prompt.object_field_order,
             chunk_size=self.settings.chunk_size,
+            picture_faults=self.pictures,
             on_images=None if on_images is None else lambda done: on_images(done, total),
         )
 
@@ -239,6 +245,7 @@ class Inference:
             "model": str(self.model.resolve()),
             "data": str(self.data.resolve()),
             "batch_size": self.settings.batch_size,
+            "bad_images": self.settings.bad_images,
         }
 
 

@@ -189,6 +189,11 @@ def _print_notes(metrics: dict[str, Any]) -> None:
             "predictions of no known class, left out of AP (desc_mapping.json)",
         ),
         (metrics["num_images_missing"], "image files missing"),
+        (
+            metrics["num_bad_pictures"],
+            "images whose picture inference could not use (--bad-images skip): they stay in without predictions, their "
+            f"{metrics['num_gt_of_bad_pictures']} objects count as missed",
+        ),
     )
     for count, what in notes:
         if count:

@@ -36,6 +36,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="argmax",
         help="how a coordinate is read from its distribution: the most likely bin, or the median or mean",
     )
+    parser.add_argument(
+        "--bad-images", choices=("error", "skip"), default="error",
+        help="pictures that are missing, broken, too large or of another size than their record says: an error that "
+        "names them all, or lines without predictions (default error)",
+    )  # fmt: skip
     parser.add_argument("--torch-dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     _add_prompt_flags(parser)
     parser.add_argument(
@@ -99,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         served_model=args.served_model,
         api_key_env=args.api_key_env,
         trust_remote_code=args.trust_remote_code,
+        bad_images=args.bad_images,
     )
     job = Inference.prepare(args.model, args.data, args.output, settings)
     if args.max_new_tokens is None:
@@ -117,6 +123,11 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"{log.num_cut} of {len(job.records)} answers were cut at the limit of {job.max_new_tokens} tokens; a "
             "higher --max-new-tokens lets them end, unless they repeat themselves"
+        )
+    if log.num_bad:
+        print(
+            f"{log.num_bad} of {len(job.records)} images have pictures that could not be used; `bad_picture` in their "
+            f"lines of {args.output / 'gt_vs_pred.jsonl'} says why"
         )
     print(f"wrote {len(job.records)} images to {args.output}; next: coordexp score --run {args.output}")
     return EXIT_OK

@@ -26,8 +26,8 @@ TOKEN_TRACE = "pred_token_trace.jsonl"
 SCORED = "gt_vs_pred_scored.jsonl"
 RUN_META = "infer_run.json"
 COORD_MODE = "pixel"
-TRUNCATED, INVALID_ROLLOUT = "truncated", "invalid_rollout"
-"""Entries of a line's `errors` that count answers, not objects."""
+TRUNCATED, INVALID_ROLLOUT, BAD_PICTURE = "truncated", "invalid_rollout", "bad_picture"
+"""Entries of a line's `errors` that count answers, not objects. With the last nothing was asked."""
 
 
 def answer_errors(parsed: ParsedRollout) -> dict[str, int]:
@@ -48,6 +48,18 @@ def artifact_line(
     parsed: the model's answer.  strict_json: it as strict JSON, None when it is not
     a complete container.
     """
+    pred = objects_of(parsed.objects, record.width, record.height).rows(scored=False)
+    return _line(record, image_id, pred, answer_errors(parsed)) | {"raw_output_json": strict_json}
+
+
+def bad_picture_line(record: Record, image_id: int, fault: str) -> dict[str, Any]:
+    """The line of a record that could not be asked about.  fault: why."""
+    return _line(record, image_id, [], {BAD_PICTURE: 1}) | {"raw_output_json": None, "bad_picture": fault}
+
+
+def _line(
+    record: Record, image_id: int, pred: list[dict[str, Any]], errors: dict[str, int]
+) -> dict[str, Any]:
     metadata = kept_metadata(record.metadata)
     return {
         "image_id": image_id,
@@ -56,9 +68,8 @@ def artifact_line(
         "height": record.height,
         "coord_mode": COORD_MODE,
         "gt": objects_of(record.objects, record.width, record.height).rows(scored=False),
-        "pred": objects_of(parsed.objects, record.width, record.height).rows(scored=False),
-        "errors": answer_errors(parsed),
-        "raw_output_json": strict_json,
+        "pred": pred,
+        "errors": errors,
         **({"metadata": metadata} if metadata else {}),
     }
 

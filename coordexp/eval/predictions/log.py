@@ -16,13 +16,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from coordexp.errors import ConfigError, RecordError
-from coordexp.eval.predictions.artifacts import GT_VS_PRED, RUN_META, SCORED, TOKEN_TRACE, read_jsonl_lines
+from coordexp.eval.predictions.artifacts import (
+    BAD_PICTURE,
+    GT_VS_PRED,
+    RUN_META,
+    SCORED,
+    TOKEN_TRACE,
+    read_jsonl_lines,
+)
 from coordexp.files import json_line, read_json, write_json
 
 PARTIAL = ".partial"
@@ -34,14 +42,15 @@ class PredictionLog:
     """Appends to the files of one run.
 
     num_done: images whose lines are on disk.
-    num_cut: of a finished run, answers that were cut at the limit of their length; also in `infer_run.json`.
+    num_cut, num_bad: of a finished run, answers that were cut at the limit of their length, and pictures that could
+        not be used; also in `infer_run.json`.
     """
 
     def __init__(self, directory: Path, num_images: int, num_done: int) -> None:
         self.directory = directory
         self.num_images = num_images
         self.num_done = num_done
-        self.num_cut = 0
+        self.num_cut = self.num_bad = 0
         self._streams: list[IO[bytes]] = []
 
     @classmethod
@@ -102,10 +111,12 @@ class PredictionLog:
                 partial.touch()
             if partial.exists():
                 partial.replace(self.directory / name)
-        self.num_cut = _count_cut(self.directory / TOKEN_TRACE)
-        if self.num_cut:
+        reasons = _finish_reasons(self.directory / TOKEN_TRACE)
+        self.num_cut, self.num_bad = reasons["length"], reasons[BAD_PICTURE]
+        counts = {"num_cut_at_max_new_tokens": self.num_cut, "num_bad_pictures": self.num_bad}
+        if any(counts.values()):
             meta = self.directory / RUN_META
-            write_json(meta, {**read_json(meta), "num_cut_at_max_new_tokens": self.num_cut})
+            write_json(meta, {**read_json(meta), **{key: count for key, count in counts.items() if count}})
 
     def close(self) -> None:
         """Close the files, leaving them as they are."""
@@ -199,9 +210,9 @@ def _line_ends(path: Path) -> list[int]:
     return ends
 
 
-def _count_cut(trace: Path) -> int:
-    """Answers of a token trace that did not end by themselves."""
-    return sum(row.get("finish_reason") == "length" for row in read_jsonl_lines(trace, ("image_id",)))
+def _finish_reasons(trace: Path) -> Counter[str]:
+    """How the answers of a token trace ended, with their numbers."""
+    return Counter(str(row.get("finish_reason")) for row in read_jsonl_lines(trace, ("image_id",)))
 
 
 def _present(directory: Path, name: str) -> Path | None:

@@ -10,7 +10,7 @@ from typing import Any
 from coordexp.codec.parse import desc_token_positions, parse_rollout
 from coordexp.codec.records import Record
 from coordexp.codec.serialize import to_strict_json
-from coordexp.eval.predictions.artifacts import artifact_line
+from coordexp.eval.predictions.artifacts import BAD_PICTURE, artifact_line, bad_picture_line
 from coordexp.eval.predictions.log import PredictionLog
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.types import Rollout, RolloutRequest
@@ -25,23 +25,37 @@ def predict(
     *,
     field_order: str = "desc_first",
     chunk_size: int = 64,
+    picture_faults: Callable[[int, int], list[str | None]] | None = None,
     on_images: Callable[[int], object] | None = None,
 ) -> None:
     """Write the lines of every image that `log` does not hold yet, and finish it.
 
     requests: one per record, in order.  on_images: called with the number of images just done.
+    picture_faults: called with the first and the last but one index of the next records; says why each cannot be asked
+        about, None where it can. Those are not asked; their lines have no predictions, and `errors` says so.
     """
     for start in range(log.num_done, len(records), chunk_size):
-        chunk = slice(start, start + chunk_size)
-        rollouts = backend.generate(requests[chunk])
+        stop = min(start + chunk_size, len(records))
+        faults = picture_faults(start, stop) if picture_faults is not None else [None] * (stop - start)
+        asked = [
+            request for request, fault in zip(requests[start:stop], faults, strict=True) if fault is None
+        ]
+        rollouts = iter(backend.generate(asked) if asked else ())
         lines, traces = [], []
-        for image_id, (record, rollout) in enumerate(zip(records[chunk], rollouts, strict=True), start=start):
+        for image_id, (record, fault) in enumerate(
+            zip(records[start:stop], faults, strict=True), start=start
+        ):
+            if fault is not None:
+                lines.append(bad_picture_line(record, image_id, fault))
+                traces.append(_no_trace(record, image_id))
+                continue
+            rollout = next(rollouts)
             parsed = parse_rollout(rollout.response_token_ids, tokenizer, field_order=field_order)
             lines.append(artifact_line(record, image_id, parsed, _strict_json(parsed)))
             traces.append(_trace_line(record, image_id, rollout, parsed, tokenizer))
         log.append(lines, traces)
         if on_images is not None:
-            on_images(len(rollouts))
+            on_images(stop - start)
     log.finish()
 
 
@@ -53,6 +67,22 @@ def _strict_json(parsed: Any) -> str | None:
     except json.JSONDecodeError:
         return None
     return text
+
+
+def _no_trace(record: Record, image_id: int) -> dict[str, Any]:
+    return {
+        "image_id": image_id,
+        "image": record.images[0],
+        "text": "",
+        "generated_token_text": [],
+        "token_logprobs": [],
+        "object_token_positions": [],
+        "object_desc_token_positions": [],
+        "num_prompt_tokens": None,
+        "finish_reason": BAD_PICTURE,
+        "seconds": 0.0,
+        "retokenized": False,
+    }
 
 
 def _trace_line(
