@@ -38,6 +38,7 @@ from coordexp.swift_bridge.remote_code import TRUST_SETTING, check_models
 from coordexp.swift_bridge.template import register_coord_template
 from coordexp.swift_bridge.versions import check_versions
 from coordexp.trainers.offset_training import preparation, refuse_unmerged, restore_for_inference
+from coordexp.trainers.optimizers import register_optimizers
 from coordexp.trainers.runtime import RunSettings, activate
 from coordexp.trainers.start.prompt import prompt_of_run, use_prompt_of
 
@@ -98,6 +99,7 @@ def activate_from_argv(argv: Sequence[str]) -> None:
     sections = sections.model_copy(update={"custom": with_prompt(sections.custom, prompt)})
     _register_datasets(flags, sections, RowMaker(prompt, flags.data_seed))
     prepare_loaded_models(preparation(sections.custom.coord_offset, start), trust_remote_code=trusted)
+    register_optimizers()
     use_trainer(VARIANTS[variant])
     activate(RunSettings(variant, sections, {**flags.swift, "strict": flags.strict}, prompt))
     sys.excepthook = end_in_one_line

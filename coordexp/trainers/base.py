@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import derive, resolved_config, write_resolved
@@ -35,6 +36,7 @@ from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
 from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
 from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
 from coordexp.trainers.offset_training import OffsetTraining
+from coordexp.trainers.optimizers import OURS, checked_table, meet_flat_weights
 from coordexp.trainers.packing import check_template_packs
 from coordexp.trainers.runtime import active
 from coordexp.trainers.saving import SaveSchedule
@@ -69,6 +71,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self._saves = SaveSchedule(self.settings.sections.training)
         self.add_callback(self._saves)
         self._resolved = self._resolve()
+        self._own_optimizer: Optimizer | None = None
         self._sink: MetricsSink | None = None
         self._health = HealthWatch()
         self._reported_nonfinite: set[str] = set()
@@ -109,6 +112,8 @@ class CoordTrainer(SwiftTrainerBridge):
             self._progress.restore(kept.get(PROGRESS_KEY))
             if HEALTH_KEY in kept:
                 self._health.load_state_dict(kept[HEALTH_KEY]["attributes"])
+            if self._own_optimizer is not None and self.is_deepspeed_enabled:
+                meet_flat_weights(self._own_optimizer, self.model_wrapped.optimizer)
             if self.template.padding_free:
                 check_template_packs(self.model_wrapped, self.template, self.args.device)
         self._progress.add_step(num_micro_steps)
@@ -154,6 +159,11 @@ class CoordTrainer(SwiftTrainerBridge):
         sentence = lost_updates(self.model, optimizer, self._deepspeed_config)
         if sentence is not None and self.is_world_process_zero():
             logger.warning(sentence)
+        if self.args.optimizer in OURS:
+            self._own_optimizer = optimizer
+            self._resolved["derived"]["optimizer_groups"] = checked_table(self.model, optimizer)
+            if self.is_world_process_zero():
+                write_resolved(self.args.output_dir, self._resolved)
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

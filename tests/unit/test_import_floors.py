@@ -16,7 +16,7 @@ FLOORS = [
     {"files"},
     {"config", "pictures", "image_size"},
     {"codec", "geometry", "metrics", "control", "swift_bridge"},
-    {"matching", "losses", "packing", "telemetry", "models"},
+    {"matching", "losses", "packing", "telemetry", "models", "optim"},
     {"head", "rollout"},
     {"targets", "eval"},
     {"data"},

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from coordexp.config.schema.optimizer import COORD_MUON
+
 TRAINED_MARK = "coordexp_prompt.json"
 """A model folder that holds it was trained here before."""
 _ENDS = {"embed_tokens", "lm_head", "all-embedding"}
@@ -18,7 +20,11 @@ def advice(swift: Mapping[str, Any], *, coord_offset: bool) -> list[str]:
     coord_offset: whether custom.coord_offset is enabled.
     swift: ms-swift's arguments, flat; those left out count as ms-swift's defaults (LoRA, without DeepSpeed).
     """
-    return [*untrained_rows(swift, coord_offset=coord_offset), *_no_master_copy(swift)]
+    return [
+        *untrained_rows(swift, coord_offset=coord_offset),
+        *_no_master_copy(swift),
+        *_muon_after_adam(swift),
+    ]
 
 
 def untrained_rows(swift: Mapping[str, Any], *, coord_offset: bool) -> Iterator[str]:
@@ -46,6 +52,17 @@ def _no_master_copy(swift: Mapping[str, Any]) -> Iterator[str]:
         "update that is smaller than half the distance of two numbers is lost (of bfloat16 weights some 15 % move in a "
         f"step of 1e-5; learning_rate here: {rate}). Use deepspeed: zero2, which keeps one, or torch_dtype: float32 "
         "with bf16: true."
+    )
+
+
+def _muon_after_adam(swift: Mapping[str, Any]) -> Iterator[str]:
+    if swift.get("optimizer") != COORD_MUON or swift.get("tuner_type") != "full":
+        return
+    yield (
+        "optimizer: coord_muon with tuner_type: full trains on with Muon what was trained with AdamW, as published "
+        "models were, Qwen3-VL among them. Muon's gains are known for training from the start; where the optimizer "
+        "changes in between, none was found (Muon is Scalable for LLM Training, 2025). Compare with coord_adamw before "
+        "you rely on it; random weights need no such care."
     )
 
 

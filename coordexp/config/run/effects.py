@@ -6,11 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted
-from coordexp.config.run.run_config import is_our_plugin
+from coordexp.config.run.optimizers import optimizer_problems, options_without_effect
 from coordexp.config.schema.sections import Sections
-
-SWIFT_OPTIMIZERS = ("default", "galore", "lorap", "multimodal", "muon", "muonclip")
-"""Names that ms-swift registers for `optimizer`."""
 
 
 def effect_problems(
@@ -22,7 +19,7 @@ def effect_problems(
         for path, text in _ours_without_effect(variant, sections, swift)
     ]
     theirs = []
-    for name, text in (*_optimizer(swift), *_links(swift)):
+    for name, text in (*optimizer_problems(swift), *_links(swift)):
         path, where = written(name)
         theirs.append(Problem(path, text, value=swift[name], place=where))
     return ours + theirs
@@ -52,6 +49,7 @@ def _ours_without_effect(
     variant: str, sections: Sections, swift: Mapping[str, Any]
 ) -> Iterator[tuple[KeyPath, str]]:
     yield from _augmentation(sections, swift)
+    yield from options_without_effect(sections, swift)
     stage2 = variant != "stage1_coord"
     if stage2 and sections.custom.coord_soft_ce_w1.model_fields_set:
         objective = (
@@ -88,34 +86,6 @@ def _ours_without_effect(
             "has no effect with backend: hf, which has no vLLM engine; remove it (over a file that is extended: "
             "vllm: null), or use backend: vllm.",
         )
-
-
-def _optimizer(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    name = swift.get("optimizer")
-    if name is None:
-        return
-    if name == "muon" and not swift.get("local_repo_path"):
-        yield (
-            "optimizer",
-            "ms-swift would clone a repository from the network for it, when training starts; give "
-            "local_repo_path: a clone of Moonlight, or use muonclip.",
-        )
-    if name == "lorap" and swift.get("lorap_lr_ratio") is None:
-        yield "optimizer", "has no effect without lorap_lr_ratio."
-    if name not in SWIFT_OPTIMIZERS and not _has_other_plugins(swift):
-        near = closest(str(name), SWIFT_OPTIMIZERS)
-        yield (
-            "optimizer",
-            f"nobody registers an optimizer of that name; expected one of {', '.join(SWIFT_OPTIMIZERS)}"
-            + (f" (did you mean {near}?)" if near else "")
-            + ", or one that a file of external_plugins registers.",
-        )
-
-
-def _has_other_plugins(swift: Mapping[str, Any]) -> bool:
-    plugins = swift.get("external_plugins") or []
-    paths = plugins if isinstance(plugins, list) else [plugins]
-    return any(not is_our_plugin(path) for path in paths)
 
 
 def _links(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from coordexp.config.schema.augmentation import Augmentation
+from coordexp.config.schema.optimizer import OptimizerOptions
 from coordexp.config.schema.prompt import DEFAULT_PROMPT, FieldOrder, MediaOrder, Ordering
 from coordexp.config.schema.section import Section
 
@@ -160,6 +161,7 @@ class Custom(Section):
     coord_offset: CoordOffset = CoordOffset()
     token_type_metrics: TokenTypeMetrics = TokenTypeMetrics()
     augmentation: Augmentation = Augmentation()
+    optimizer: OptimizerOptions = OptimizerOptions()
     head: Literal["auto", "plain", "fused"] = Field(
         default="auto",
         description="How the objective meets the output head; the numbers are the same. `plain`: logits of the "

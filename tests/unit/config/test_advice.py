@@ -28,3 +28,14 @@ def test_low_precision_without_a_master_copy_is_told(dtype: str):
     assert dtype in sentence
     assert advice({**FULL, "deepspeed": "zero2"}, coord_offset=False) == []
     assert advice({**FULL, "torch_dtype": "float32"}, coord_offset=False) == []
+
+
+def test_muon_after_adam_is_told():
+    run = {"tuner_type": "full", "optimizer": "coord_muon"}
+    (sentence,) = advice(run, coord_offset=False)
+    assert (
+        "optimizer: coord_muon with tuner_type: full trains on with Muon what was trained with AdamW"
+        in sentence
+    )
+    assert advice({**run, "optimizer": "coord_adamw"}, coord_offset=False) == []
+    assert advice({**run, "tuner_type": "lora"}, coord_offset=True) == []

@@ -106,14 +106,64 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
             "training: {optimizer: multimodal_coord_offset}\n",
             (),
             'training.optimizer = "multimodal_coord_offset" in run.yaml:1: nobody registers an optimizer of that name; '
-            "expected one of default, galore, lorap, multimodal, muon, muonclip (did you mean multimodal?), or one "
-            "that a file of external_plugins registers.",
+            "expected one of coord_adamw, coord_muon, default, galore, lorap, multimodal, muonclip (did you mean "
+            "multimodal?), or one that a file of external_plugins registers.",
         ),
         (
             "training: {optimizer: muon}\n",
             (),
-            'training.optimizer = "muon" in run.yaml:1: ms-swift would clone a repository from the network for it, '
-            "when training starts; give local_repo_path: a clone of Moonlight, or use muonclip.",
+            "in run.yaml:1: ms-swift's muon clones its code from the network when training starts, and gives Muon all "
+            "weights of two and more dimensions but embedding and head: fused qkv in one "
+            "piece, patch convolution and position table, which are no hidden matrices. Use coord_muon.",
+        ),
+        (
+            "training: {optimizer: coord_muon, optim: adamw_torch_8bit}\n",
+            (),
+            "has no effect with optimizer: coord_muon, whose AdamW is torch's; expected one of adamw_torch, "
+            "adamw_torch_fused, or nothing.",
+        ),
+        (
+            "training: {optimizer: coord_adamw}\ncustom: {optimizer: {muon: {lr_scale: 2.0}}}\n",
+            (),
+            "custom.optimizer.muon in run.yaml:2: has no effect without optimizer: coord_muon; set that, or remove it.",
+        ),
+        (
+            "custom: {optimizer: {groups: [{patterns: ['*.bias']}]}}\n",
+            (),
+            "custom.optimizer.groups in run.yaml:1: has no effect without optimizer: coord_adamw or coord_muon",
+        ),
+        (
+            "training: {optimizer: coord_muon}\ndeepspeed: zero3\n",
+            (),
+            "optimizer: coord_muon does not run under ZeRO-3, which keeps a slice of every weight on each rank and "
+            "steps on those: Muon needs whole matrices, and what decays is known by shape. Use zero2.",
+        ),
+        (
+            "training: {optimizer: coord_adamw}\ndeepspeed: {config: {zero_optimization: {stage: 3}}}\n",
+            (),
+            "optimizer: coord_adamw does not run under ZeRO-3, which keeps a slice of every weight on each rank and "
+            "steps on those: what decays is known by shape. Use zero2.",
+        ),
+        (
+            "training: {optimizer: coord_muon}\ndeepspeed: zero2_offload\n",
+            (),
+            "optimizer: coord_muon does not run with offload_optimizer",
+        ),
+        (
+            "training: {optimizer: coord_muon}\ndeepspeed: zero0\n",
+            (),
+            "optimizer: coord_muon does not run with stage 0, where DeepSpeed puts copies",
+        ),
+        (
+            "training: {optimizer: coord_adamw}\ndeepspeed: {config: {optimizer: {type: AdamW}}}\n",
+            (),
+            "the DeepSpeed configuration has an `optimizer`, which takes the place of optimizer: coord_adamw",
+        ),
+        (
+            "training: {optimizer: coord_muon, fsdp: fsdp2}\n",
+            (),
+            "optimizer: coord_muon does not run under FSDP, which hands it pieces of flattened weights: Muon needs "
+            "whole matrices, and what decays is known by shape. Use DDP, or deepspeed: zero2.",
         ),
         (
             "model: {model: m}\ntraining:\n  create_checkpoint_symlink: true\n",
@@ -171,7 +221,13 @@ def test_refused_with_a_sentence(tmp_path: Path, text: str, overrides: tuple[str
         ),
         ("model: m\nlearning_rate: 0.0\nweight_decay: 0\nmax_steps: -1\nreport_to: none\n", ()),
         ("model: m\noptimizer: multimodal\noptim: adamw_torch\n", ()),
-        ("model: m\noptimizer: muon\nlocal_repo_path: moonlight\n", ()),
+        ("model: m\noptimizer: coord_adamw\noptim: adamw_torch\ndeepspeed: zero2_offload\n", ()),
+        (
+            "training: {optimizer: coord_muon}\ndeepspeed: zero2\n"
+            "custom: {optimizer: {muon: {split: {'*.qkv.*': 3}}}}\n",
+            (),
+        ),
+        ("training: {optimizer: coord_adamw}\ncustom: {optimizer: {groups: [{patterns: ['*']}]}}\n", ()),
         ("model: m\noptimizer: mine\nexternal_plugins: [my_optimizers.py]\n", ()),
         ("ENV: {OMP_NUM_THREADS: 1}\nmodel: m\n", ()),
     ],

@@ -1,0 +1,1 @@
+"""Optimizers: which parameter is trained how, and Muon and AdamW as one optimizer."""

@@ -1,0 +1,1 @@
+"""What ms-swift looks up by a name of ours."""
