@@ -183,6 +183,8 @@ def _run_file_of(checkpoint: Path, output: Path) -> Path:
 def _data_override(run_file: Path, data: Path) -> list[str]:
     """The data flag of a run file in either of its forms."""
     written = yaml.safe_load(run_file.read_text(encoding="utf-8")) or {}
-    if "custom" in written and "train_jsonl" in (written.get("custom") or {}):
-        return ["--set", f"custom.train_jsonl={data}"]
-    return ["--dataset", str(data)]
+    custom = written.get("custom") or (written.get("coordexp") or {}).get("custom") or {}
+    alone = ["--set", "custom.fusion=null"] if custom.get("fusion") else []
+    if "train_jsonl" in custom:
+        return [*alone, "--set", f"custom.train_jsonl={data}"]
+    return [*alone, "--dataset", str(data)]

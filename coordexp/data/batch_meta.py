@@ -28,6 +28,8 @@ class BatchMeta:
     """Token types were asked for, but the batch's labels are not those of its samples one after another."""
     num_replaced: int = 0
     """Samples that stand in for others, which could not be encoded."""
+    parts: tuple[str, ...] = ()
+    """The data set of a mixture that each sample was drawn from; empty names without one."""
 
     def put(self, batch: dict[str, Any]) -> None:
         """Into a batch, as plain containers: data loaders move tensors in those to the device, and nothing else."""

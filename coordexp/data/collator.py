@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from coordexp.data.batch_meta import BatchMeta
-from coordexp.data.row_types import RowTyper, row_types
+from coordexp.data.row_types import RowTyper, row_parts, row_types
 from coordexp.data.source import SampleSource
 from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns
@@ -21,18 +21,26 @@ from coordexp.packing.isolation import check_pack
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
-def with_meta(collate: Collate, columns: CoordColumns, typer: RowTyper | None = None) -> Collate:
+def with_meta(
+    collate: Collate, columns: CoordColumns, typer: RowTyper | None = None, parts: tuple[str, ...] = ()
+) -> Collate:
     """`collate`, plus the `BatchMeta` of the batch.
 
     collate: takes encoded samples, or packs of them (lists), and returns a batch with `labels`.
     typer: also types the rows, for the token metrics. Rows of a batch whose labels are not those of its samples stay
     without types (`types_skipped`).
+    parts: names of the data sets of a mixture; rows then tell theirs.
     """
-    return partial(_collate_with_meta, collate=collate, columns=columns, typer=typer)
+    return partial(_collate_with_meta, collate=collate, columns=columns, typer=typer, parts=parts)
 
 
 def _collate_with_meta(
-    features: list[Any], *, collate: Collate, columns: CoordColumns, typer: RowTyper | None
+    features: list[Any],
+    *,
+    collate: Collate,
+    columns: CoordColumns,
+    typer: RowTyper | None,
+    parts: tuple[str, ...],
 ) -> dict[str, Any]:
     """A function of the module, so that spawned workers can be given it."""
     samples = unpacked(features)
@@ -47,12 +55,15 @@ def _collate_with_meta(
     rows = SupervisedRows.from_labels(batch["labels"], columns)
     if typed is not None:
         rows = replace(rows, types_R=row_types(typed, batch["labels"], rows))
+    if parts:
+        rows = replace(rows, parts_R=row_parts(samples, parts, batch["labels"], rows), num_parts=len(parts))
     BatchMeta(
         rows,
         tuple(source.sample_id for source in sources),
         len(samples),
         types_skipped=typed is not None and rows.types_R is None,
         num_replaced=sum(source.in_place_of is not None for source in sources),
+        parts=tuple(source.part for source in sources),
     ).put(batch)
     return batch
 

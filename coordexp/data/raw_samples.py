@@ -21,6 +21,7 @@ class RawSample:
 
     prompt_ids: image placeholders expanded.  messages: up to the answer.  images: absolute paths.
     width, height: pixels of the first image.  dataset: see `codec.records.dataset_name`.
+    part: the data set of a mixture that it was drawn from; empty without one.
     """
 
     sample_id: str
@@ -32,6 +33,7 @@ class RawSample:
     images: tuple[str | bytes, ...]
     width: int
     height: int
+    part: str = ""
 
 
 class RawSamples(DrawnDataset):
@@ -66,4 +68,5 @@ class RawSamples(DrawnDataset):
             images=shown.images,
             width=record.width,
             height=record.height,
+            part=source.part,
         )

@@ -1,4 +1,4 @@
-"""Token types of the supervised rows of a batch, worked out per sample before anything is padded or packed."""
+"""Token types and data sets of the supervised rows of a batch, told per sample before anything is padded or packed."""
 
 from __future__ import annotations
 
@@ -48,10 +48,34 @@ def row_types(
     rows: made from `labels_BT`.
     """
     flat = labels_BT.flatten()
-    at = (flat != IGNORE_INDEX).nonzero().squeeze(-1)
     labels, types = torch.from_numpy(labels_and_types).unbind()
-    if not torch.equal(flat[at], labels):
+    if not torch.equal(flat[flat != IGNORE_INDEX], labels):
         return None
-    types_flat = torch.full_like(flat, TokenType.IGNORE, dtype=torch.int8)
-    types_flat[at] = types.to(torch.int8)
-    return types_flat[rows.positions_R + 1]  # row t predicts token t + 1 of the same sequence
+    return _of_rows(types, flat, rows, TokenType.IGNORE)
+
+
+def row_parts(
+    samples: Sequence[dict[str, Any]], names: Sequence[str], labels_BT: Tensor, rows: SupervisedRows
+) -> Tensor | None:
+    """int8 [R], the place among `names` of the data set that each row's sample was drawn from.
+
+    samples: encoded, in the order in which the batch holds them, padded or packed.
+    None where the batch does not hold all their labels, or one of them has another source.
+    """
+    sources = [SampleSource.of_sample(sample).part for sample in samples]
+    if not set(sources) <= set(names):
+        return None
+    place = {name: index for index, name in enumerate(names)}
+    counts = [int((np.asarray(sample["labels"]) != IGNORE_INDEX).sum()) for sample in samples]
+    flat = labels_BT.flatten()
+    if sum(counts) != int((flat != IGNORE_INDEX).sum()):
+        return None
+    parts = torch.from_numpy(np.repeat([place[source] for source in sources], counts))
+    return _of_rows(parts, flat, rows, 0)
+
+
+def _of_rows(values: Tensor, flat: Tensor, rows: SupervisedRows, fill: int) -> Tensor:
+    """int8 [R]: of every row the value of its target. values: of the supervised labels of `flat`, in their order."""
+    spread = torch.full_like(flat, fill, dtype=torch.int8)
+    spread[flat != IGNORE_INDEX] = values.to(torch.int8)
+    return spread[rows.positions_R + 1]  # row t predicts token t + 1 of the same sequence

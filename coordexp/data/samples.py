@@ -38,7 +38,7 @@ class EncodedSamples(DrawnDataset):
         Raises RecordError naming file and line of a sample that cannot be encoded, and what to do.
         """
         if index == "lengths":
-            return self._lengths()
+            return self._lengths(0)
         draw = Draw.of(index)
         try:
             return self._encoded(draw)
@@ -47,9 +47,20 @@ class EncodedSamples(DrawnDataset):
                 raise
             return self._another(draw, error)
 
-    def _lengths(self) -> list[int]:
-        lengths, order = sample_lengths(self._shown.rows, self._template), self._shown.order
-        return [int(lengths[order.at(Draw(index))[0]]) for index in range(len(order))]
+    def lengths_in(self, epoch: int) -> list[int] | None:
+        return self._lengths(epoch) if self._shown.order.differs_by_epoch else None
+
+    @property
+    def longest(self) -> int | None:
+        if not self._shown.order.differs_by_epoch:
+            return None
+        return int(sample_lengths(self._shown.rows, self._template).max())
+
+    def _lengths(self, epoch: int) -> list[int]:
+        lengths: list[int] = sample_lengths(self._shown.rows, self._template)[
+            self._shown.order.rows_in(epoch)
+        ].tolist()
+        return lengths
 
     def _encoded(self, draw: Draw) -> dict[str, Any]:
         row = self._shown[draw].row

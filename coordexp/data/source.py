@@ -24,15 +24,17 @@ class SampleSource:
     """dataset: see `codec.records.dataset_name`.  sample_id: `FILE:LINE` of the record.
 
     in_place_of: `FILE:LINE` of a record that could not be encoded, for which this one is trained; None as a rule.
+    part: the data set of `custom.fusion` that it was drawn from; empty without one.
     """
 
     dataset: str = ""
     sample_id: str = "unknown sample"
     in_place_of: str | None = None
+    part: str = ""
 
     def to_text(self) -> str:
         """What stands in the column."""
-        return json.dumps([self.dataset, self.sample_id, self.in_place_of], ensure_ascii=False)
+        return json.dumps([self.dataset, self.sample_id, self.in_place_of, self.part], ensure_ascii=False)
 
     @classmethod
     def of_sample(cls, sample: Mapping[str, Any]) -> SampleSource:

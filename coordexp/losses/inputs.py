@@ -69,6 +69,10 @@ class SupervisedRows:
     """bool [num_text]: the row's sample dropped an invalid prediction (stage 2)."""
     types_R: Tensor | None = None
     """int8 [R] of codec.token_types.TokenType, for the token metrics; IGNORE where a row is not counted."""
+    parts_R: Tensor | None = None
+    """int8 [R]: the data set of a mixture that the row's sample is of, by its place among `num_parts`."""
+    num_parts: int = 0
+    """Data sets of the mixture."""
 
     @classmethod
     def from_labels(cls, labels_BT: Tensor, columns: CoordColumns) -> SupervisedRows:
@@ -160,6 +164,8 @@ class SupervisedRows:
             None if self.roles_R is None else self.roles_R[text],
             None if self.dropped_invalid_R is None else self.dropped_invalid_R[text],
             None if self.types_R is None else self.types_R[rows],
+            None if self.parts_R is None else self.parts_R[rows],
+            self.num_parts,
         )
 
 

@@ -19,7 +19,7 @@ A trainer does, per forward:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -108,6 +108,8 @@ class Stage1Terms:
     """Distribution monitors by the names of `coord_monitors`, detached."""
     abs_err_N: Tensor
     """|E_p k - g| in bins of every coordinate row, detached."""
+    by_part: dict[str, SumCount] = field(default_factory=dict)
+    """`text`, `coord` and `coord_ce` of every data set of a mixture, as vectors [P], detached; empty without one."""
 
     def detach(self) -> Stage1Terms:
         """The same numbers outside the graph."""
@@ -127,6 +129,7 @@ class Stage1Terms:
             raw={name: add_up(part.raw[name] for part in parts) for name in parts[0].raw},
             monitors={name: add_up(part.monitors[name] for part in parts) for name in parts[0].monitors},
             abs_err_N=torch.cat([part.abs_err_N for part in parts]),
+            by_part={name: _add_vectors([part.by_part[name] for part in parts]) for name in parts[0].by_part},
         )
 
     def metrics(self) -> dict[str, SumCount]:
@@ -169,7 +172,34 @@ def stage1_terms(inputs: LossInputs, weights: Stage1Weights) -> Stage1Terms:
         raw={name: sum_count(values_N.detach()) for name, values_N in raw_rows.items()},
         monitors={name: sum_count(values_N) for name, values_N in monitor_rows.items()},
         abs_err_N=monitor_rows["expected_bin_mae"],
+        by_part=_by_part(inputs, coord_N),
     )
+
+
+def _by_part(inputs: LossInputs, coord_N: Tensor) -> dict[str, SumCount]:
+    rows = inputs.rows
+    if rows.parts_R is None:
+        return {}
+    text, coord = rows.parts_R[: rows.num_text], rows.parts_R[rows.num_text :]
+    found = {
+        "text": _sum_by(inputs.text_ce_R, text, rows.num_parts),
+        "coord": _sum_by(coord_N, coord, rows.num_parts),
+    }
+    if inputs.coord_ce_N is not None:
+        found["coord_ce"] = _sum_by(inputs.coord_ce_N, coord, rows.num_parts)
+    return found
+
+
+def _sum_by(values_R: Tensor, parts_R: Tensor, num_parts: int) -> SumCount:
+    """Sums [P] and counts [P] of the values whose part is 0, 1, ... No host sync."""
+    members_PR = parts_R == torch.arange(num_parts, device=parts_R.device)[:, None]
+    members_PR = members_PR.to(values_R.dtype)
+    return SumCount((members_PR * values_R.detach()).sum(-1), members_PR.sum(-1))
+
+
+def _add_vectors(parts: Sequence[SumCount]) -> SumCount:
+    sums, counts = zip(*parts, strict=True)
+    return SumCount(torch.stack(sums).sum(0), torch.stack(counts).sum(0))
 
 
 def combine(terms: Stage1Terms, text_count: Tensor | float, coord_count: Tensor | float) -> Tensor:

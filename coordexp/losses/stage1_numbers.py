@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from coordexp.losses.stage1 import Stage1Terms
 from coordexp.losses.sums import divide
 from coordexp.metrics.catalog import EVAL_PREFIX
+from coordexp.metrics.keys_datasets import DATASET_LOSS, dataset_key
 from coordexp.metrics.keys_stage1 import (
     BASE_CE_LOSS,
     BASE_CE_LOSS_PER_SAMPLE,
+    BASE_CE_NONCOORD_TOKENS,
     BASE_CE_NONCOORD_TOKENS_PER_SAMPLE,
+    COORD_DIAG_COORD_TOKENS,
     COORD_DIAG_COORD_TOKENS_PER_SAMPLE,
     COORD_DIAG_LOSS,
     COORD_DIAG_LOSS_PER_SAMPLE,
@@ -31,6 +37,48 @@ def per_sample_sums(terms: Stage1Terms, num_samples: int) -> dict[str, tuple[Ten
         COORD_DIAG_COORD_TOKENS_PER_SAMPLE: (terms.coord.count, count),
         COORD_DIAG_LOSS_PER_SAMPLE: (terms.coord.sum.detach(), count),
     }
+
+
+def part_sums(terms: Stage1Terms, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums and counts of every data set of a mixture, of one micro-batch; `names` in the order of its parts.
+
+    Empty without a mixture.
+    """
+    if not terms.by_part:
+        return {}
+    text, coord = terms.by_part["text"], terms.by_part["coord"]
+    ones = torch.ones_like(text.count[0])
+    numbers = {}
+    for place, name in enumerate(names):
+        numbers[dataset_key(name, BASE_CE_LOSS)] = (text.sum[place], text.count[place])
+        numbers[dataset_key(name, BASE_CE_NONCOORD_TOKENS)] = (text.count[place], ones)
+        numbers[dataset_key(name, COORD_DIAG_LOSS)] = (coord.sum[place], coord.count[place])
+        numbers[dataset_key(name, COORD_DIAG_COORD_TOKENS)] = (coord.count[place], ones)
+    return numbers
+
+
+def part_losses(terms: Stage1Terms, names: Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The loss of every data set of a mixture in the pure-CE ablation, where it is one mean over all rows."""
+    if "coord_ce" not in terms.by_part:
+        return {}
+    text, coord = terms.by_part["text"], terms.by_part["coord_ce"]
+    return {
+        dataset_key(name, DATASET_LOSS): (
+            text.sum[place] + coord.sum[place],
+            text.count[place] + coord.count[place],
+        )
+        for place, name in enumerate(names)
+    }
+
+
+def finish_parts(metrics: dict[str, float], names: Sequence[str]) -> None:
+    """Complete a flushed window of evaluation: the loss of every data set, as `eval_loss` of all together."""
+    for name in names:
+        text, coord = (
+            metrics.get(EVAL_PREFIX + dataset_key(name, key)) for key in (BASE_CE_LOSS, COORD_DIAG_LOSS)
+        )
+        if text is not None:
+            metrics[EVAL_PREFIX + dataset_key(name, DATASET_LOSS)] = text + (coord or 0.0)
 
 
 def finish_per_sample(metrics: dict[str, float], mode: str) -> None:

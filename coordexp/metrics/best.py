@@ -9,6 +9,12 @@ from coordexp.config.checks.problems import Place, Problem, closest
 from coordexp.config.schema.sections import Sections
 from coordexp.metrics import keys_rollout, keys_run, keys_stage1, keys_tokens
 from coordexp.metrics.catalog import EVAL_PREFIX, lookup
+from coordexp.metrics.keys_datasets import (
+    DATASET_LOSS,
+    EVALUATION_BY_DATASET,
+    STAGE1_BY_DATASET,
+    dataset_key,
+)
 
 STAGE1 = "stage1_coord"
 
@@ -33,11 +39,20 @@ def evaluation_keys(variant: str, sections: Sections) -> tuple[str, ...]:
         detection = rollout.eval_detection
         coco = keys_rollout.EVALUATION_DETECTION[detection.metrics] if detection.enabled else ()
         descs = keys_rollout.EVALUATION_DESC if rollout.desc_monitor.enabled else ()
-        return keys_rollout.EVALUATION + coco + descs
+        known = keys_rollout.EVALUATION + coco + descs
+        split = tuple(key for key in EVALUATION_BY_DATASET if key in known)
+        return known + _of_datasets(sections, split)
     groups = [keys_stage1.BASE_CE, keys_stage1.COORD_DIAG, keys_stage1.COORD_ALIAS]
     if sections.custom.token_type_metrics.enabled:
         groups += keys_tokens.SECTIONS
-    return (keys_run.LOSS, keys_tokens.TOKEN_ACC, *(spec.key for group in groups for spec in group))
+    known = (keys_run.LOSS, keys_tokens.TOKEN_ACC, *(spec.key for group in groups for spec in group))
+    return known + _of_datasets(sections, (DATASET_LOSS, *STAGE1_BY_DATASET))
+
+
+def _of_datasets(sections: Sections, keys: Sequence[str]) -> tuple[str, ...]:
+    """`keys` of every data set of a mixture that has validation records."""
+    fusion = sections.custom.fusion
+    return tuple(dataset_key(name, key) for name in (fusion.evaluated if fusion else ()) for key in keys)
 
 
 def choose_best_metric(

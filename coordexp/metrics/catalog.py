@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from coordexp.errors import ContractError
-from coordexp.metrics import keys_rollout, keys_run, keys_stage1, keys_stage2, keys_tokens
+from coordexp.metrics import keys_datasets, keys_rollout, keys_run, keys_stage1, keys_stage2, keys_tokens
 from coordexp.metrics.spec import KeySection, Kind, MetricSpec, Reduce
 
 __all__ = [
@@ -45,6 +45,7 @@ SECTIONS: tuple[KeySection, ...] = (
     *keys_tokens.SECTIONS,
     *keys_stage2.SECTIONS,
     *keys_rollout.SECTIONS,
+    *keys_datasets.SECTIONS,
     *keys_run.SECTIONS,
 )
 
@@ -77,14 +78,24 @@ _REMOVED: tuple[tuple[str, str], ...] = (
 def lookup(key: str) -> MetricSpec | None:
     """The spec of `key`, or None for a key the catalogue does not know.
 
-    An evaluation key (`eval_coord_diag/loss`) gets the spec of its training name, with the prefixed key.
+    An evaluation key (`eval_coord_diag/loss`) gets the spec of its training name, with the prefixed key; a key of one
+    data set (`dataset/coco/rollout/f1`) that of its pattern.
     """
-    if key in _SPECS:
-        return _SPECS[key]
-    train_spec = _SPECS.get(key.removeprefix(EVAL_PREFIX))
+    spec = _training_spec(key)
+    if spec is not None:
+        return spec
+    train_spec = _training_spec(key.removeprefix(EVAL_PREFIX))
     if train_spec is None or train_spec.key.startswith(EVAL_PREFIX):
         return None
     return replace(train_spec, key=key, pattern=EVAL_PREFIX + train_spec.family)
+
+
+def _training_spec(key: str) -> MetricSpec | None:
+    pattern = keys_datasets.pattern_of(key)
+    if pattern is None or pattern == key:
+        return _SPECS.get(key)
+    spec = _SPECS.get(pattern)
+    return None if spec is None else replace(spec, key=key, pattern=pattern)
 
 
 def all_specs() -> Iterator[MetricSpec]:

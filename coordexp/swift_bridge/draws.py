@@ -8,7 +8,7 @@ after a resume.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from accelerate.data_loader import SkipBatchSampler
@@ -39,6 +39,15 @@ class Draw(int):
 
 class DrawnDataset(Dataset[Any]):
     """A data set whose samples depend on more than their index: it is asked with `Draw`s in training."""
+
+    def lengths_in(self, epoch: int) -> Sequence[int] | None:
+        """Tokens of all samples in an epoch; None where they are those of the first epoch, which "lengths" tells."""
+        return None
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest sample of all epochs; None where the first epoch tells it."""
+        return None
 
 
 class DrawSampler:

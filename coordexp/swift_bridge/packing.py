@@ -7,21 +7,60 @@ same packs under any attention implementation: transformers keeps samples apart 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from swift.dataset import PackingDataset
+from swift.dataset.packing import calculate_matched_group
 
 from coordexp.errors import ConfigError
 from coordexp.swift_bridge.draws import Draw, DrawnDataset
 
 
 class DrawnPacks(PackingDataset, DrawnDataset):
-    """Packs whose samples are drawn at the time at which the pack is."""
+    """Packs whose samples are drawn at the time at which the pack is.
+
+    Where every epoch has samples of its own, they are packed for it: into as many packs as the first epoch has.
+    """
+
+    _laid_out: tuple[int, list[list[int]]] | None = None
+    """An epoch after the first and its packs."""
 
     def __getitem__(self, index: int) -> list[Any]:
         draw = Draw.of(index)
-        return [self.dataset[draw.moved(sample)] for sample in self.packed_idx[index]]
+        return [self.dataset[draw.moved(sample)] for sample in self.packs_in(draw.epoch)[index]]
+
+    def packs_in(self, epoch: int) -> list[list[int]]:
+        """The samples of every pack of an epoch."""
+        lengths = self.dataset.lengths_in(epoch) if epoch and isinstance(self.dataset, DrawnDataset) else None
+        if lengths is None:
+            packs: list[list[int]] = self.packed_idx
+            return packs
+        if self._laid_out is None or self._laid_out[0] != epoch:
+            self._laid_out = (epoch, self._lay_out(lengths))
+        return self._laid_out[1]
+
+    def _lay_out(self, lengths: Sequence[int]) -> list[list[int]]:
+        packs: list[list[tuple[int, int]]] = []
+        left: list[tuple[int, int]] = []
+        for start in range(0, len(lengths), self.PACKING_BATCH_SIZE):
+            part = list(enumerate(lengths[start : start + self.PACKING_BATCH_SIZE], start))
+            full, left = calculate_matched_group(
+                left + part,
+                self.packing_length,
+                is_finished=start + self.PACKING_BATCH_SIZE >= len(lengths),
+                strategy=self.packing_strategy,
+            )
+            packs += full
+        return [[index for index, _ in pack] for pack in as_many(packs, len(self.packed_idx))]
+
+
+def as_many(packs: list[list[tuple[int, int]]], number: int) -> list[list[tuple[int, int]]]:
+    """So many packs of (sample, tokens): without the emptiest ones, or with the first ones again."""
+    if len(packs) <= number:
+        return [packs[index % len(packs)] for index in range(number)]
+    fullest_first = sorted(range(len(packs)), key=lambda index: -sum(tokens for _, tokens in packs[index]))
+    return [packs[index] for index in sorted(fullest_first[:number])]
 
 
 def pack_dataset(
@@ -69,9 +108,12 @@ def replace_packed(dataset: Any, replacement: Callable[[Any], Any]) -> Any:
 
 
 def _check_lengths(dataset: Any, packing_length: int) -> None:
-    lengths = [sum(length) if isinstance(length, list) else length for length in dataset["lengths"]]
-    if max(lengths, default=0) > packing_length:
-        raise _too_long(max(lengths), packing_length)
+    longest = dataset.longest if isinstance(dataset, DrawnDataset) else None
+    if longest is None:
+        lengths = [sum(length) if isinstance(length, list) else length for length in dataset["lengths"]]
+        longest = max(lengths, default=0)
+    if longest > packing_length:
+        raise _too_long(longest, packing_length)
 
 
 def _too_long(length: int, packing_length: int) -> ConfigError:

@@ -63,7 +63,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self._refuse_ignored_deepspeed()
         self._offset = self._train_offsets()
         self.metrics = MetricStore()
-        self._progress = Progress(self.metrics, self.args.gradient_accumulation_steps)
+        self._progress = Progress(self.metrics, self.args.gradient_accumulation_steps, self.mixed_datasets)
         self._has_started = False
         self._plan: StepPlan | None = None
         self._finite_guard = self._guard_loss()
@@ -86,8 +86,17 @@ class CoordTrainer(SwiftTrainerBridge):
         collate = super()._get_data_collator(args, template)
         counts = self.typed_datasets
         return with_meta(
-            collate, self.columns, None if counts is None else RowTyper(template.tokenizer, counts)
+            collate,
+            self.columns,
+            None if counts is None else RowTyper(template.tokenizer, counts),
+            self.mixed_datasets,
         )
+
+    @property
+    def mixed_datasets(self) -> tuple[str, ...]:
+        """Names of the data sets of a mixture; empty without one."""
+        fusion = self.settings.sections.custom.fusion
+        return () if fusion is None else fusion.names
 
     @property
     def typed_datasets(self) -> DatasetFilter | None:
@@ -126,9 +135,12 @@ class CoordTrainer(SwiftTrainerBridge):
             names = self.unwrapped_model.named_parameters()
             write_plan(plan, folder, rank, [name for name, weight in names if weight.requires_grad])
 
-    def count_samples(self, num_samples: int) -> None:
-        """Original samples of this rank in the step that is being planned (`train/samples_total`, `_seen`)."""
-        self._progress.add_samples(num_samples)
+    def count_samples(self, num_samples: int, parts: Sequence[str] = ()) -> None:
+        """Original samples of this rank in the step that is being planned (`train/samples_total`, `_seen`).
+
+        parts: the data set of a mixture of each.
+        """
+        self._progress.add_samples(num_samples, parts)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.state.stateful_callbacks[PROGRESS_KEY] = self._progress.state(self._sum_on_host)

@@ -7,13 +7,16 @@ from typing import Any
 
 from datasets import Dataset
 
+from coordexp.config import Prompt
+from coordexp.config.run.data_files import files_of_sources
 from coordexp.config.schema.augmentation import Augmentation
 from coordexp.data.augment.augmenter import Augmenter
 from coordexp.data.dataset import RowMaker
 from coordexp.data.lengths import check_lengths
+from coordexp.data.mixed import MixedOrder, open_mixed
 from coordexp.data.raw_samples import RawSamples
 from coordexp.data.samples import EncodedSamples
-from coordexp.data.shown import InTurn, ShownRows
+from coordexp.data.shown import InTurn, Order, ShownRows
 from coordexp.swift_bridge.packing import replace_packed
 from coordexp.swift_bridge.prompts import rows_of
 from coordexp.trainers.runtime import RunSettings
@@ -28,14 +31,14 @@ def encode_datasets(arguments: dict[str, Any], settings: RunSettings) -> None:
     Raises RecordError naming samples that are longer than max_length, unless the run is not strict.
     """
     template, strict = arguments["template"], settings.swift["strict"]
+    samples_per_step = 1 if settings.sections.training.packing else samples_of_a_step(arguments["args"])
+    _keep_order(arguments["args"], settings)
 
     def encoded(lazy: Any, *, name: str) -> EncodedSamples:
-        rows = rows_of(lazy)
+        shown = shown_rows(rows_of(lazy), settings, name, 1, samples_per_step)
         if strict:
-            check_lengths(rows, template, largest_scale=_largest_scale(settings, name))
-        return EncodedSamples(
-            shown_rows(rows, settings, name), template, strict=strict, seed=_data_seed(settings)
-        )
+            check_lengths(shown.rows, template, largest_scale=_largest_scale(settings, name))
+        return EncodedSamples(shown, template, strict=strict, seed=_data_seed(settings))
 
     for name in (TRAIN, EVAL):
         if arguments.get(name) is not None:
@@ -50,32 +53,79 @@ def question_datasets(
     samples_per_step: of all ranks; an epoch is filled up to whole steps.  packing_length: of a step's targets, if any.
     Raises RecordError naming training samples that are longer than max_length or a pack.
     """
+    _keep_order(arguments["args"], settings)
     for name, multiple_of in ((TRAIN, samples_per_step), (EVAL, 1)):
         rows, template = rows_of(arguments.get(name)), arguments["template"]
-        if rows is not None and name == EVAL and settings.eval_prompt_variant is not None:
-            rows = rows.with_transform(RowMaker(settings.eval_prompt, _data_seed(settings)))
-        if rows is not None and name == TRAIN:
+        if rows is None:
+            arguments[name] = None
+            continue
+        prompt = settings.eval_prompt if name == EVAL and settings.eval_prompt_variant is not None else None
+        shown = shown_rows(rows, settings, name, multiple_of, multiple_of, prompt)
+        if name == TRAIN:
             check_lengths(
-                rows, template, packing_length=packing_length, largest_scale=_largest_scale(settings, name)
+                shown.rows,
+                template,
+                packing_length=packing_length,
+                largest_scale=_largest_scale(settings, name),
             )
-        arguments[name] = (
-            None if rows is None else RawSamples(shown_rows(rows, settings, name, multiple_of), template)
-        )
+        arguments[name] = RawSamples(shown, template)
 
 
-def shown_rows(rows: Dataset, settings: RunSettings, name: str, multiple_of: int = 1) -> ShownRows:
+def samples_of_a_step(args: Any) -> int:
+    """Samples of an optimizer step, of all ranks, by the arguments of a trainer."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def shown_rows(
+    rows: Dataset,
+    settings: RunSettings,
+    name: str,
+    multiple_of: int = 1,
+    mixed_multiple_of: int = 1,
+    prompt: Prompt | None = None,
+) -> ShownRows:
     """The rows of one of the data sets as they are shown in training or in evaluation.
 
     name: TRAIN or EVAL; pictures of training alone are changed.
+    multiple_of, mixed_multiple_of: of the length of an epoch, without and with `custom.fusion`, which has rows of its
+        own in place of `rows`.
+    prompt: in place of the run's.
     """
     seed = _data_seed(settings)
     augmentation = _augmentation(settings, name)
-    return ShownRows(
-        rows,
-        order=InTurn(len(rows), multiple_of),
-        augmenter=None if augmentation is None else Augmenter(augmentation, seed),
-        maker=RowMaker(settings.prompt, seed),
+    maker = RowMaker(prompt or settings.prompt, seed)
+    augmenter = None if augmentation is None else Augmenter(augmentation, seed)
+    fusion = settings.sections.custom.fusion
+    if fusion is None:
+        if prompt is not None:
+            rows = rows.with_transform(maker)
+        return ShownRows(rows, order=InTurn(len(rows), multiple_of), augmenter=augmenter, maker=maker)
+    debug = settings.sections.debug
+    mixed = open_mixed(
+        files_of_sources(fusion, validation=name == EVAL),
+        maker,
+        debug.train_sample_limit if name == TRAIN else debug.val_sample_limit,
     )
+    order: Order = (
+        InTurn(len(mixed.rows))
+        if name == EVAL
+        else MixedOrder.of(
+            mixed,
+            [source.weight for source in fusion.sources],
+            seed=seed,
+            stopping_strategy=fusion.stopping_strategy,
+            samples_per_epoch=fusion.samples_per_epoch,
+            multiple_of=mixed_multiple_of,
+            shuffled=bool(settings.swift["train_dataloader_shuffle"]),
+        )
+    )
+    return ShownRows(mixed.rows, order=order, augmenter=augmenter, maker=maker, part_of=mixed.name_of)
+
+
+def _keep_order(args: Any, settings: RunSettings) -> None:
+    """A mixture has an order of its own, in which its samples must be taken; packs of it are shuffled."""
+    if settings.sections.custom.fusion is not None and not settings.sections.training.packing:
+        args.train_dataloader_shuffle = False
 
 
 def _augmentation(settings: RunSettings, name: str) -> Augmentation | None:

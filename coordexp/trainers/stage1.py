@@ -21,7 +21,14 @@ from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.objective import check_atoms_sum
 from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
-from coordexp.losses.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
+from coordexp.losses.stage1_numbers import (
+    finish_parts,
+    finish_per_sample,
+    loss_shares,
+    part_losses,
+    part_sums,
+    per_sample_sums,
+)
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, SAMPLES_REPLACED_TOTAL, TOKEN_TYPES_SKIPPED_TOTAL
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
@@ -56,7 +63,9 @@ class Stage1CoordTrainer(CoordTrainer):
 
     def plan_step(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         metas = [BatchMeta.of(batch) for batch in batches]
-        self.count_samples(sum(meta.num_samples for meta in metas))
+        self.count_samples(
+            sum(meta.num_samples for meta in metas), [part for meta in metas for part in meta.parts]
+        )
         step = int(self.state.global_step)
         self.keep_plan(plan_teacher_forced(batches, metas, step, self.sum_over_ranks, self.args.device))
         return batches
@@ -106,6 +115,7 @@ class Stage1CoordTrainer(CoordTrainer):
         if mode == "eval" and BASE_CE_LOSS_EVAL in metrics and self.weights.enabled:
             # The trainer's own eval_loss averages batch means, which depends on the batch size; this one is exact.
             metrics[EVAL_LOSS] = metrics[BASE_CE_LOSS_EVAL] + metrics.get(COORD_LOSS_EVAL, 0.0)
+            finish_parts(metrics, self.mixed_datasets)
         if self.template.padding_free:
             finish_per_sample(metrics, mode)
         return metrics
@@ -115,11 +125,13 @@ class Stage1CoordTrainer(CoordTrainer):
     ) -> dict[str, tuple[Tensor | float, Tensor | float]]:
         numbers: dict[str, tuple[Tensor | float, Tensor | float]] = dict(terms.metrics())
         numbers.update(tokens.metrics())
+        numbers.update(part_sums(terms, self.mixed_datasets))
         numbers[PACK_NUM_SAMPLES] = (float(num_samples), 1.0)
         if self.template.padding_free:
             numbers |= per_sample_sums(terms, num_samples)
         if not self.model.training and terms.coord_ce is not None:
             numbers[LOSS] = (terms.text.sum + terms.coord_ce.sum, terms.text.count + terms.coord.count)
+            numbers.update(part_losses(terms, self.mixed_datasets))
         return numbers
 
     def _report_skipped_types(self, ids: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from coordexp.control.schedule import policy_version_at
 from coordexp.data.raw_samples import RawSample
 from coordexp.errors import ConfigError
 from coordexp.trainers.base import CoordTrainer
-from coordexp.trainers.datasets import question_datasets
+from coordexp.trainers.datasets import question_datasets, samples_of_a_step
 from coordexp.trainers.rollouts.eval import evaluate_rollouts
 from coordexp.trainers.stage2_parts import Stage2Parts, make_parts, rollout_settings
 from coordexp.trainers.step.plan import PlannedForward
@@ -39,8 +39,7 @@ class Stage2Trainer(CoordTrainer):
         raise NotImplementedError
 
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
-        run = arguments["args"]
-        samples_per_step = run.per_device_train_batch_size * run.gradient_accumulation_steps * run.world_size
+        samples_per_step = samples_of_a_step(arguments["args"])
         rollout = rollout_settings(self.settings)
         packing_length = rollout.packing_length if rollout.packing else None
         question_datasets(
@@ -52,7 +51,7 @@ class Stage2Trainer(CoordTrainer):
     def plan_step(self, batches: list[Any]) -> list[Any]:
         raws: list[RawSample] = [raw for batch in batches for raw in batch]
         step = int(self.state.global_step)
-        self.count_samples(len(raws))
+        self.count_samples(len(raws), [raw.part for raw in raws])
         plan = self.planner(raws, step)
         self.keep_plan(plan)
         self.metrics.add_all(plan.facts)

@@ -1,6 +1,7 @@
 """An ms-swift plugin for tests: writes down every sample that is made for training, and when it was drawn.
 
-SAMPLES_FILE: a JSON line for each: index, epoch and progress of the draw, and a hash of what the model is shown.
+SAMPLES_FILE: a JSON line for each: index, epoch and progress of the draw, the sample's id, and a hash of what the
+model is shown.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from coordexp.data.raw_samples import RawSample, RawSamples
 from coordexp.data.samples import EncodedSamples
+from coordexp.data.source import SampleSource
 from coordexp.files import append_jsonl
 from coordexp.swift_bridge.draws import Draw
 
@@ -21,7 +23,18 @@ def watched(original: Any) -> Any:
         if isinstance(index, Draw) and index.progress is not None:
             content = _content(sample)
             shown = hashlib.sha256(b"".join(content)).hexdigest()
-            line = {"index": int(index), "epoch": index.epoch, "progress": index.progress, "shown": shown}
+            sample_id = (
+                sample.sample_id
+                if isinstance(sample, RawSample)
+                else SampleSource.of_sample(sample).sample_id
+            )
+            line = {
+                "index": int(index),
+                "epoch": index.epoch,
+                "progress": index.progress,
+                "id": sample_id,
+                "shown": shown,
+            }
             append_jsonl(os.environ["SAMPLES_FILE"], line)
         return sample
 
@@ -32,8 +45,12 @@ def _content(sample: Any) -> list[bytes]:
     if isinstance(sample, RawSample):
         assert sample.media is not None
         pixels, text = sample.media.pixel_values_PD, repr((sample.prompt_ids, sample.objects, sample.width))
-        return [pixels.numpy().tobytes(), text.encode(), *map(bytes, sample.images)]
+        return [pixels.numpy().tobytes(), text.encode(), *map(_bytes, sample.images)]
     return [sample["pixel_values"].numpy().tobytes(), repr(sample["labels"]).encode()]
+
+
+def _bytes(image: str | bytes) -> bytes:
+    return image.encode() if isinstance(image, str) else image
 
 
 for kind in (EncodedSamples, RawSamples):

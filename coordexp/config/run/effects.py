@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted
+from coordexp.config.run.data_files import files_of_sources, train_files, val_files
 from coordexp.config.run.optimizers import optimizer_problems, options_without_effect
 from coordexp.config.schema.sections import Sections
 
@@ -45,11 +46,56 @@ def _augmentation(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tupl
         )
 
 
+def _fusion(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    custom = sections.custom
+    if custom.fusion is None:
+        return
+    here = ("custom", "fusion")
+    for key in ("train_jsonl", "val_jsonl"):
+        if getattr(custom, key) is not None:
+            yield (
+                ("custom", key),
+                f"custom.fusion names the data sets of the run; write {key} in its sources.",
+            )
+    if custom.train_jsonl is None and (swift.get("dataset") or []) != train_files(custom):
+        yield (here, _other_files("dataset", train_files(custom)))
+    if custom.val_jsonl is None and (swift.get("val_dataset") or []) != val_files(custom):
+        yield (here, _other_files("val_dataset", val_files(custom)))
+    owners: dict[str, str] = {}
+    for name, files in files_of_sources(custom.fusion, validation=False).items():
+        for file in files:
+            if owners.setdefault(file, name) != name:
+                yield (
+                    (*here, "sources"),
+                    f"{file} belongs to both {owners[file]} and {name}; a record has one data set.",
+                )
+    for key, why in _NOT_WITH_FUSION.items():
+        if swift.get(key):
+            yield (here, f"cannot be had together with {key}, {why}")
+
+
+_NOT_WITH_FUSION = {
+    "packing": "ms-swift's own packing, which shows the same samples in every epoch. Write training.packing: true "
+    "instead (in ms-swift's flat form coordexp: {training: {packing: true}}).",
+    "group_by_length": "which would change the order that keeps the shares; remove it.",
+    "split_dataset_ratio": "which would take validation records out of the mixture; give sources a val_jsonl.",
+    "interleave_prob": "ms-swift's own way to mix data sets; remove it: weights say the same.",
+}
+
+
+def _other_files(argument: str, files: list[str]) -> str:
+    return (
+        f"names the data sets of the run, so `{argument}` must be left out (coordexp train fills it in); plain "
+        f"`swift sft` needs {argument}: [{', '.join(files)}]."
+    )
+
+
 def _ours_without_effect(
     variant: str, sections: Sections, swift: Mapping[str, Any]
 ) -> Iterator[tuple[KeyPath, str]]:
     yield from _augmentation(sections, swift)
     yield from options_without_effect(sections, swift)
+    yield from _fusion(sections, swift)
     stage2 = variant != "stage1_coord"
     if stage2 and sections.custom.coord_soft_ce_w1.model_fields_set:
         objective = (

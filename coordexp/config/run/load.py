@@ -15,11 +15,12 @@ from coordexp.config.checks.problems import KeyPath, Place, Problem, dotted, rai
 from coordexp.config.checks.removed import find_removed
 from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree, read_yaml
+from coordexp.config.run.data_files import expanded, train_files, val_files
 from coordexp.config.run.draft import Draft, Written, draft_of
 from coordexp.config.run.overrides import apply_overrides
 from coordexp.config.run.run_config import RunConfig, is_our_plugin
 from coordexp.config.run.run_problems import RunCheck, run_problems
-from coordexp.config.schema.custom import DEFAULT_VARIANT
+from coordexp.config.schema.custom import DEFAULT_VARIANT, Custom
 from coordexp.config.schema.sections import Sections, check_sections_fit, check_variant
 from coordexp.config.schema.training import DeepSpeed, accumulation_steps
 from coordexp.errors import ConfigError
@@ -213,8 +214,8 @@ def _derive_swift(
     """Turn our launch keys into ms-swift arguments, in `swift`; a problem where both are set and differ."""
     custom, training = launch.custom, launch.training
     wanted: dict[KeyPath, Any] = {
-        ("custom", "train_jsonl"): None if custom.train_jsonl is None else [custom.train_jsonl],
-        ("custom", "val_jsonl"): None if custom.val_jsonl is None else [custom.val_jsonl],
+        ("custom", "train_jsonl"): None if custom.train_jsonl is None else expanded(custom.train_jsonl),
+        ("custom", "val_jsonl"): None if custom.val_jsonl is None else expanded(custom.val_jsonl),
         ("global_max_length",): launch.global_max_length,
         ("deepspeed",): launch.deepspeed.config if launch.deepspeed and launch.deepspeed.enabled else None,
     }
@@ -238,7 +239,18 @@ def _derive_swift(
             problems.append(Problem(dotted(key_path), text, place=draft.ours.place(key_path)))
         swift[name] = value
         draft.derived[name] = Written(value, dotted(key_path), draft.ours.place(key_path))
+    if custom.fusion is not None:
+        _derive_mixed_files(draft, custom, swift)
     return problems
+
+
+def _derive_mixed_files(draft: Draft, custom: Custom, swift: dict[str, Any]) -> None:
+    """Files of `custom.fusion` for ms-swift, where nothing else names any (what does is refused: effects.py)."""
+    path: KeyPath = ("custom", "fusion")
+    for name, files in (("dataset", train_files(custom)), ("val_dataset", val_files(custom))):
+        if files and name not in swift:
+            swift[name] = files
+            draft.derived[name] = Written(files, dotted(path), draft.ours.place(path))
 
 
 def _per_device_batch_size(swift: Mapping[str, Any]) -> int:

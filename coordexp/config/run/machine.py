@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import glob
 import importlib.util
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -136,7 +137,8 @@ def missing_paths(
     for name, value in _paths(swift):
         if not Path(value).expanduser().exists():
             path, place = written(name)
-            problems.append(Problem(path, "does not exist.", value=value, place=place))
+            text = "matches no file." if glob.has_magic(value) else "does not exist."
+            problems.append(Problem(path, text, value=value, place=place))
     return problems
 
 

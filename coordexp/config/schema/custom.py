@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from coordexp.config.schema.augmentation import Augmentation
+from coordexp.config.schema.fusion import Fusion, JsonlFiles
 from coordexp.config.schema.optimizer import OptimizerOptions
 from coordexp.config.schema.prompt import DEFAULT_PROMPT, FieldOrder, MediaOrder, Ordering
 from coordexp.config.schema.section import Section
@@ -125,14 +126,17 @@ class Custom(Section):
         description="Which trainer runs; `stage1` is an alias of stage1_coord. `coordexp train` takes "
         "stage1_coord when it is left out.",
     )
-    train_jsonl: str | None = Field(
+    train_jsonl: JsonlFiles | None = Field(
         default=None,
-        description="Training records (JSONL). In ms-swift's flat form write `dataset: [FILE]` instead.",
+        description="Training records: a JSONL file, a pattern such as `shards/*.jsonl`, or a list of them, read as "
+        "one data set. In ms-swift's flat form write `dataset: [FILE]` instead.",
     )
-    val_jsonl: str | None = Field(
+    val_jsonl: JsonlFiles | None = Field(
         default=None,
-        description="Validation records. In ms-swift's flat form write `val_dataset: [FILE]` instead.",
+        description="Validation records, written in the same way. In ms-swift's flat form write `val_dataset: [FILE]` "
+        "instead.",
     )
+    fusion: Fusion | None = Field(default=None, description="Several data sets, each with its share.")
     prompt: str = Field(
         default=DEFAULT_PROMPT, min_length=1, description="User message that asks for the objects."
     )

@@ -24,9 +24,10 @@ from coordexp.trainers.rollouts.eval_metrics import eval_metrics, image_result
 
 @dataclass(frozen=True)
 class _Share:
-    """What one rank found."""
+    """What one rank found. parts: the data set of a mixture that each image belongs to."""
 
     images: list[ImageResult]
+    parts: list[str]
     desc: DescCounts
 
 
@@ -43,9 +44,12 @@ def evaluate_rollouts(
 ) -> dict[str, float]:
     """The `rollout/*` keys over all `samples`, each evaluated once, by one rank. Collective; equal on all ranks.
 
+    In a mixture also `dataset/<name>/rollout/*` of every data set.
+
     version: of the policy the backend answers with.  seed, step: what seeds of sampled evaluations are made of.
     """
     images: list[ImageResult] = []
+    parts: list[str] = []
     desc = DescCounts()
     own = _part_of_rank(samples)
     for chunk, rollouts in session.generate_all(
@@ -58,15 +62,17 @@ def evaluate_rollouts(
         images += [
             image_result(own.first + index, answer) for index, answer in enumerate(answers, start=len(images))
         ]
+        parts += [raw.part for raw in chunk]
         if desc_monitor is not None:
             pairs = matched_descs(answers)
             desc = desc + desc_monitor.compare(pairs, max_pairs=len(pairs))
     return _on_main(
-        _Share(images, desc),
+        _Share(images, parts, desc),
         lambda shares: eval_metrics(
             [image for share in shares for image in share.images],
             settings,
             desc=None if desc_monitor is None else sum((share.desc for share in shares), DescCounts()),
+            parts=[part for share in shares for part in share.parts],
         ),
     )
 

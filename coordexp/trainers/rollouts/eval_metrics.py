@@ -26,6 +26,7 @@ from coordexp.eval.predictions.artifacts import answer_errors
 from coordexp.eval.predictions.confidence import ScoreFailure, mean_logprob
 from coordexp.eval.predictions.image_result import ImageResult, Objects, duplicate_rate, objects_of
 from coordexp.metrics import keys_rollout as keys
+from coordexp.metrics.keys_datasets import EVALUATION_BY_DATASET, dataset_key
 from coordexp.telemetry.desc_monitor import DescCounts
 from coordexp.trainers.rollouts.answers import JudgedAnswer
 
@@ -57,14 +58,28 @@ def image_result(image_id: int, answer: JudgedAnswer) -> ImageResult:
 
 
 def eval_metrics(
-    images: Sequence[ImageResult], settings: RolloutMatching, *, desc: DescCounts | None = None
+    images: Sequence[ImageResult],
+    settings: RolloutMatching,
+    *,
+    desc: DescCounts | None = None,
+    parts: Sequence[str] = (),
 ) -> dict[str, float]:
     """The `rollout/*` keys of an evaluation, as plain numbers.
 
     Empty sets: precision is 1 when nothing was predicted, recall is 1 when there was nothing to find; a rate over no
     sample and a mean over no pair are left out.
     desc: None when the description monitor is off.
+    parts: in a mixture the data set of each image; each data set then has its own numbers, too.
     """
+    numbers = _answer_metrics(images, settings)
+    for name in sorted(set(parts) - {""}):
+        own = [image for image, part in zip(images, parts, strict=True) if part == name]
+        of_part = _answer_metrics(own, settings)
+        numbers |= {dataset_key(name, key): of_part[key] for key in EVALUATION_BY_DATASET if key in of_part}
+    return numbers | ({} if desc is None else desc.values())
+
+
+def _answer_metrics(images: Sequence[ImageResult], settings: RolloutMatching) -> dict[str, float]:
     counts = sum(map(AnswerCounts.of, images), AnswerCounts())
     objects = counts.objects
     metrics: dict[str, float] = {
@@ -90,7 +105,7 @@ def eval_metrics(
         metrics[keys.MATCHED_MASKIOU_MEAN] = counts.maskiou_sum / counts.num_matched
     if settings.eval_detection.enabled:
         metrics |= detection_metrics(images, settings.eval_detection)
-    return metrics | ({} if desc is None else desc.values())
+    return metrics
 
 
 def detection_metrics(images: Sequence[ImageResult], settings: EvalDetection) -> dict[str, float]:

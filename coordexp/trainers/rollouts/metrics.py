@@ -25,6 +25,7 @@ from coordexp.eval.detection import Counts
 from coordexp.eval.predictions.image_result import duplicate_rate, objects_of
 from coordexp.matching import MatchResult
 from coordexp.metrics import keys_rollout as keys
+from coordexp.metrics.keys_datasets import ROLLOUTS_BY_DATASET, dataset_key
 from coordexp.metrics.keys_stage2 import (
     CHANNEL_B_INVALID_ROLLOUT,
     CLOSURE_N_DROP,
@@ -93,6 +94,19 @@ def rollout_metrics(
         **_construction(outcomes, fn_desc_weight),
         **_lengths(outcomes),
     }
+
+
+def part_metrics(outcomes: Sequence[RolloutOutcome], parts: Sequence[str]) -> MetricEntries:
+    """`dataset/<name>/rollout/*` of the data sets of a mixture.
+
+    parts: the data set of each outcome; an empty name is none.
+    """
+    entries: MetricEntries = {}
+    for name in sorted(set(parts) - {""}):
+        own = [outcome for outcome, part in zip(outcomes, parts, strict=True) if part == name]
+        matching = _matching(own)
+        entries |= {dataset_key(name, key): matching[key] for key in ROLLOUTS_BY_DATASET}
+    return entries
 
 
 def channel_b_metrics(outcomes: Sequence[RolloutOutcome]) -> MetricEntries:

@@ -11,7 +11,7 @@ from coordexp.telemetry.dumps import DumpSample, MonitorDumps
 from coordexp.trainers.rollouts.answers import RolledOut
 from coordexp.trainers.rollouts.dumps import dump_sample
 from coordexp.trainers.rollouts.eval import matched_descs
-from coordexp.trainers.rollouts.metrics import MetricEntries, channel_b_metrics, rollout_metrics
+from coordexp.trainers.rollouts.metrics import MetricEntries, channel_b_metrics, part_metrics, rollout_metrics
 
 
 class RolloutRecord:
@@ -53,6 +53,7 @@ class RolloutRecord:
             fn_desc_weight=self._fn_desc_weight,
         )
         entries |= channel_b_metrics(outcomes)
+        entries |= part_metrics(outcomes, [answer.raw.part for answer in rolled_out.answers])
         if self._desc_monitor.wants(step):
             entries |= self._desc_monitor.compare(matched_descs(rolled_out.answers)).entries()
         if self._dumps is not None and self._dumps.wants(step):

@@ -271,9 +271,8 @@ OVERRIDES = {
         'custom.object_ordering = "shuffled" on the command line: expected one of sorted, random.'
     ),
     ("--set", "custom.hed=plain"): (
-        "custom.hed on the command line: unknown key; did you mean custom.head? Known here: trainer_variant, "
-        "train_jsonl, val_jsonl, prompt, media_order, min_pixels, object_field_order, object_ordering, coord_tokens, "
-        "coord_soft_ce_w1, coord_offset, token_type_metrics, augmentation, head, trust_remote_code, on_nonfinite_loss."
+        "custom.hed on the command line: unknown key; did you mean custom.head? "
+        f"Known here: {', '.join(Custom.model_fields)}."
     ),
     ("--set", "costom.head=plain"): (
         "costom.head on the command line: unknown section or argument; did you mean custom?"

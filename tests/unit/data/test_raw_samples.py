@@ -17,6 +17,7 @@ def test_an_epoch_is_whole_steps_and_holds_every_row(num_rows, per_step, epoch):
     assert len(order) % per_step == 0
     assert num_rows <= len(order) < num_rows + per_step
     found = [order.at(Draw(index, epoch)) for index in range(len(order))]
+    assert order.rows_in(epoch).tolist() == [row for row, _ in found]
     assert [row for row, _ in found[:num_rows]] == list(range(num_rows))
     assert [row for row, _ in found[num_rows:]] == [index % num_rows for index in range(num_rows, len(order))]
     assert len(set(found)) == len(found)  # a row that is shown again has another turn

@@ -208,3 +208,23 @@ class TestDatasetFilter:
             "no sample belongs to a dataset that counts: datasets found: (no name), scenes; include: ['lvis'], "
             "exclude: []. Write one of these names, or include: ['*'] for all."
         )
+
+
+@pytest.mark.parametrize("collate", [pad, lambda samples: pack([samples])], ids=["padded", "packed"])
+def test_rows_tell_the_data_set_of_their_sample(samples, columns, collate):
+    for sample, part in zip(samples, ("b", "a", "b"), strict=True):
+        sample["channel"] = SampleSource("any", "d.jsonl:1", part=part).to_text()
+    batch = with_meta(collate, columns, parts=("a", "b"))(samples)
+    meta = BatchMeta.take(batch)
+    assert (meta.parts, meta.rows.num_parts) == (("b", "a", "b"), 2)
+    # every supervised token is the target of one row, in the order of the batch
+    counts = [sum(label != -100 for label in sample["labels"]) for sample in samples]
+    wanted = [part for part, count in zip((1, 0, 1), counts, strict=True) for _ in range(count)]
+    in_order = meta.rows.positions_R.argsort()
+    assert meta.rows.parts_R[in_order].tolist() == wanted
+    assert meta.rows.targets_R[in_order].tolist() == [i for s in samples for i in s["labels"] if i != -100]
+
+
+def test_a_sample_of_no_data_set_of_the_mixture_leaves_the_batch_without(samples, columns):
+    batch = with_meta(pad, columns, parts=("a", "b"))(samples)
+    assert BatchMeta.take(batch).rows.parts_R is None

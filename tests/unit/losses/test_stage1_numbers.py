@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from coordexp.errors import ContractError
+from coordexp.losses.columns import CoordColumns
+from coordexp.losses.inputs import LossInputs, SupervisedRows
 from coordexp.losses.objective import check_atoms_sum
-from coordexp.losses.stage1 import Stage1Terms, combine
-from coordexp.losses.stage1_numbers import finish_per_sample, loss_shares, per_sample_sums
+from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
+from coordexp.losses.stage1_numbers import (
+    finish_parts,
+    finish_per_sample,
+    loss_shares,
+    part_losses,
+    part_sums,
+    per_sample_sums,
+)
 from coordexp.losses.sums import SumCount
 from coordexp.metrics.accumulate import MetricStore
 
@@ -73,3 +84,43 @@ def test_the_parts_of_a_loss_add_up_to_it(one: Stage1Terms, expected: dict[str, 
     check_atoms_sum(loss, shares)
     with pytest.raises(ContractError, match="is not the sum"):
         check_atoms_sum(loss * 1.001, shares)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("chunk_rows", [4, 7, 100])
+def test_each_data_set_has_its_own_sums(enabled, chunk_rows):
+    """Rows of two data sets of three, against the terms of each data set's rows alone; in chunks as in one piece."""
+    generator = torch.Generator().manual_seed(0)
+    columns, weights = CoordColumns(range(10, 20)), Stage1Weights(enabled=enabled, ce_weight=0.5)
+    targets_R = torch.randint(0, 20, (30,), generator=generator)
+    logits_RV = torch.randn(30, 20, generator=generator)
+    rows = SupervisedRows.from_targets(targets_R, columns)
+    parts_R = torch.randint(0, 2, (30,), generator=generator, dtype=torch.int8) * 2  # of 0 and 2
+    rows = replace(rows, parts_R=parts_R, num_parts=3)
+    logits_RV = logits_RV[rows.positions_R]
+
+    def terms_of(rows: SupervisedRows, logits_RV: torch.Tensor) -> Stage1Terms:
+        return stage1_terms(LossInputs.from_logits(logits_RV, rows, columns, weights.needs()), weights)
+
+    found = Stage1Terms.merge([terms_of(piece, logits_RV[at]) for at, piece in rows.chunks(chunk_rows)])
+    store = MetricStore(strict=True)
+    names = ("a", "nobody", "c")
+    store.add_all(part_sums(found, names) | part_losses(found, names), mode="eval")
+    metrics = store.flush("eval")
+    if enabled:
+        finish_parts(metrics, names)
+    assert "eval_dataset/nobody/base_ce/loss" not in metrics
+    assert metrics["eval_dataset/nobody/base_ce/noncoord_tokens"] == 0
+    for name, part in (("a", 0), ("c", 2)):
+        at = (parts_R == part).nonzero().squeeze(-1)
+        own = SupervisedRows.from_targets(rows.targets_R[at], columns)
+        terms = terms_of(own, logits_RV[at][own.positions_R])
+        assert metrics[f"eval_dataset/{name}/base_ce/loss"] == pytest.approx(
+            float(terms.text.mean()), rel=1e-5
+        )
+        assert metrics[f"eval_dataset/{name}/coord_diag/loss"] == pytest.approx(
+            float(terms.coord.mean()), rel=1e-5
+        )
+        assert metrics[f"eval_dataset/{name}/coord_diag/coord_tokens"] == own.num_coord
+        loss = combine(terms, terms.text.count, terms.coord.count)
+        assert metrics[f"eval_dataset/{name}/loss"] == pytest.approx(float(loss), rel=1e-5)

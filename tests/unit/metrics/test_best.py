@@ -135,3 +135,22 @@ def test_what_evaluation_reports_depends_on_its_switches() -> None:
 )
 def test_which_evaluations_count(key: str, evaluation: dict[str, float], reason: str | None) -> None:
     assert why_not_best(BestMetric(key, greater_is_better=True), evaluation) == reason
+
+
+def test_numbers_of_a_data_set_may_pick_the_best_checkpoint():
+    fusion = {"sources": [{"name": "lvis", "train_jsonl": "a", "val_jsonl": "b", "weight": 1.0},
+                          {"name": "o365", "train_jsonl": "c", "weight": 1.0}]}  # fmt: skip
+    custom = {"custom": {"fusion": fusion}}
+    stage1 = ("stage1_coord", parse_sections(custom))
+    aligned = (
+        ALIGNED[0],
+        parse_sections({"rollout_matching": {"backend": "hf", "pipeline": PIPELINE}, **custom}),
+    )
+    assert choose_best_metric("eval_dataset/lvis/rollout/f1", None, *aligned).greater_is_better
+    assert not choose_best_metric("dataset/lvis/loss", None, *stage1).greater_is_better
+    for name, (variant, sections) in {
+        "dataset/o365/loss": stage1,
+        "dataset/lvis/rollout/mAP": aligned,
+    }.items():
+        with pytest.raises(ValueError, match="reports no such number"):  # no validation records; mAP is off
+            choose_best_metric(name, None, variant, sections)

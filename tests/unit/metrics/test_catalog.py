@@ -49,7 +49,10 @@ def test_every_reference_key_has_its_reduction(key: str, reduce: str, in_loss: b
 
 
 def test_every_catalogue_key_of_ours_is_a_reference_key_or_health() -> None:
-    reference = {key.removeprefix("eval_") for key, _, _ in reference_rows()}
+    reference = {
+        key.removeprefix("eval_").replace("dataset/coco/", "dataset/<name>/")
+        for key, _, _ in reference_rows()
+    }
     extra = {spec.key for spec in catalog.all_specs() if spec.source == "coordexp"} - reference
     assert extra == {
         "rollout/f1_50_95",
@@ -90,6 +93,20 @@ def test_evaluation_keys_fall_back_to_the_training_name() -> None:
     assert catalog.lookup("eval_eval_loss") is None
 
 
+def test_keys_of_one_data_set_have_the_family_of_all() -> None:
+    spec = catalog.lookup("eval_dataset/o365-v2/rollout/f1")
+    whole = catalog.lookup("rollout/f1")
+    assert spec is not None
+    assert whole is not None
+    assert (spec.key, spec.family) == ("eval_dataset/o365-v2/rollout/f1", "eval_dataset/<name>/rollout/f1")
+    assert (spec.kind, spec.reduce, spec.over, spec.better) == (
+        whole.kind,
+        whole.reduce,
+        whole.over,
+        whole.better,
+    )
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -101,6 +118,9 @@ def test_evaluation_keys_fall_back_to_the_training_name() -> None:
         "eval_rollout/bbox_AP",
         "obj/A1_text/struct_ce",
         "loss/ce",
+        "dataset/coco/token_acc",  # nobody tells it by data set
+        "dataset/coco",
+        "dataset//share",
         "",
     ],
 )

@@ -61,3 +61,25 @@ def test_a_run_that_starts_anew_starts_at_zero():
     progress.restore(None)
     trained(progress, (1, 2))
     assert progress.finish(store.flush(), "train")["train/samples_seen"] == 2
+
+
+def test_samples_of_each_data_set_over_windows_and_a_resume():
+    store = MetricStore(strict=True)
+    progress = Progress(store, 1, ["a", "b"])
+    progress.add_samples(4, ["a", "b", "a", "a"])
+    window = progress.finish(store.flush(), "train")
+    assert (window["dataset/a/samples_total"], window["dataset/b/samples_total"]) == (3, 1)
+    assert (window["dataset/a/share"], window["dataset/b/share"]) == (0.75, 0.25)
+    progress.add_samples(2, ["b", "b"])
+    state = json.loads(
+        json.dumps(progress.state(lambda own: 2 * own))
+    )  # of two ranks, alike since the last log
+
+    resumed_store = MetricStore(strict=True)
+    resumed = Progress(resumed_store, 1, ["a", "b", "added"])
+    resumed.restore(state)
+    resumed.add_samples(2, ["a", "added"])
+    window = resumed.finish(resumed_store.flush(), "train")
+    assert [window[f"dataset/{name}/samples_seen"] for name in ("a", "b", "added")] == [4, 5, 1]
+    assert window["dataset/added/share"] == 0.1
+    assert "dataset/b/samples_total" not in window

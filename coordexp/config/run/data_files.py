@@ -1,0 +1,46 @@
+"""The data files that `custom` names: patterns written out, in the order in which they are read."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+
+from coordexp.config.schema.custom import Custom
+from coordexp.config.schema.fusion import Fusion
+
+
+def expanded(patterns: Sequence[str]) -> list[str]:
+    """The files of paths and patterns, each once; those of a pattern by name.
+
+    A pattern that matches nothing stays as it is, so that it can be named as missing.
+    """
+    found: dict[str, None] = {}
+    for pattern in patterns:
+        is_pattern = glob.has_magic(pattern) and not os.path.exists(pattern)
+        found |= dict.fromkeys(
+            (sorted(glob.glob(pattern, recursive=True)) if is_pattern else []) or [pattern]
+        )
+    return list(found)
+
+
+def train_files(custom: Custom) -> list[str]:
+    """All training files, source by source; empty where `custom` names none."""
+    if custom.fusion is not None:
+        return [file for source in custom.fusion.sources for file in expanded(source.train_jsonl)]
+    return expanded(custom.train_jsonl or [])
+
+
+def val_files(custom: Custom) -> list[str]:
+    """All validation files, as `train_files`."""
+    if custom.fusion is not None:
+        return [file for source in custom.fusion.sources for file in expanded(source.val_jsonl or [])]
+    return expanded(custom.val_jsonl or [])
+
+
+def files_of_sources(fusion: Fusion, *, validation: bool) -> dict[str, list[str]]:
+    """Name of a source -> its files; sources without validation files are left out there."""
+    listed = {
+        source.name: (source.val_jsonl if validation else source.train_jsonl) for source in fusion.sources
+    }
+    return {name: expanded(patterns) for name, patterns in listed.items() if patterns}
