@@ -22,7 +22,12 @@ from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.swift_bridge.checkpoint import load_template
-from coordexp.swift_bridge.generation_prompts import collate_questions, encode_question, questions_template
+from coordexp.swift_bridge.generation_prompts import (
+    collate_questions,
+    encode_question,
+    questions_template,
+    with_answers,
+)
 
 TIE = 1e-3
 """Logits closer than this are equal: which of two tokens is the largest is left to rounding."""
@@ -104,14 +109,7 @@ class Answered:
         """Model inputs of one question with its answer behind it."""
         questions = questions_template(self.backend.template, self.model)
         batch = collate_questions(questions, [self.encoded[index]], self.model.device)  # type: ignore[arg-type]
-        added = torch.tensor([list(answer)], device=batch["input_ids"].device)
-        batch["input_ids"] = torch.cat([batch["input_ids"], added], dim=1)
-        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-        if "mm_token_type_ids" in batch:
-            batch["mm_token_type_ids"] = torch.cat(
-                [batch["mm_token_type_ids"], torch.zeros_like(added)], dim=1
-            )
-        return batch
+        return with_answers(batch, [answer], self.tokenizer.pad_token_id)
 
 
 def check_training_prompts(run: ShortRun, subject: Subject, answered: Answered, layout: VisionLayout) -> str:

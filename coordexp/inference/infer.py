@@ -381,7 +381,8 @@ def _hf_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[R
         generate_timeout_s=None,
         decoding=Decoding(coord=settings.coord),
     )
-    return HfBackend(greedy, loaded, template, token_logprobs=True), template.tokenizer
+    backend = HfBackend(greedy, loaded, template, token_logprobs=True, coord_distributions=True)
+    return backend, template.tokenizer
 
 
 def _vllm_backend(model: Path, template: Any, settings: InferSettings) -> RolloutBackend:

@@ -55,6 +55,19 @@ class RolloutRequest:
 
 
 @dataclass(frozen=True)
+class BinDistribution:
+    """What a coordinate was read from: the model's distribution over the bins at that position, in short.
+
+    mass: probability of all coordinate tokens together, before any processing.
+    bins, weights: atoms that stand for the distribution over them; a bin may occur more than once.
+    """
+
+    mass: float
+    bins: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One answer.
 
@@ -65,6 +78,8 @@ class Rollout:
     seconds: wall time of the batch that this answer came from, divided by the batch size.
     policy_version: version of the weights that wrote the answer, as given to `push_policy`; 0 before any push.
     repeat_terminated: whether repeat-aware termination ended the answer.
+    coord_distributions: one per token of the answer, None where that is no coordinate; empty when not asked for, or
+        from a backend that does not show them.
     retokenized: whether the token ids come from the answer's text, and may not be those the model wrote.
     """
 
@@ -76,3 +91,4 @@ class Rollout:
     policy_version: int = 0
     repeat_terminated: bool = False
     retokenized: bool = False
+    coord_distributions: tuple[BinDistribution | None, ...] = ()

@@ -58,6 +58,22 @@ def collate_questions(
     return {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
 
 
+def with_answers(
+    batch: dict[str, Tensor], answers: Sequence[Sequence[int]], pad_id: int
+) -> dict[str, Tensor]:
+    """A batch of `collate_questions` with an answer behind each question, padded on the right."""
+    device = batch["input_ids"].device
+    length = max(map(len, answers))
+    added = torch.tensor([[*answer, *[pad_id] * (length - len(answer))] for answer in answers], device=device)
+    is_answer = torch.tensor(
+        [[1] * len(answer) + [0] * (length - len(answer)) for answer in answers], device=device
+    )
+    behind = {"input_ids": added, "attention_mask": is_answer.to(batch["attention_mask"].dtype)}
+    if "mm_token_type_ids" in batch:
+        behind["mm_token_type_ids"] = torch.zeros_like(added, dtype=batch["mm_token_type_ids"].dtype)
+    return batch | {name: torch.cat([batch[name], part], dim=1) for name, part in behind.items()}
+
+
 def stop_token_ids(template: Any, model_eos: int | Sequence[int] | None) -> tuple[int, ...]:
     """Ids that end an answer: the template's stop words that are single tokens, the tokenizer's and the model's eos."""
     tokenizer = template.tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from coordexp.cli.arguments import positive_int
 from coordexp.errors import EXIT_OK
 
 
@@ -13,10 +14,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "score",
         help="add confidences from token log-probabilities",
-        description="Score = exp(mean log-probability of an object's coordinate tokens). Predictions that cannot be "
-        "scored are left out, counted by reason.",
+        description="Score = exp(mean log-probability of an object's coordinate tokens), or the expected IoU of its "
+        "box under the distributions its coordinates were read from, times the probability of its description. "
+        "Predictions that cannot be scored are left out, counted by reason.",
     )
     parser.add_argument("--run", type=Path, required=True, help="folder written by `coordexp infer`")
+    parser.add_argument("--method", choices=("logprob", "expected_iou"), default="logprob")
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument(
         "--desc-fusion",
@@ -30,14 +33,43 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     kind.add_argument(
         "--constant", action="store_true", help="score 1.0 for all, for answers without log-probabilities"
     )
+    forward = parser.add_argument_group(
+        "expected_iou for answers of vllm or a server",
+        "Their backends do not show the distributions; one forward over each answer finds them. Stopped, it goes on.",
+    )
+    forward.add_argument("--model", type=Path, help="the checkpoint, where it is not where it was")
+    forward.add_argument("--data", type=Path, help="the data file, where it is not where it was")
+    forward.add_argument("--batch-size", type=positive_int, default=8, help="answers at a time (default 8)")
+    forward.add_argument("--torch-dtype", choices=("float32", "bfloat16", "float16"), default="float32")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write gt_vs_pred_scored.jsonl; returns the process exit code."""
     from coordexp.eval.predictions.confidence import Scoring, score_directory
 
-    failures = score_directory(args.run, Scoring(args.desc_fusion, args.constant))
+    scoring = Scoring(args.desc_fusion, args.constant, args.method == "expected_iou")
+    if scoring.expected_iou:
+        _find_distributions(args)
+    failures = score_directory(args.run, scoring)
     for reason, count in sorted(failures.items()):
         print(f"left out {count} predictions without a score: {reason}")
     print(f"scored {args.run}; next: coordexp eval --run {args.run}")
     return EXIT_OK
+
+
+def _find_distributions(args: argparse.Namespace) -> None:
+    """A forward over the answers, where nothing says yet what their coordinates were read from."""
+    from coordexp.cli.console import progress
+    from coordexp.inference.teacher_forced import needs_distributions, record_distributions
+
+    if not needs_distributions(args.run):
+        return
+    with progress("images") as advance:
+        record_distributions(
+            args.run,
+            model=args.model,
+            data=args.data,
+            batch_size=args.batch_size,
+            torch_dtype=args.torch_dtype,
+            on_images=advance,
+        )

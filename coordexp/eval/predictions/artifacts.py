@@ -3,6 +3,8 @@
 `gt_vs_pred.jsonl`          one line per image: ground truth and parsed predictions in pixels
 `pred_token_trace.jsonl`    beside it, one line per image: generated tokens and their log-probabilities
 `infer_run.json`            what these two were made with: model, data, decoding
+`coord_distributions.jsonl` what coordinates were read from, where the trace does not say (coordexp.eval.predictions.
+                            distributions)
 `gt_vs_pred_scored.jsonl`   the first file with a score per prediction (coordexp.eval.predictions.confidence)
 
 A box is xyxy in pixels of the image the record names; bins become pixels by the inverse of the data contract's rule.
@@ -25,6 +27,7 @@ GT_VS_PRED = "gt_vs_pred.jsonl"
 TOKEN_TRACE = "pred_token_trace.jsonl"
 SCORED = "gt_vs_pred_scored.jsonl"
 RUN_META = "infer_run.json"
+DISTRIBUTIONS = "coord_distributions.jsonl"
 COORD_MODE = "pixel"
 TRUNCATED, INVALID_ROLLOUT, BAD_PICTURE = "truncated", "invalid_rollout", "bad_picture"
 """Entries of a line's `errors` that count answers, not objects. With the last nothing was asked."""

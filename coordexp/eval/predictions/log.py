@@ -25,6 +25,7 @@ from typing import IO, Any
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.artifacts import (
     BAD_PICTURE,
+    DISTRIBUTIONS,
     GT_VS_PRED,
     RUN_META,
     SCORED,
@@ -230,7 +231,7 @@ def _all_files(directory: Path) -> list[Path]:
 
 def _remove(directory: Path) -> None:
     """Everything of an earlier run, settings last: a half-removed run is still known for what it was."""
-    for path in (directory / SCORED, *_all_files(directory), directory / RUN_META):
+    for path in (directory / SCORED, directory / DISTRIBUTIONS, *_all_files(directory), directory / RUN_META):
         path.unlink(missing_ok=True)
 
 

@@ -11,6 +11,7 @@ from coordexp.codec.parse import desc_token_positions, parse_rollout
 from coordexp.codec.records import Record
 from coordexp.codec.serialize import to_strict_json
 from coordexp.eval.predictions.artifacts import BAD_PICTURE, artifact_line, bad_picture_line
+from coordexp.eval.predictions.distributions import COORD_DISTRIBUTIONS, distributions_entry
 from coordexp.eval.predictions.log import PredictionLog
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.types import Rollout, RolloutRequest
@@ -104,4 +105,5 @@ def _trace_line(
         "finish_reason": rollout.finish_reason,
         "seconds": rollout.seconds,
         "retokenized": rollout.retokenized,
+        **({COORD_DISTRIBUTIONS: found} if (found := distributions_entry(rollout)) else {}),
     }

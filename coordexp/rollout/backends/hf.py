@@ -6,16 +6,18 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.pieces import pieces_of
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.rollout.backend import PolicyBackend
 from coordexp.rollout.checks import batch_name, encoding, name_of
+from coordexp.rollout.decoding.distributions import NotedDistributions
 from coordexp.rollout.decoding.readout import CoordReadout
 from coordexp.rollout.decoding.repetition import RepeatTermination, was_terminated
 from coordexp.rollout.decoding.sampling import Deadline, RepetitionPenalty, TokenLogprobs, samplers
@@ -45,6 +47,7 @@ class HfBackend(PolicyBackend):
         offload: makes the context that generation runs in.
 
     token_logprobs: give log-probabilities of the answers (not with beams); may be switched between calls.
+    coord_distributions: give the distributions of their coordinates (not with beams).
     """
 
     name = "hf"
@@ -58,10 +61,12 @@ class HfBackend(PolicyBackend):
         deepspeed_engine: Any = None,
         offload: Callable[[], AbstractContextManager[None]] = nullcontext,
         token_logprobs: bool = False,
+        coord_distributions: bool = False,
     ) -> None:
         super().__init__()
         self.settings = settings
         self.token_logprobs = token_logprobs
+        self.coord_distributions = coord_distributions
         self._model = model
         self._template = template
         self._deepspeed_engine = deepspeed_engine
@@ -128,16 +133,21 @@ class HfBackend(PolicyBackend):
                 encoded.append(encode_question(questions, request.messages, request.images))
         batch = collate_questions(questions, encoded, self._model.device)
         prompt_length = batch["input_ids"].shape[1]
-        logprobs = TokenLogprobs() if self.token_logprobs and self.settings.num_beams == 1 else None
+        no_beams = self.settings.num_beams == 1
+        logprobs = TokenLogprobs() if self.token_logprobs and no_beams else None
+        noted = self._noted_distributions() if self.coord_distributions and no_beams else None
         output = self._model.generate(
             **batch,
             generation_config=self._generation_config(max_new_tokens),
-            logits_processor=self._processors(requests, batch, logprobs),
+            logits_processor=self._processors(
+                requests, batch, [one for one in (logprobs, noted) if one is not None]
+            ),
             stopping_criteria=StoppingCriteriaList([Deadline(time_limit, self.name, batch_name(requests))]),
             synced_gpus=False,
         )
         answers = [self._cut(ids) for ids in output.sequences[:, prompt_length:].tolist()]
         logprobs_BT = logprobs.finish(output.sequences).tolist() if logprobs else [[] for _ in answers]
+        distributions = noted.finish(answers) if noted else [()] * len(answers)
         seconds = (time.perf_counter() - started) / len(requests)
         return [
             Rollout(
@@ -148,8 +158,11 @@ class HfBackend(PolicyBackend):
                 seconds=seconds,
                 policy_version=self.policy_version,
                 repeat_terminated=self._was_terminated(answer),
+                coord_distributions=found,
             )
-            for entry, answer, logprobs_T in zip(encoded, answers, logprobs_BT, strict=True)
+            for entry, answer, logprobs_T, found in zip(
+                encoded, answers, logprobs_BT, distributions, strict=True
+            )
         ]
 
     def _generation_config(self, max_new_tokens: int) -> GenerationConfig:
@@ -167,13 +180,15 @@ class HfBackend(PolicyBackend):
         )
 
     def _processors(
-        self, requests: Sequence[RolloutRequest], batch: dict[str, Tensor], logprobs: TokenLogprobs | None
+        self,
+        requests: Sequence[RolloutRequest],
+        batch: dict[str, Tensor],
+        watching: Sequence[LogitsProcessor],
     ) -> LogitsProcessorList:
         settings, device = self.settings, batch["input_ids"].device
-        processors = LogitsProcessorList([logprobs] if logprobs else [])
+        processors = LogitsProcessorList(watching)
         if settings.decoding.coord != "argmax":
-            coord_ids = CoordVocab.from_tokenizer(self._template.tokenizer).ids
-            processors.append(CoordReadout(settings.decoding.coord, coord_ids, device))
+            processors.append(CoordReadout(settings.decoding.coord, self._coord_vocab.ids, device))
         if settings.repetition_penalty != 1.0:
             processors.append(RepetitionPenalty(settings.repetition_penalty, batch["attention_mask"]))
         if settings.repeat_terminate.enabled:
@@ -189,6 +204,13 @@ class HfBackend(PolicyBackend):
             )
         seeds = [next(self._spare_seeds) if request.seed is None else request.seed for request in requests]
         return LogitsProcessorList([*processors, *samplers(settings.decoding, seeds, device)])
+
+    def _noted_distributions(self) -> NotedDistributions:
+        return NotedDistributions(self._coord_vocab.ids, self._model.device)
+
+    @cached_property
+    def _coord_vocab(self) -> CoordVocab:
+        return CoordVocab.from_tokenizer(self._template.tokenizer)
 
     def _cut(self, ids: list[int]) -> list[int]:
         """The row of an answer up to the token that ended it; padding follows."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.eval import expected_iou
-from coordexp.eval.box_confidence import expected_ious, probs_of_atoms
+from coordexp.eval.predictions.box_confidence import expected_ious, probs_of_atoms
 
 
 def iou(a, b):

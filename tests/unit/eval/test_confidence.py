@@ -166,3 +166,55 @@ def test_a_file_of_something_else_names_the_missing_keys(tmp_path: Path):
     (tmp_path / GT_VS_PRED).write_text('{"image_id": 0}\n')
     with pytest.raises(RecordError, match=r"gt_vs_pred.jsonl:1: lacks image, width"):
         score_directory(tmp_path)
+
+
+def traced_box(**changes):
+    """The box with a distribution at each coordinate; x2 is 30 or 50 with equal chance."""
+    entry = {
+        "positions": [p + 2 for p in POSITIONS],
+        "mass": [1.0] * 4,
+        "bins": [[10], [20], [30, 50], [40]],
+        "weights": [[1.0], [1.0], [0.5, 0.5], [1.0]],
+    }
+    return trace(
+        generated_token_text=["c", "at", *TOKENS],
+        token_logprobs=[-0.4, -0.6, *LOGPROBS],
+        object_token_positions=[[p + 2 for p in POSITIONS]],
+        object_desc_token_positions=[[0, 1]],
+        coord_distributions=entry,
+        **changes,
+    )
+
+
+def test_expected_iou_times_the_probability_of_the_description():
+    # 20 x 20 against itself and against 40 x 20: (1 + 1/2) / 2; the description has exp(-0.4 - 0.6)
+    scoring = Scoring(expected_iou=True)
+    assert object_score(BOX, 0, traced_box(), 1000, 1000, scoring) == pytest.approx(
+        0.75 * math.exp(-1.0), abs=1e-3
+    )
+    [scored], failures = score_lines([line()], [traced_box()], scoring)
+    assert scored["pred_score_source"] == "expected_iou_times_desc_probability"
+    assert not failures
+
+
+def test_expected_iou_names_what_it_lacks():
+    scoring = Scoring(expected_iou=True)
+    without = traced_box()
+    del without["coord_distributions"]
+    assert object_score(BOX, 0, without, 1000, 1000, scoring) is ScoreFailure.MISSING_DISTRIBUTION
+    with pytest.raises(RecordError, match="score --method expected_iou"):
+        score_lines([line()], [without], scoring)
+    torn = traced_box()
+    torn["coord_distributions"]["bins"].pop()
+    with pytest.raises(RecordError, match="of one length"):
+        score_lines([line()], [torn], scoring)
+    with pytest.raises(ConfigError, match="ask for nothing beside it"):
+        Scoring(0.5, expected_iou=True)
+    polygon = {"type": "poly", "points": [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], "desc": "cat"}
+    tokens = [f"<|coord_{k}|>" for k in (10, 20, 30, 40, 50, 60)]
+    of_polygon = traced_box() | {
+        "generated_token_text": ["c", "at", *tokens],
+        "token_logprobs": [-0.1] * 8,
+        "object_token_positions": [list(range(2, 8))],
+    }
+    assert object_score(polygon, 0, of_polygon, 1000, 1000, scoring) is ScoreFailure.NOT_A_BOX

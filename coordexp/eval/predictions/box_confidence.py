@@ -35,8 +35,8 @@ def expected_iou(probs_4K: ArrayLike, box_bins: Sequence[int]) -> float:
     return float(expected_ious(probs[None], np.asarray(box_bins)[None])[0])
 
 
-def expected_ious(probs_N4K: FloatArray, boxes_N4: ArrayLike) -> FloatArray:
-    """As `expected_iou`, for N boxes.  float64 [N]"""
+def expected_ious(probs_N4K: FloatArray, boxes_N4: ArrayLike, *, num_draws: int = NUM_DRAWS) -> FloatArray:
+    """As `expected_iou`, for N boxes, with that many draws.  float64 [N]"""
     probs = np.asarray(probs_N4K, dtype=np.float64)
     boxes = np.asarray(boxes_N4, dtype=np.float64)
     if probs.ndim != 3 or boxes.shape != (probs.shape[0], 4) or probs.shape[1] != 4:
@@ -45,7 +45,7 @@ def expected_ious(probs_N4K: FloatArray, boxes_N4: ArrayLike) -> FloatArray:
     if not (np.isfinite(total).all() and (total > 0).all() and (probs >= 0).all()):
         raise ValueError("a row of probabilities is negative, not finite or sums to nothing")
     parts = [
-        _mean_iou(drawn_bins(probs[at : at + _CHUNK]), boxes[at : at + _CHUNK])
+        _mean_iou(drawn_bins(probs[at : at + _CHUNK], num_draws), boxes[at : at + _CHUNK])
         for at in range(0, len(probs), _CHUNK)
     ]
     return np.concatenate(parts) if parts else np.zeros(0)
