@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from coordexp.codec.descs import canonical_desc
 from coordexp.errors import RecordError
 from coordexp.geometry import FloatArray
 
@@ -197,7 +197,7 @@ def read_names(values: Sequence[Any], place: EntryPlace, key: str, expected: str
         if isinstance(value, int) and not isinstance(value, bool) and _are_short([value]):
             value = str(value)
         texts.append(_text(value, index, place, key, expected))
-    return [unicodedata.normalize("NFC", text).strip() for text in texts]
+    return list(map(canonical_desc, texts))
 
 
 def read_texts(values: Sequence[Any], place: EntryPlace, key: str, expected: str) -> list[str]:

@@ -30,6 +30,15 @@ def test_names_match_whatever_their_case_and_white_space():
     ]
 
 
+@pytest.mark.parametrize("category", ["caf\u00e9", "cafe\u0301"])
+def test_names_match_whatever_their_unicode_form(category):
+    """An accented letter of one code point or of two; of Hangul, syllables or their parts."""
+    mapping = map_descs(["caf\u00e9", "cafe\u0301", "CAFE\u0301", "\u1100\u1161"], [category, "\uac00"])
+    assert mapping.num_dropped == 0
+    assert (mapping.num_exact, mapping.num_mapped) == (1, 3)
+    assert set(mapping.desc_map.values()) == {category, "\uac00"}
+
+
 def test_a_name_that_two_categories_share_but_for_case_maps_to_neither():
     mapping = map_descs(["POLO", "Polo"], ["polo", "Polo"])
     assert mapping.desc_map == {}

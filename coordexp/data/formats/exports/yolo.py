@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from coordexp.codec.descs import canonical_desc
 from coordexp.data.check.source import Source
 from coordexp.data.formats.exports.folder import (
     boxes_in_picture,
@@ -69,6 +70,7 @@ def class_numbers(sources: Sequence[Source], names: Sequence[str] | None) -> dic
     }
     if names is None:
         return {name: number for number, name in enumerate(sorted(found))}
+    names = list(map(canonical_desc, names))
     unknown = sorted(found - set(names))
     if unknown:
         raise RecordError(

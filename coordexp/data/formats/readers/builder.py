@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
 
+from coordexp.codec.descs import canonical_desc
 from coordexp.codec.schema import is_blank
 from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import MAX_SIDE, Dataset
@@ -81,8 +81,8 @@ class DatasetBuilder:
         return len(self._names) - 1
 
     def add_category(self, name: str) -> int:
-        """Its row; categories come in the order they are named first."""
-        return self._categories.setdefault(name, len(self._categories))
+        """Its row; categories come in the order they are named first, and one name in two Unicode forms is one."""
+        return self._categories.setdefault(canonical_desc(name), len(self._categories))
 
     def add_object(
         self,
@@ -125,7 +125,7 @@ class DatasetBuilder:
             file_names=self._names,
             sizes_N2=np.array(self._sizes, dtype=np.int64).reshape(-1, 2),
             category_ids=list(range(1, len(names) + 1)),
-            category_names=[unicodedata.normalize("NFC", name).strip() for name in names],
+            category_names=names,
             annotation_ids=list(range(1, len(columns) + 1)),
             image_M=columns[:, 0],
             category_M=columns[:, 1],

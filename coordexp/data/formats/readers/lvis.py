@@ -8,13 +8,13 @@ not annotated exhaustively there, are kept in the record's metadata.
 from __future__ import annotations
 
 import random
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from coordexp.codec.descs import canonical_desc
 from coordexp.data.check.pictures import OnPicture, no_progress
 from coordexp.data.check.source import Source
 from coordexp.data.formats.convert import Converted, Extras, convert
@@ -89,7 +89,7 @@ def lvis_extras(source: Source, *, name_by: str = "name", seed: int = 0) -> Extr
 
 def readable_name(name: str) -> str:
     """An LVIS name as people write it: underscores are spaces."""
-    return " ".join(unicodedata.normalize("NFC", name).replace("_", " ").split())
+    return " ".join(canonical_desc(name).replace("_", " ").split())
 
 
 def own_synonyms(
