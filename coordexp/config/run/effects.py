@@ -7,8 +7,15 @@ from typing import Any
 
 from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted
 from coordexp.config.run.data_files import files_of_sources, train_files, val_files
-from coordexp.config.run.optimizers import optimizer_problems, options_without_effect
+from coordexp.config.run.optimizers import has_other_plugins, optimizer_problems, options_without_effect
+from coordexp.config.schema.contradictions import contradictions
 from coordexp.config.schema.sections import Sections
+
+SWIFT_TUNERS = (
+    "lora", "full", "adalora", "longlora", "llamapro", "adapter", "vera", "boft", "fourierft", "reft", "bone", "ia3",
+    "lora_llm", "dummy",
+)  # fmt: skip
+"""What ms-swift knows as `tuner_type`."""
 
 
 def effect_problems(
@@ -20,7 +27,7 @@ def effect_problems(
         for path, text in _ours_without_effect(variant, sections, swift)
     ]
     theirs = []
-    for name, text in (*optimizer_problems(swift), *_links(swift)):
+    for name, text in (*optimizer_problems(swift), *_tuner(swift), *_links(swift)):
         path, where = written(name)
         theirs.append(Problem(path, text, value=swift[name], place=where))
     return ours + theirs
@@ -105,9 +112,21 @@ def _ours_without_effect(
             ("custom", "coord_soft_ce_w1"),
             f"is the objective of stage 1; that of {variant} is {objective}. Remove it.",
         )
+    loss = sections.custom.coord_soft_ce_w1
+    weights = (loss.soft_ce_weight, loss.w1_weight, loss.ce_weight, loss.gate_weight)
+    if not stage2 and loss.enabled and not any(weights):
+        yield (
+            ("custom", "coord_soft_ce_w1"),
+            "every weight is 0, so that coordinates are never trained; give one of them a weight, or write enabled: "
+            "false for cross-entropy on every token.",
+        )
+    most = swift.get("max_pixels")
+    if sections.custom.min_pixels is not None and isinstance(most, int) and sections.custom.min_pixels > most:
+        yield ("custom", "min_pixels"), f"{sections.custom.min_pixels} is more than max_pixels {most}."
     rollout = sections.rollout_matching
     if rollout is None:
         return
+    yield from contradictions(rollout)
     name, variants = rollout.eval_prompt_variant, sections.custom.prompt_variants
     if name is not None and name not in variants:
         near = closest(name, variants)
@@ -132,6 +151,19 @@ def _ours_without_effect(
             "has no effect with backend: hf, which has no vLLM engine; remove it (over a file that is extended: "
             "vllm: null), or use backend: vllm.",
         )
+
+
+def _tuner(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    name = swift.get("tuner_type")
+    if name is None or name in SWIFT_TUNERS or has_other_plugins(swift):
+        return
+    near = closest(str(name), SWIFT_TUNERS)
+    yield (
+        "tuner_type",
+        f"expected one of {', '.join(SWIFT_TUNERS)}"
+        + (f" (did you mean {near}?)" if near else "")
+        + ", or one that a file of external_plugins registers.",
+    )
 
 
 def _links(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

