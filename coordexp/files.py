@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,7 +161,8 @@ def read_json(path: str | Path, *, error: type[CoordExpError] = RecordError, all
     """The JSON value in a file, with or without a byte order mark.
 
     allow_nan: let NaN and Infinity pass, for a reader that checks every number and names the entry of a bad one.
-    Raises `error` naming file, line and reason when it cannot be read or is not strict JSON.
+    Raises `error` naming file, line and reason when it cannot be read or is not strict JSON, also for an object that
+    holds a key twice.
     """
     try:
         content = Path(path).read_bytes()
@@ -225,6 +227,15 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"holds {name}, which is not JSON")
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object as a dict. Of a key that is written twice readers keep one value and lose the other in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        repeated = next(key for key, number in Counter(key for key, _ in pairs).items() if number > 1)
+        raise ValueError(f"the key {repeated[:80]!r} stands in one object twice")
+    return found
+
+
 def _parsed(
     content: bytes,
     where: str,
@@ -240,7 +251,11 @@ def _parsed(
             pass  # or what the standard library reads (a byte order mark, NaN, half a surrogate) or explains better
     try:
         text = content.decode("utf-8-sig")
-        return json.loads(text, parse_constant=None if allow_nan else _refuse_constant)
+        return json.loads(
+            text,
+            parse_constant=None if allow_nan else _refuse_constant,
+            object_pairs_hook=None if is_line else _without_repeats,
+        )
     except UnicodeDecodeError as problem:
         raise error(f"{where}: is not UTF-8 ({problem.reason} at byte {problem.start}).") from problem
     except json.JSONDecodeError as problem:

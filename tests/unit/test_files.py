@@ -256,3 +256,12 @@ def test_a_large_file_holds_whole_numbers_of_any_size(tmp_path: Path):
     value = [{"id": 2**64, "n": -(2**80), "k": 1}, {"id": 2**63}]
     write_large_json(tmp_path / "v.json", value)
     assert json.loads((tmp_path / "v.json").read_text()) == value
+
+
+def test_a_key_that_is_written_twice_is_refused(tmp_path: Path):
+    path = tmp_path / "gt.json"
+    path.write_text('{"images": [], "annotations": [{"bbox": [1], "id": 1, "bbox": [2]}]}')
+    with pytest.raises(
+        RecordError, match=r"gt\.json: not valid JSON \(the key 'bbox' stands in one object twice\)"
+    ):
+        read_json(path)

@@ -27,6 +27,7 @@ from coordexp.eval.coco.fields import (
     Id,
     all_objects,
     check_entries,
+    check_keys,
     check_unique,
     column,
     first,
@@ -53,6 +54,8 @@ PARTS = ("images", "annotations", "categories")
 MAX_SIDE = 1_000_000
 """Pixels of an image side; a picture of more is none that a model or a mask could take."""
 
+_SHARED_KEYS = ("image_id", "category_id", "bbox", "segmentation")
+"""Of annotations and results."""
 _TYPED = ("id", "name", "width", "height", "file_name")
 _WRAPPERS = ("annotations", "predictions", "results", "detections", "preds", "data")
 
@@ -224,6 +227,8 @@ def read_dataset(value: Any, *, prefix: str = "") -> Dataset:
         EntryPlace(prefix + key, check_entries(value[key], prefix + key)) for key in ("images", "annotations")
     )
     images, annotations = image_place.entries, place.entries
+    check_keys(image_place, ("id", "width", "height", "file_name"))
+    check_keys(place, (*_SHARED_KEYS, "area", "iscrowd"))
     category_ids, category_names, categories = read_categories(value["categories"], prefix=prefix)
     image_ids = read_ids(column(images, "id"), image_place, "id", what="the image's id")
     check_unique(image_ids, image_place)
@@ -305,6 +310,7 @@ def read_results(
             "bbox or segmentation, score."
         )
     place = EntryPlace(f"{prefix}preds", value)
+    check_keys(place, (*_SHARED_KEYS, "score"))
     image_M = _references(value, "image_id", dataset.image_ids, place, f"images{of}")
     category_M = _references(value, "category_id", dataset.category_ids, place, f"categories{of}")
     scores = column(value, "score")
@@ -312,7 +318,8 @@ def read_results(
     fault = first(~np.isfinite(score_M))
     if fault is not None and scores[fault] is None:
         raise RecordError(
-            f"{place.entry(fault)} has no score: COCO evaluation needs scored detections (`coordexp score` adds them)"
+            f"{place.entry(fault)} has no score{place.keys(fault)}: COCO evaluation needs scored detections (`coordexp "
+            "score` adds them)"
         )
     if fault is not None:
         place.fail(fault, "score", scores[fault], "a finite number")
@@ -365,7 +372,10 @@ def _boxes_or_around(
         if segmentations[index] is None:
             if iou_type == "segm":
                 place.lacks(index, "segmentation", "one in every result, or a bbox in every result")
-            place.fail(index, "bbox", values[index], "4 finite pixel values (x, y, width >= 0, height >= 0)")
+            expected = "4 finite pixel values (x, y, width >= 0, height >= 0)"
+            if values[index] is None:
+                place.lacks(index, "bbox", expected)
+            place.fail(index, "bbox", values[index], expected)
         width, height = sizes_M2[index].tolist()
         boxes[index] = outline_box(segmentations[index], width, height, place.entry(index, "segmentation"))
     return boxes

@@ -69,7 +69,12 @@ class EntryPlace:
 
     def lacks(self, index: int, key: str, expected: str) -> NoReturn:
         """The one form of an error about a value that is not there."""
-        raise RecordError(f"{self.entry(index)} has no {key}: expected {expected}")
+        raise RecordError(f"{self.entry(index)} has no {key}{self.keys(index)}: expected {expected}")
+
+    def keys(self, index: int) -> str:
+        """The keys that an entry has, to be said of one that lacks a key: " (it has id, box)"."""
+        found = [shown(key)[1:-1] for key in self.entries[index]][:12]
+        return f" (it has {', '.join(found)})" if found else ""
 
 
 def check_entries(value: Any, name: str) -> Sequence[Mapping[str, Any]]:
@@ -87,6 +92,26 @@ def check_entries(value: Any, name: str) -> Sequence[Mapping[str, Any]]:
 def all_objects(entries: Sequence[Any]) -> bool:
     """Whether every entry is a JSON object."""
     return set(map(type, entries)) <= {dict} or all(isinstance(entry, Mapping) for entry in entries)
+
+
+def check_keys(place: EntryPlace, keys: Iterable[str]) -> None:
+    """RecordError for an entry that has one of the keys in another spelling (isCrowd, image-id), and not in this one.
+
+    It would be read as if the value were absent.
+    """
+    plain = {_plain_key(key): key for key in keys}
+    written = set(chain.from_iterable(place.entries))
+    others = {
+        key: right for key in written if (right := plain.get(_plain_key(key))) is not None and right != key
+    }
+    for index, entry in enumerate(place.entries if others else ()):
+        for key, right in others.items():
+            if key in entry and right not in entry:
+                raise RecordError(f"{place.entry(index)} has {shown(key)}: expected the key {right}")
+
+
+def _plain_key(key: str) -> str:
+    return "".join(character for character in key.lower() if character not in "_- ")
 
 
 def column(entries: Iterable[Mapping[str, Any]], key: str) -> list[Any]:

@@ -118,7 +118,8 @@ def test_a_box_value_that_is_no_number_is_named(value: Any, position: int):
 )
 def test_a_box_of_another_form_is_named(box: Any):
     with pytest.raises(
-        RecordError, match=r"^annotations\[0\]\.bbox \(id 1\) is .*: expected 4 finite pixel values"
+        RecordError,
+        match=r"^annotations\[0\](\.bbox \(id 1\) is| \(id 1\) has no bbox) .*: expected 4 finite pixel values",
     ):
         read_dataset(changed(0, bbox=box))
 
@@ -201,7 +202,7 @@ def test_ids_of_any_kind_give_the_same_numbers(kind: str, engine: str):
         (1, [1], r"preds\[0\]\.image_id is \[1\]: expected an id of images.*, a whole number or text"),
         (1, 1.5, r"preds\[0\]\.image_id is 1\.5: expected an id"),
         (1, True, r"preds\[0\]\.image_id is True: expected an id"),
-        (1, None, r"preds\[0\] has no image_id: expected an id"),
+        (1, None, r"preds\[0\] has no image_id \(it has .*\): expected an id"),
         (1, math.nan, r"preds\[0\]\.image_id is nan: expected an id"),
         (1, "\ud800", r"preds\[0\]\.image_id is .*: expected an id"),
         (1, 10**4000, r"preds\[0\]\.image_id is a number of some 4000 digits: expected an id"),
@@ -221,7 +222,7 @@ def test_an_id_that_is_not_there_is_named_with_the_reason(gt_id: Any, pred_id: A
         (lambda gt: gt.update(images=None), r"^gt: images is None: expected a list"),
         (lambda gt: gt.update(annotations={"1": {}}), r"^gt: annotations is \{.*\}: expected a list"),
         (lambda gt: gt["annotations"].insert(1, 5), r"^gt: annotations\[1\] is 5: expected an object"),
-        (lambda gt: gt["images"][1].pop("id"), r"^gt: images\[1\] has no id: expected the image's id"),
+        (lambda gt: gt["images"][1].pop("id"), r"^gt: images\[1\] has no id \(it has .*\): expected the image's id"),
         (lambda gt: gt["images"][1].update(id=7), r"^gt: images\[1\] repeats id 7: ids must be unique"),
         (lambda gt: gt["categories"][1].update(id="2", name=None), r"categories\[1\] \(id '2'\) has no name"),
         (lambda gt: gt["categories"][1].update(name="  "), r"^gt: categories\[1\] \(id 1\) has no name"),
@@ -392,3 +393,29 @@ def test_further_keys_are_written_back_as_far_as_a_file_can_hold_them():
             "license": 3,
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "written"),
+    [("iscrowd", "isCrowd"), ("iscrowd", "is_crowd"), ("bbox", "BBox"), ("image_id", "imageId")],
+)
+def test_a_key_in_another_spelling_is_named_and_not_read_as_absent(key: str, written: str):
+    gt = changed(0)
+    gt["annotations"][0] = {written if name == key else name: v for name, v in gt["annotations"][0].items()}
+    with pytest.raises(
+        RecordError, match=rf"^annotations\[0\] \(id 1\) has '{written}': expected the key {key}$"
+    ):
+        read_dataset(gt)
+    both = changed(0, **{written: "anything"})  # a tool's own key beside ours
+    assert len(read_dataset(both)) == len(both["annotations"])
+
+
+def test_what_lacks_a_key_is_shown_with_those_it_has():
+    dataset = read_dataset(changed(0))
+    result = {"image_id": 7, "category_id": 1, "score": 0.5, "box": [1, 2, 3, 4]}
+    with pytest.raises(
+        RecordError, match=r"preds\[0\] has no bbox \(it has image_id, category_id, score, box\)"
+    ):
+        read_results([result], dataset)
+    with pytest.raises(RecordError, match=r"preds\[0\] has no score \(it has .*confidence\)"):
+        read_results([{"image_id": 7, "category_id": 1, "bbox": [1, 2, 3, 4], "confidence": 0.5}], dataset)

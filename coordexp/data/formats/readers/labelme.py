@@ -147,7 +147,7 @@ def _size(content: Mapping[str, Any], file: Path) -> tuple[int, int]:
     for key in ("imageWidth", "imageHeight"):
         value = content.get(key)
         number = 0.0 if value is None else parse_number(value)
-        if number is None or number != number // 1 or number < 0:
+        if number is None or not number.is_integer() or number < 0:
             raise RecordError(f"{file}: {key} is {shown(value)}: expected a whole number of pixels")
         sides.append(int(number))
     return sides[0], sides[1]

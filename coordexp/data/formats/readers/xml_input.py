@@ -45,7 +45,7 @@ def number_of(text: str | None, what: str, *, default: float | None = None) -> f
 
 def size_of(text: str | None, what: str) -> int:
     """A whole number of pixels, 0 where there is none. RecordError naming `what` otherwise."""
-    value = number_of(text, what, default=0)
-    if value != int(value) or value < 0:
+    value = number_of(text, what, default=0.0)
+    if not value.is_integer() or value < 0:
         raise RecordError(f"{what} is {shown(text)}: expected a whole number of pixels")
     return int(value)

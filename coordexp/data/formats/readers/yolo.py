@@ -65,7 +65,7 @@ def read_yolo(path: Path, options: ImportOptions, faults: Faults) -> list[Source
 
 def find_config(folder: Path) -> Path | None:
     """The YAML file of a YOLO data set's folder, None without one."""
-    for candidate in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
+    for candidate in _yaml_files(folder):
         try:
             if "names" in _read_yaml(candidate):
                 return candidate
@@ -143,7 +143,7 @@ def _parse_line(
 ) -> tuple[str, list[float], list[list[float]] | None]:
     """(class name, box xyxy in pixels, outline in pixels) of one label."""
     class_number = parse_number(words[0])
-    if class_number is None or class_number != int(class_number) or int(class_number) not in layout.names:
+    if class_number is None or not class_number.is_integer() or int(class_number) not in layout.names:
         raise RecordError(
             f"class is {shown(words[0])}: expected a number of one of the {len(layout.names)} classes, "
             f"{min(layout.names, default=0)} to {max(layout.names, default=0)}"
@@ -234,7 +234,23 @@ def _from_folder(folder: Path, options: ImportOptions) -> _Layout:
                 return _Layout(folder, names, {"": pictures})
     raise RecordError(
         f"{folder}: nothing names the classes: expected a data.yaml with `names`, or a {' or '.join(CLASS_FILES)}"
+        f"{_broken_yaml(folder)}"
     )
+
+
+def _broken_yaml(folder: Path) -> str:
+    """What is wrong with the YAML files of a folder that cannot be read."""
+    faults = []
+    for candidate in _yaml_files(folder):
+        try:
+            _read_yaml(candidate)
+        except RecordError as error:
+            faults.append(str(error))
+    return f" ({'; '.join(faults)})" if faults else ""
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    return sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
 
 
 def _read_yaml(config: Path) -> Mapping[str, Any]:
@@ -260,7 +276,7 @@ def _class_names(value: Any, config: Path) -> dict[int, str]:
         number = parse_number(key)
         if (
             number is None
-            or number != int(number)
+            or not number.is_integer()
             or number < 0
             or isinstance(name, (dict, list))
             or name is None
@@ -274,7 +290,7 @@ def _num_pose_values(value: Any, config: Path) -> int:
     if value is None:
         return 0
     shape = [parse_number(v) for v in value] if isinstance(value, list) and len(value) == 2 else [None]
-    if not all(v is not None and v == int(v) and 0 < v < 1000 for v in shape):
+    if not all(v is not None and v.is_integer() and 0 < v < 1000 for v in shape):
         raise RecordError(f"{config}: kpt_shape is {shown(value)}: expected two whole numbers")
     return int(shape[0] or 0) * int(shape[1] or 0)
 

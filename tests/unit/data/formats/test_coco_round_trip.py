@@ -260,7 +260,7 @@ def test_images_are_checked_and_named_relative_to_the_data_file(tmp_path: Path):
     ("change", "message"),
     [
         (lambda d: d.pop("categories"), "has no categories"),
-        (lambda d: d["annotations"][1].pop("bbox"), r"annotations\[1\]\.bbox \(id 101\) is None"),
+        (lambda d: d["annotations"][1].pop("bbox"), r"annotations\[1\] \(id 101\) has no bbox \(it has "),
         (
             lambda d: d["annotations"][1].update(bbox=[1, 2, 3]),
             r"annotations\[1\]\.bbox \(id 101\) is \[1, 2, 3\]",

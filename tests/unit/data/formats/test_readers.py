@@ -19,6 +19,7 @@ from coordexp.data.formats.paths import guessed_root, picture_path
 from coordexp.data.formats.readers.builder import Faults
 from coordexp.data.formats.readers.jsonl import read_data_file
 from coordexp.data.formats.readers.sources import read_sources, recognised
+from coordexp.data.formats.readers.xml_input import size_of
 from coordexp.data.formats.readers.yolo import label_file, read_class_names
 from coordexp.errors import RecordError
 from coordexp.files import is_file
@@ -164,6 +165,37 @@ def test_a_yolo_folder_without_config(tmp_path: Path):
     (tmp_path / "classes.txt").unlink()
     with pytest.raises(RecordError, match=r"nothing names the classes: expected a data\.yaml"):
         read_sources(tmp_path, ImportOptions(), format_name="yolo")
+    write(tmp_path / "data.yaml", "names: [cat\n")
+    with pytest.raises(RecordError, match=r"nothing names the classes.*data\.yaml: is not valid YAML"):
+        read_sources(tmp_path, ImportOptions(), format_name="yolo")
+
+
+def test_numbers_beyond_every_float_are_named(tmp_path: Path):
+    noise(tmp_path / "one.jpg", SIZE)
+    write(tmp_path / "classes.txt", "cat\ndog\n")
+    write(tmp_path / "one.txt", "1e999 0.5 0.5 0.2 0.4\n")
+    with pytest.raises(RecordError, match=r"one\.txt:1: class is '1e999'"):
+        read(tmp_path)
+    for config, message in (
+        ("names: {1e999: cat}", "names holds"),
+        ("names: [cat]\nkpt_shape: [1e999, 2]", "kpt_shape"),
+    ):
+        write(tmp_path / "data.yaml", f"train: .\n{config}\n")
+        with pytest.raises(RecordError, match=message):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["imageWidth", "imageHeight"])
+def test_a_labelme_picture_of_infinite_size_is_named(tmp_path: Path, key: str):
+    value = {"imagePath": "a.png", "imageWidth": 64, "imageHeight": 48, "shapes": [], key: "1e999"}
+    write(tmp_path / "a.json", json.dumps(value))
+    with pytest.raises(RecordError, match=rf"{key} is '1e999': expected a whole number of pixels"):
+        read_sources(tmp_path / "a.json", ImportOptions(), format_name="labelme")
+
+
+def test_a_voc_picture_of_infinite_size_is_named():
+    with pytest.raises(RecordError, match="width is '1e999': expected a whole number of pixels"):
+        size_of("1e999", "width")
 
 
 def test_yolo_keypoints_after_the_box_are_no_outline(tmp_path: Path):
