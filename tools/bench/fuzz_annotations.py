@@ -33,6 +33,7 @@ from coordexp.codec.records import read_jsonl
 from coordexp.eval.coco.evaluate import ENGINES
 
 LIMIT = 2 << 30
+LVIS = "by the rules of LVIS"
 WIDTH, HEIGHT = 64, 48
 TRIANGLE = [10.0, 10.0, 50.0, 12.0, 20.0, 40.0]
 RUN_LENGTHS = {"size": [HEIGHT, WIDTH], "counts": [100, 200, HEIGHT * WIDTH - 300]}
@@ -41,8 +42,10 @@ PACKED = {"size": [HEIGHT, WIDTH], "counts": "T3X6df2"}
 GT: dict[str, Any] = {
     "info": {"year": 2020},
     "images": [
-        {"id": 1, "width": WIDTH, "height": HEIGHT, "file_name": "a.png", "neg_category_ids": [2]},
-        {"id": 2, "width": WIDTH, "height": HEIGHT, "file_name": "b.png", "coco_url": "http://x/val/b.png"},
+        {"id": 1, "width": WIDTH, "height": HEIGHT, "file_name": "a.png", "neg_category_ids": [2],
+         "not_exhaustive_category_ids": [1]},
+        {"id": 2, "width": WIDTH, "height": HEIGHT, "file_name": "b.png", "coco_url": "http://x/val/b.png",
+         "neg_category_ids": [], "not_exhaustive_category_ids": []},
     ],
     "annotations": [
         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 30], "area": 600.5, "iscrowd": 0,
@@ -53,7 +56,7 @@ GT: dict[str, Any] = {
     ],
     "categories": [
         {"id": 1, "name": "cat", "synonyms": ["cat", "kitty"], "frequency": "r"},
-        {"id": 2, "name": "dog_(animal)", "supercategory": "animal"},
+        {"id": 2, "name": "dog_(animal)", "supercategory": "animal", "frequency": "f"},
     ],
 }  # fmt: skip
 PREDS: list[dict[str, Any]] = [
@@ -178,7 +181,7 @@ class Tried:
         return status
 
     def evaluate(self, gt: bytes, preds: bytes, iou_type: str, engine: str) -> None:
-        """Try an evaluation."""
+        """Try an evaluation. engine: or LVIS."""
         for name, content in (("gt.json", gt), ("preds.json", preds)):
             (self.folder / name).write_bytes(content)
         output = self.folder / "out"
@@ -196,8 +199,7 @@ class Tried:
             str(output),
             "--iou-type",
             iou_type,
-            "--engine",
-            engine,
+            *(["--lvis"] if engine == LVIS else ["--no-lvis", "--engine", engine]),
             "--image-root",
             f"{self.folder}/img",
         ]
@@ -236,7 +238,7 @@ def fuzz(inputs: int, random_seed: int, folder: Path) -> Counter[str]:
     @seed(random_seed)
     @given(
         gt=texts(GT), preds=texts(PREDS), iou_type=st.sampled_from(["bbox", "bbox", "segm"]),
-        engine=st.sampled_from(ENGINES), which=st.integers(0, 2),
+        engine=st.sampled_from([*ENGINES, LVIS]), which=st.integers(0, 2),
     )  # fmt: skip
     def evaluate(gt: bytes, preds: bytes, iou_type: str, engine: str, which: int) -> None:
         # Most inputs have one right side, so that the other one is looked at to its end.
