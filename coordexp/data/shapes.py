@@ -2,17 +2,18 @@
 
     coordexp data shapes --output runs/data/shapes --train 4000 --val 200
 
-writes `train.jsonl`, `val.jsonl` and PNG files in the package's JSONL contract. A box is the tight box of an
-object's visible pixels, and neighbours differ in colour, so that every number in a label can be read off the
-picture. Each scene draws from its own random stream (seed, split, index): asking for more scenes leaves the
-earlier ones as they were, and the same parameters give the same bytes.
+writes `train.jsonl`, `val.jsonl` and PNG files in the package's JSONL contract. On whole pixels a box is the tight box
+of an object's visible pixels, and neighbours differ in colour, so that every number in a label can be read off the
+picture; for scenes between the pixels see `coordexp.data.real_scenes`. Each scene draws from its own random stream
+(seed, split, index): asking for more scenes leaves the earlier ones as they were, and the same parameters give the same
+bytes.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,104 +21,41 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from coordexp.data.real_scenes import draw_real_scene
+from coordexp.data.scene_config import (
+    COLORS,
+    KINDS,
+    PRESETS,
+    Scene,
+    SceneObject,
+    ShapesConfig,
+    background,
+    jittered,
+    with_overrides,
+)
 from coordexp.errors import ConfigError
 from coordexp.files import atomic_file, json_line
 from coordexp.geometry import quantize_boxes
 from coordexp.models.staging import is_up_to_date, staged_directory, write_stamp
 
-STAMP_NAME = "shapes.json"
-COLORS: dict[str, tuple[int, int, int]] = {
-    "red": (215, 35, 35),
-    "green": (30, 150, 50),
-    "blue": (35, 65, 215),
-    "yellow": (235, 195, 20),
-    "purple": (140, 45, 180),
-    "orange": (240, 125, 20),
-    "cyan": (20, 185, 200),
-    "black": (30, 30, 30),
-}
-KINDS = ("box", "circle", "ellipse", "triangle", "diamond", "cross")
+__all__ = [
+    "COLORS",
+    "KINDS",
+    "PRESETS",
+    "ShapesConfig",
+    "generate_shapes",
+    "render_scene",
+    "scene_record",
+    "with_overrides",
+]
 
-_COLOR_JITTER = 14  # per channel, so that one colour name covers a small ball of RGB values
-_MIN_SIDE = 6  # px; below this a triangle and a circle look alike
-_MAX_OBJECTS = 100
+STAMP_NAME = "shapes.json"
 _PLACEMENT_TRIES = 40
 _LAYOUT_TRIES = 100
+_LATER = ("real_valued", "unlabelled", "name_skew")
 
 Mask = NDArray[np.bool_]
-Box = tuple[int, int, int, int]
-
-
-def _check_names(field: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
-    unknown = [name for name in names if name not in known]
-    _check(bool(names) and not unknown, field, ", ".join(unknown or names), f"some of {', '.join(known)}")
-
-
-def _check_range(field: str, low: int, high: int, *, at_least: int, at_most: int) -> None:
-    expected = f"{at_least} <= min_{field} <= max_{field} <= {at_most}"
-    _check(at_least <= low <= high <= at_most, f"min_{field}..max_{field}", f"{low}..{high}", expected)
-
-
-def _check(ok: bool, field: str, found: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"shapes: {field} = {found}: expected {expected}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShapesConfig:
-    """What the scenes look like.
-
-    Sizes are in pixels. `max_overlap` is the largest share of an object's pixels that later objects may hide;
-    `empty_fraction` is the share of scenes without any object. A crowded scene may hold fewer than
-    `max_objects` objects, never fewer than `min_objects` unless it is one of the empty ones.
-    """
-
-    width: int = 64
-    height: int = 64
-    min_objects: int = 1
-    max_objects: int = 2
-    min_side: int = 16
-    max_side: int = 40
-    kinds: tuple[str, ...] = ("box", "circle", "triangle")
-    colors: tuple[str, ...] = ("red", "green", "blue", "black")
-    max_overlap: float = 0.2
-    empty_fraction: float = 0.0
-    varied_background: bool = True
-
-    def __post_init__(self) -> None:
-        _check_names("kinds", self.kinds, KINDS)
-        _check_names("colors", self.colors, tuple(COLORS))
-        _check_range("objects", self.min_objects, self.max_objects, at_least=1, at_most=_MAX_OBJECTS)
-        image_side = min(self.width, self.height)
-        _check_range("side", self.min_side, self.max_side, at_least=_MIN_SIDE, at_most=image_side)
-        _check(0 <= self.max_overlap < 1, "max_overlap", self.max_overlap, "0 <= max_overlap < 1")
-        _check(0 <= self.empty_fraction <= 1, "empty_fraction", self.empty_fraction, "0..1")
-
-
-PRESETS: dict[str, ShapesConfig] = {
-    "demo": ShapesConfig(min_side=20),
-    "medium": ShapesConfig(width=96, height=96, max_objects=3, min_side=12, max_side=48, kinds=KINDS[:4]),
-    "hard": ShapesConfig(
-        width=128, height=128, max_objects=6, min_side=10, max_side=64, kinds=KINDS, colors=tuple(COLORS),
-        max_overlap=0.4, empty_fraction=0.05,
-    ),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class SceneObject:
-    """One visible shape. `box_xyxy` holds pixel indices: first and last visible column and row."""
-
-    desc: str
-    box_xyxy: Box
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A rendered picture, uint8 [height, width, 3], and its objects in drawing order."""
-
-    pixels: NDArray[np.uint8]
-    objects: tuple[SceneObject, ...]
+PixelBox = tuple[int, int, int, int]
 
 
 def generate_shapes(
@@ -146,8 +84,9 @@ def generate_shapes(
     output_dir = Path(output_dir)
     splits = {"train": num_train, "val": num_val}
     for split, count in splits.items():
-        _check(count >= 0, f"number of {split} scenes", count, "0 or more")
-    stamp = {"generator": "coordexp.data.shapes/1", "seed": seed, **splits, **asdict(config)}
+        if count < 0:
+            raise ConfigError(f"shapes: number of {split} scenes = {count}: expected 0 or more.")
+    stamp = {"generator": "coordexp.data.shapes/1", "seed": seed, **splits, **_stamped(config)}
     if not force and is_up_to_date(output_dir, STAMP_NAME, stamp):
         return False
     with staged_directory(output_dir, replace=force and (output_dir / STAMP_NAME).is_file()) as staging_dir:
@@ -164,12 +103,14 @@ def render_scene(config: ShapesConfig, *, seed: int, split: str, index: int) -> 
         ConfigError: `min_objects` shapes do not fit within `max_overlap`.
     """
     rng = random.Random(f"coordexp-shapes/{seed}/{split}/{index}")
-    pixels_HWC = _background(config, rng)
+    if config.real_valued:
+        return draw_real_scene(config, rng)
+    pixels_HWC = background(config, rng)
     if rng.random() < config.empty_fraction:
         return Scene(pixels_HWC, ())
     owner_HW, descs = _layout(config, rng)
     for number, desc in enumerate(descs, start=1):
-        pixels_HWC[owner_HW == number] = _jittered(COLORS[desc.split()[0]], rng)
+        pixels_HWC[owner_HW == number] = jittered(COLORS[desc.split()[0]], rng)
     objects = (SceneObject(desc, _tight_box(owner_HW == n)) for n, desc in enumerate(descs, start=1))
     return Scene(pixels_HWC, tuple(objects))
 
@@ -185,9 +126,12 @@ def scene_record(scene: Scene, image_path: str) -> dict[str, Any]:
     return {"images": [image_path], "width": width, "height": height, "objects": objects}
 
 
-def with_overrides(config: ShapesConfig, overrides: dict[str, Any]) -> ShapesConfig:
-    """`config` with every override that is not None, checked again."""
-    return replace(config, **{key: value for key, value in overrides.items() if value is not None})
+def _stamped(config: ShapesConfig) -> dict[str, Any]:
+    """What is written of the settings beside the scenes: what was added to them later, only where it is used."""
+    usual = asdict(ShapesConfig())
+    return {
+        name: value for name, value in asdict(config).items() if name not in _LATER or value != usual[name]
+    }
 
 
 def _write_split(
@@ -201,6 +145,9 @@ def _write_split(
             image_path = image_dir / f"{index:06d}.png"
             Image.fromarray(scene.pixels).save(image_path, compress_level=1)
             record = scene_record(scene, image_path.relative_to(root).as_posix())
+            if split == "train" and config.unlabelled:
+                label_rng = random.Random(f"coordexp-shapes/labels/{seed}/{index}")
+                record["objects"] = [o for o in record["objects"] if label_rng.random() >= config.unlabelled]
             lines.write(json_line(record))
             if on_scene is not None:
                 on_scene()
@@ -261,7 +208,7 @@ def _hidden_share(owner_HW: NDArray[np.int16], number: int, area: int, new_mask:
     return 1.0 - still_visible / area
 
 
-def _random_box(config: ShapesConfig, rng: random.Random, kind: str) -> Box:
+def _random_box(config: ShapesConfig, rng: random.Random, kind: str) -> PixelBox:
     """Pixel box xyxy (last pixel included) of random size and place; circles are as wide as high."""
     box_width = rng.randint(config.min_side, config.max_side)
     box_height = box_width if kind == "circle" else rng.randint(config.min_side, config.max_side)
@@ -270,7 +217,7 @@ def _random_box(config: ShapesConfig, rng: random.Random, kind: str) -> Box:
     return x1, y1, x1 + box_width - 1, y1 + box_height - 1
 
 
-def _draw_shape(config: ShapesConfig, kind: str, box: Box) -> Mask:
+def _draw_shape(config: ShapesConfig, kind: str, box: PixelBox) -> Mask:
     """The pixels of one shape inside `box`, without anti-aliasing. bool [height, width]."""
     image = Image.new("L", (config.width, config.height), 0)
     draw = ImageDraw.Draw(image)
@@ -291,28 +238,7 @@ def _draw_shape(config: ShapesConfig, kind: str, box: Box) -> Mask:
     return np.asarray(image, dtype=bool)
 
 
-def _tight_box(mask: Mask) -> Box:
+def _tight_box(mask: Mask) -> PixelBox:
     """First and last column and row that hold a pixel, as x1, y1, x2, y2."""
     columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
-
-
-def _background(config: ShapesConfig, rng: random.Random) -> NDArray[np.uint8]:
-    """A light, nearly grey canvas; with `varied_background` tinted, shaded across and grainy."""
-    shape = (config.height, config.width, 3)
-    if not config.varied_background:
-        return np.full(shape, 240, dtype=np.uint8)
-    level = rng.randint(205, 235)
-    tint = np.array([level + rng.randint(-10, 10) for _ in range(3)], dtype=np.float64)
-    slope_y, slope_x = rng.uniform(-12, 12), rng.uniform(-12, 12)
-    shade_HW = np.add.outer(
-        np.linspace(-slope_y, slope_y, config.height), np.linspace(-slope_x, slope_x, config.width)
-    )
-    grain = np.frombuffer(rng.randbytes(int(np.prod(shape))), dtype=np.uint8).reshape(shape) % 9
-    canvas = tint + shade_HW[..., None] + grain - 4.0
-    pixels: NDArray[np.uint8] = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-    return pixels
-
-
-def _jittered(color: tuple[int, int, int], rng: random.Random) -> tuple[int, ...]:
-    return tuple(min(255, max(0, c + rng.randint(-_COLOR_JITTER, _COLOR_JITTER))) for c in color)

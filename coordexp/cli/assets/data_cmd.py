@@ -31,11 +31,16 @@ def _add_shapes_parser(commands: argparse._SubParsersAction[argparse.ArgumentPar
         "the same bytes; the two splits share no scene.",
     )
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
-    parser.add_argument("--train", type=int, default=4000, metavar="N", help="training scenes (default 4000)")
+    parser.add_argument(
+        "--train", type=int, metavar="N", help="training scenes (default 4000; 500 of --preset few)"
+    )
     parser.add_argument("--val", type=int, default=200, metavar="N", help="validation scenes (default 200)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--preset", choices=("demo", "medium", "hard"), default="demo", help="difficulty (default demo)"
+        "--preset",
+        choices=("demo", "medium", "hard", "few", "crowded", "partial", "long_tail"),
+        default="demo",
+        help="demo, medium, hard: on whole pixels; the others between them, with soft edges (default demo)",
     )
     parser.add_argument("--force", action="store_true", help="replace scenes made from other parameters")
     scene = parser.add_argument_group("scene (each overrides the preset)")
@@ -50,14 +55,22 @@ def _add_shapes_parser(commands: argparse._SubParsersAction[argparse.ArgumentPar
     scene.add_argument("--colors", type=_names, metavar="A,B", help="red,green,blue,yellow,purple,...")
     scene.add_argument("--max-overlap", type=float, metavar="X", help="share of an object others may hide")
     scene.add_argument("--empty-fraction", type=float, metavar="X", help="share of scenes without objects")
+    scene.add_argument(
+        "--unlabelled", type=float, metavar="X", help="share of objects without training label"
+    )
+    scene.add_argument(
+        "--name-skew", type=float, metavar="X", help="how rare the rarest names are; 0: all alike"
+    )
     scene.add_argument("--plain-background", action="store_true", help="one flat background colour")
 
 
 def _run_shapes(args: argparse.Namespace) -> int:
     from rich.progress import Progress
 
-    from coordexp.data.shapes import PRESETS, generate_shapes, with_overrides
+    from coordexp.data.scene_config import NUM_TRAIN, PRESETS, with_overrides
+    from coordexp.data.shapes import generate_shapes
 
+    num_train = NUM_TRAIN.get(args.preset, 4000) if args.train is None else args.train
     width, height = args.image_size or (None, None)
     config = with_overrides(
         PRESETS[args.preset],
@@ -72,22 +85,24 @@ def _run_shapes(args: argparse.Namespace) -> int:
             "colors": args.colors,
             "max_overlap": args.max_overlap,
             "empty_fraction": args.empty_fraction,
+            "unlabelled": args.unlabelled,
+            "name_skew": args.name_skew,
             "varied_background": False if args.plain_background else None,
         },
     )
     with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
-        task = progress.add_task("drawing scenes", total=args.train + args.val)
+        task = progress.add_task("drawing scenes", total=num_train + args.val)
         written = generate_shapes(
             args.output,
             config,
-            num_train=args.train,
+            num_train=num_train,
             num_val=args.val,
             seed=args.seed,
             force=args.force,
             on_scene=lambda: progress.advance(task),
         )
     state = "wrote" if written else "up to date:"
-    print(f"{state} {args.train} train and {args.val} val scenes in {args.output}")
+    print(f"{state} {num_train} train and {args.val} val scenes in {args.output}")
     return EXIT_OK
 
 
