@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from coordexp.audit.findings import DifferenceError
 from coordexp.audit.subject import ShortRun, Subject
 from coordexp.audit.token_flow import SampleTokens, samples_of
+from coordexp.codec.pieces import token_names
 from coordexp.data.source import source_of
 from coordexp.eval.predictions.artifacts import GT_VS_PRED, TOKEN_TRACE, read_jsonl_lines
 from coordexp.inference.infer import Inference, InferSettings
@@ -68,19 +69,10 @@ class Answered:
     rollouts: Mapping[str, Rollout]
 
     @classmethod
-    def by(
-        cls,
-        backend: str,
-        model: Path,
-        data: Path,
-        output: Path,
-        *,
-        max_new_tokens: int,
-        prompt: str | None = None,
-    ) -> Answered:
-        """prompt: None takes what the model was trained with."""
-        settings = InferSettings(backend=backend, batch_size=4, max_new_tokens=max_new_tokens, prompt=prompt)
-        job = Inference.prepare(model, data, output, settings)
+    def by(cls, backend: str, model: Path, data: Path, output: Path, **settings: Any) -> Answered:
+        """settings: further fields of `InferSettings`; a prompt of None is what the model was trained with."""
+        asked = InferSettings(backend=backend, batch_size=4, **settings)
+        job = Inference.prepare(model, data, output, asked)
         with job.opened(overwrite=True) as log:
             loaded, tokenizer = job.load_backend()
             recorded = Recorded(loaded)
@@ -104,6 +96,15 @@ class Answered:
         """The questions as the hf backend's template encodes them: ids, patches, grids."""
         questions = questions_template(self.backend.template, self.model)
         return [encode_question(questions, one.messages, one.images) for one in self.job.requests()]
+
+    @torch.no_grad()
+    def rows(self, index: int, answer: Sequence[int]) -> Tensor:
+        """Logits [R, V] that predict each token of an answer, float32, by one teacher-forced pass."""
+        inputs = self.inputs(index, answer)
+        logits_TV = self.model(**inputs, use_cache=False).logits[0].float()
+        start = inputs["input_ids"].shape[1] - len(answer)
+        rows_RV: Tensor = logits_TV[start - 1 : -1]
+        return rows_RV
 
     def inputs(self, index: int, answer: Sequence[int]) -> dict[str, Tensor]:
         """Model inputs of one question with its answer behind it."""
@@ -165,22 +166,6 @@ def check_rollout_prompts(run: ShortRun, subject: Subject, answered: Answered) -
     return f"{len(answers)} rollouts"
 
 
-def check_backend_prompts(answered: Answered, other: Answered, name: str) -> str:
-    """Another backend of `infer` sees the same prompt ids."""
-    for request_id, rollout in other.rollouts.items():
-        own = answered.rollouts[request_id].prompt_token_ids
-        compare_ids(f"{request_id}: {name}", rollout.prompt_token_ids, "hf", own, answered.tokenizer)
-    return f"{len(other.rollouts)} prompts"
-
-
-def check_same_answers(answered: Answered, other: Answered, name: str) -> str:
-    """Another backend gives the same greedy answers."""
-    for request_id, rollout in other.rollouts.items():
-        own = answered.rollouts[request_id].response_token_ids
-        compare_ids(f"{request_id}: {name}", rollout.response_token_ids, "hf", own, answered.tokenizer)
-    return f"{len(other.rollouts)} answers, token for token"
-
-
 def check_template(start: Path, checkpoint: Path) -> str:
     """The chat template and the special tokens of a checkpoint are those of the model that the run started from."""
     ours, theirs = (load_template(folder).tokenizer for folder in (start, checkpoint))
@@ -198,7 +183,7 @@ def check_stored(answered: Answered) -> str:
     """The ids that were generated are the ids that the artefacts keep, and the stored text is theirs."""
     traces = read_jsonl_lines(answered.job.output / TOKEN_TRACE, ("generated_token_text", "text"))
     for request, trace, ids in zip(answered.job.requests(), traces, answered.answer_ids, strict=True):
-        tokens = answered.tokenizer.convert_ids_to_tokens(ids)
+        tokens = token_names(answered.tokenizer, ids)
         if trace["generated_token_text"] != tokens:
             raise DifferenceError(
                 f"{request.request_id}: the stored tokens are not those that were generated"
@@ -211,15 +196,11 @@ def check_stored(answered: Answered) -> str:
     return f"{num_lines} answers"
 
 
-@torch.no_grad()
 def check_teacher_forced(answered: Answered) -> str:
     """A teacher-forced pass over a greedy answer has each of its tokens as its arg-max."""
     num_tokens = 0
     for index, ids in enumerate(answered.answer_ids):
-        inputs = answered.inputs(index, ids)
-        logits_TV = answered.model(**inputs, use_cache=False).logits[0].float()
-        start = inputs["input_ids"].shape[1] - len(ids)
-        rows_RV = logits_TV[start - 1 : -1]
+        rows_RV = answered.rows(index, ids)
         best, chosen = (
             rows_RV.max(-1).values,
             rows_RV.gather(1, torch.tensor(ids)[:, None].to(rows_RV.device)),
@@ -227,7 +208,7 @@ def check_teacher_forced(answered: Answered) -> str:
         wrong = (best - chosen.squeeze(1) > TIE).nonzero().flatten()
         if wrong.numel():
             t = int(wrong[0])
-            names = answered.tokenizer.convert_ids_to_tokens([ids[t], int(rows_RV[t].argmax())])
+            names = token_names(answered.tokenizer, [ids[t], int(rows_RV[t].argmax())])
             request = answered.job.requests()[index]
             raise DifferenceError(
                 f"{request.request_id}: token {t} of the answer is {names[0]!r}, the arg-max {names[1]!r}"

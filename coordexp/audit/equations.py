@@ -38,16 +38,21 @@ def check_equations(step: DumpedStep, model: nn.Module, ids_K: Tensor) -> str:
     """
     expected = forward_equations(step, model, ids_K) | rollout_equations(step) | run_equations(step)
     relative, absolute = _tolerance(step.config)
+    wrong = []
     for key, value in sorted(expected.items()):
         if key not in step.payload:
-            raise DifferenceError(f"{key} should be {value:.6g}, but the payload lacks it")
-        if not abs(step.payload[key] - value) <= absolute + relative * abs(value):
-            raise DifferenceError(f"{key} is {step.payload[key]:.8g} in the payload, {value:.8g} in float64")
+            wrong.append((key, f"should be {value:.6g}, but the payload lacks it"))
+        elif not abs(step.payload[key] - value) <= absolute + relative * abs(value):
+            wrong.append((key, f"is {step.payload[key]:.8g} in the payload, {value:.8g} in float64"))
+    if wrong:
+        others = f"; also wrong: {', '.join(key for key, _ in wrong[1:])}" if wrong[1:] else ""
+        raise DifferenceError(f"step {step.step}: {' '.join(wrong[0])}{others}")
     left = sorted(step.payload.keys() - expected.keys())
     unknown = [key for key in left if key not in step.excused]
     if unknown:
         raise DifferenceError(
-            f"no equation says what {', '.join(unknown)} should be; the other {len(expected)} numbers of the step agree"
+            f"step {step.step}: no equation says what {', '.join(unknown)} should be; the other {len(expected)} "
+            "numbers agree"
         )
     found = f"{len(expected)} of {len(step.payload)} numbers"
     return found + "".join(f"; not {key}: {step.excused[key]}" for key in left)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from coordexp.audit import answers, token_flow
+from coordexp.audit import answers, backends, token_flow
 from coordexp.audit.answers import Answered
 from coordexp.audit.equations import check_equations
 from coordexp.audit.findings import AuditLine, DifferenceError, ask, skip
@@ -21,7 +22,7 @@ from coordexp.audit.subject import ShortRun, Subject
 from coordexp.codec.records import order_objects
 from coordexp.config import load_run_config
 from coordexp.data.source import source_of
-from coordexp.errors import ConfigError
+from coordexp.errors import ConfigError, CoordExpError
 from coordexp.models.coord_offset import OFFSET_FILE, attach_coord_offset, coord_offset_of
 from coordexp.models.merge_offset import is_adapter, merge_offset, with_adapter
 from coordexp.packing.layout import pack_samples
@@ -39,12 +40,15 @@ class Options:
     """What is asked beside the recipe as it stands.
 
     ranks: a second short run on so many processes; 1 leaves it out.
-    other_packing: a short run with packing switched.  backends: of `infer`, beside hf.
+    other_packing: a short run with packing switched.
+    backends: of `infer`, beside hf: vllm.
+    server: `base_url`, `served_model` and `api_key_env` of an OpenAI server that serves the model a recipe starts from.
     """
 
     ranks: int = 1
     other_packing: bool = True
     backends: tuple[str, ...] = ()
+    server: Mapping[str, str] = field(default_factory=dict)
     max_new_tokens: int = 64
 
 
@@ -94,8 +98,24 @@ class Audit:
         return VisionLayout.from_config(AutoConfig.from_pretrained(self.subject.model))
 
     @cached_property
+    def _opened(self) -> Answered | CoordExpError:
+        """`infer` on the checkpoint, or what kept it from answering."""
+        try:
+            return self._infer("hf", self.checkpoint)
+        except CoordExpError as error:
+            return error
+
+    @property
     def answered(self) -> Answered:
-        return self._infer("hf", self.checkpoint)
+        if isinstance(self._opened, CoordExpError):
+            raise self._opened
+        return self._opened
+
+    def _ask_checkpoint(self, area: str, question: str, check: Callable[[], str]) -> AuditLine:
+        """A question that needs answers of the checkpoint; where there are none, the line on its prompts says why."""
+        if isinstance(self._opened, CoordExpError):
+            return skip(area, question, "the checkpoint cannot be asked: see prompts, training = infer")
+        return ask(area, question, check)
 
     def findings(self) -> list[AuditLine]:
         """One per question."""
@@ -114,23 +134,28 @@ class Audit:
             )
         )
         found += self._rollouts()
-        found.append(ask("answers", "stored = generated", lambda: answers.check_stored(self.answered)))
-        found.append(
-            ask(
-                "answers",
-                "arg-max of a teacher-forced pass",
-                lambda: answers.check_teacher_forced(self.answered),
-            )
-        )
-        for backend in self.options.backends:
-            found += self._backend(backend)
-        found.append(ask("packing", "packed = single", self._packed))
+        found += self._answers()
+        if "vllm" in self.options.backends:
+            found += self._vllm()
+        if self.options.server:
+            found += self._server(self.options.server)
+        found.append(self._ask_checkpoint("packing", "packed = single", self._packed))
         found.append(ask("telemetry", "payload = float64", lambda: self._equations(self.run)))
         if self.options.ranks > 1:
             question = f"payload = float64, {self.options.ranks} ranks"
             found.append(ask("telemetry", question, lambda: self._equations(self.ranks)))
-        found.append(ask("weights", "checkpoint = plain transformers", self._reloaded))
+        found.append(self._ask_checkpoint("weights", "checkpoint = plain transformers", self._reloaded))
         return found
+
+    def _answers(self) -> list[AuditLine]:
+        questions: dict[str, Callable[[Answered], str]] = {
+            "stored = generated": answers.check_stored,
+            "arg-max of a teacher-forced pass": answers.check_teacher_forced,
+        }
+        return [
+            self._ask_checkpoint("answers", question, lambda check=check: check(self.answered))  # type: ignore[misc]
+            for question, check in questions.items()
+        ]
 
     def _flow(self, name: str, run: ShortRun) -> list[AuditLine]:
         return [
@@ -149,15 +174,17 @@ class Audit:
             return [skip("order, targets", name, str(error).splitlines()[-1])]
         return self._flow(name, run)
 
-    def _infer(self, backend: str, model: Path) -> Answered:
+    def _infer(self, backend: str, model: Path, **settings: Any) -> Answered:
         output = self.subject.work / f"infer_{backend}_{model.name}"
         tokens = self.options.max_new_tokens
-        return Answered.by(backend, model, self.subject.data, output, max_new_tokens=tokens)
+        return Answered.by(backend, model, self.subject.data, output, max_new_tokens=tokens, **settings)
 
     def _training_inputs(self) -> list[AuditLine]:
         return [
             ask("prompts", "training = infer", lambda: self._compared(answers.check_training_prompts)),
-            ask("pixels", "training = infer", lambda: self._compared(answers.check_training_pixels)),
+            self._ask_checkpoint(
+                "pixels", "training = infer", lambda: self._compared(answers.check_training_pixels)
+            ),
         ]
 
     def _compared(self, check: Callable[[ShortRun, Subject, Answered, VisionLayout], str]) -> str:
@@ -167,7 +194,7 @@ class Audit:
         if not any(plan["answers"] for plan in self.run.plans):
             return [skip("rollouts", "prompts and weights", "the recipe's first steps have no rollouts")]
         return [
-            ask(
+            self._ask_checkpoint(
                 "rollouts",
                 "prompts",
                 lambda: answers.check_rollout_prompts(self.run, self.subject, self.answered),
@@ -181,20 +208,22 @@ class Audit:
             raise DifferenceError(
                 "rollouts are sampled, so they cannot be repeated; set decoding.temperature: 0"
             )
-        tokens, expected = rollout["max_new_tokens"], {}
+        asked = {
+            "max_new_tokens": rollout["max_new_tokens"],
+            "coord": rollout["decoding"]["coord"],
+            "prompt": self.run.config["custom"]["prompt"],
+        }
+        expected = {}
         for plan in self.run.plans:
             step = plan["step"]
             if plan["answers"] and step not in expected:
-                expected[step] = self._greedy(self._weights_before(self.run, step), tokens)
+                expected[step] = self._greedy(self._weights_before(self.run, step), asked)
         return answers.check_policy(self.run, expected, self.subject.tokenizer)
 
-    def _greedy(self, model: Path, max_new_tokens: int) -> Mapping[str, Sequence[int]]:
+    def _greedy(self, model: Path, asked: Mapping[str, Any]) -> Mapping[str, Sequence[int]]:
         """Greedy answers of a folder's weights to the run's own questions, by sample id."""
         output = self.subject.work / f"replay_{model.name}"
-        prompt = self.run.config["custom"]["prompt"]
-        answered = Answered.by(
-            "hf", model, self.subject.data, output, max_new_tokens=max_new_tokens, prompt=prompt
-        )
+        answered = Answered.by("hf", model, self.subject.data, output, **asked)
         ids = [source_of(record).sample_id for record in self.subject.records]
         requests = answered.job.requests()
         return {
@@ -202,20 +231,36 @@ class Audit:
             for sample_id, request in zip(ids, requests, strict=True)
         }
 
-    def _backend(self, backend: str) -> list[AuditLine]:
-        other = self._infer(backend, self.checkpoint)
-        return [
-            ask(
-                "prompts",
-                f"{backend} = hf",
-                lambda: answers.check_backend_prompts(self.answered, other, backend),
-            ),
-            ask(
-                "answers",
-                f"{backend} = hf",
-                lambda: answers.check_same_answers(self.answered, other, backend),
-            ),
-        ]
+    def _vllm(self) -> list[AuditLine]:
+        """Of the checkpoint; where it holds adapters, hf answers with them and vLLM with the merged weights."""
+        name = "vllm = hf" if self.merged == self.checkpoint else "vllm, merged = hf"
+        if isinstance(self._opened, CoordExpError):
+            return [self._ask_checkpoint("prompts, pixels, answers", name, str)]
+        try:
+            other = self._infer("vllm", self.merged)
+        except CoordExpError as error:
+            return [AuditLine("answers", name, False, str(error))]
+        with closing(other.backend):
+            return [
+                ask("prompts", name, lambda: backends.check_backend_prompts(self.answered, other, "vllm")),
+                ask("pixels", name, lambda: backends.check_engine_pixels(self.answered, other, "vllm")),
+                ask("answers", name, lambda: backends.check_same_answers(self.answered, other, "vllm")),
+            ]
+
+    def _server(self, server: Mapping[str, str]) -> list[AuditLine]:
+        """Of the model that the recipe starts from, which is what the server must serve."""
+        name = "openai = hf"
+        try:
+            own = self._infer("hf", self.subject.model)
+            other = self._infer("openai", self.subject.model, **server)
+        except CoordExpError as error:
+            return [AuditLine("answers", name, False, str(error))]
+        with closing(own.backend), closing(other.backend):
+            return [
+                ask("prompts", name, lambda: backends.check_backend_prompts(own, other, "the server")),
+                ask("pixels", name, lambda: backends.check_sent_pixels(own, "what is sent")),
+                ask("answers", name, lambda: backends.check_same_answers(own, other, "the server")),
+            ]
 
     @torch.no_grad()
     def _packed(self) -> str:

@@ -47,6 +47,13 @@ def token_symbols(data: bytes) -> str:
     return "".join(_SYMBOL_BY_BYTE[byte] for byte in data)
 
 
+def token_names(tok: Tokenizer, ids: Iterable[int]) -> list[str]:
+    """Vocabulary entries by id; `<id 151999>` for one beyond the tokenizer's, as padded heads can write it."""
+    ids = list(map(int, ids))
+    found = tok.convert_ids_to_tokens(ids)
+    return [f"<id {i}>" if name is None else str(name) for i, name in zip(ids, found, strict=True)]
+
+
 class TokenPieces(dict[int, bytes]):
     """Bytes of each token id, looked up on first use. An id the tokenizer does not know has no bytes.
 

@@ -31,6 +31,9 @@ _COUNTED = {
     "file and line; raise global_max_length or mend the records",
 }
 """Counts that should be 0 over a whole run, and what to do about them."""
+_AUDIT_HELPS = ("parse_drop", "no_prediction", "excluded", "closure_drop", "gating", "f1_fell")
+"""Advice whose cause may be that two places disagree, which nobody sees in a number."""
+_AUDITED = "prompts, pixels, targets and weights agree everywhere"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "global_step*")
 
 
@@ -70,7 +73,7 @@ def diagnose(run_dir: Path, *, now: float | None = None) -> Diagnosis:
             *_stats_behind(run_dir / STATS_FILE, payloads[-1]),
             *_best_checkpoint(run_dir, resolved.get("derived", {}), payloads, is_finished),
             *_counted(payloads),
-            *_unhealthy(payloads),
+            *_unhealthy(payloads, _audit_command(run_dir, resolved)),
             *_advice(resolved),
         ],
     )
@@ -184,8 +187,20 @@ def _counted(payloads: Sequence[Payload]) -> list[str]:
     return problems
 
 
-def _unhealthy(payloads: Sequence[Payload]) -> list[str]:
-    """Advice on the last windows and the last evaluation, the newest of each kind."""
+def _audit_command(run_dir: Path, resolved: Mapping[str, Any]) -> str:
+    """The audit of the run's newest checkpoint on what it is trained on."""
+    checkpoints = [path for path in run_dir.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+    newest = max(checkpoints, key=lambda path: int(path.name.partition("-")[2]), default=None)
+    data = resolved.get("swift", {}).get("dataset") or ["TRAIN.jsonl"]
+    name = data if isinstance(data, str) else data[0]
+    return f"coordexp audit {'RUN_FILE' if newest is None else newest} {name}"
+
+
+def _unhealthy(payloads: Sequence[Payload], audit: str) -> list[str]:
+    """Advice on the last windows and the last evaluation, the newest of each kind.
+
+    audit: the command that tells whether prompts, targets and weights are what they seem.
+    """
     train = [index for index, payload in enumerate(payloads) if payload["mode"] == "train"]
     evals = [index for index, payload in enumerate(payloads) if payload["mode"] == "eval"]
     recent = {*train[-RECENT_WINDOWS:], *evals[-1:]}
@@ -197,7 +212,9 @@ def _unhealthy(payloads: Sequence[Payload]) -> list[str]:
         }
         found = watch.look(numbers)
         if index in recent:
-            newest |= {(a.kind, a.key): f"step {payload['global_step']}: {a.message}" for a in found}
+            for one in found:
+                hint = f" `{audit}` tells whether {_AUDITED}." if one.kind in _AUDIT_HELPS else ""
+                newest[one.kind, one.key] = f"step {payload['global_step']}: {one.message}{hint}"
     return list(newest.values())
 
 

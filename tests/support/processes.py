@@ -91,8 +91,12 @@ def swift_environment(**environment: str) -> dict[str, str]:
     }
 
 
-def run_coordexp(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """`coordexp ARGUMENTS` in a process of its own."""
+def run_coordexp(
+    *arguments: object, cwd: Path = ROOT, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """`coordexp ARGUMENTS` in a process of its own; timeout: seconds."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "coordexp.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False, timeout=300)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=env, cwd=cwd, check=False, timeout=timeout
+    )

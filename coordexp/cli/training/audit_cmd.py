@@ -27,6 +27,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--backends", nargs="+", default=[], choices=["vllm"], help="also answer with these backends of infer"
     )
+    parser.add_argument(
+        "--base-url", help="also ask this OpenAI server, which serves the model the recipe starts from"
+    )
+    parser.add_argument("--served-model", help="the name that server knows the model by")
+    parser.add_argument("--api-key-env", metavar="NAME", help="environment variable that holds its key")
     parser.add_argument("--recipe-only", action="store_true", help="leave out the run with packing switched")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="tokens of an answer (default 64)")
     parser.add_argument("--output", type=Path, help="write the findings there as JSON")
@@ -55,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
             ranks=args.ranks,
             other_packing=not args.recipe_only,
             backends=tuple(args.backends),
+            server=_server(args),
             max_new_tokens=args.max_new_tokens,
         )
         findings = Audit(subject, options).findings()
@@ -62,3 +68,14 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         write_findings(args.output, findings, {"target": str(args.target), "data": str(args.data)})
     return EXIT_FAILURE if any(one.passed is False for one in findings) else EXIT_OK
+
+
+def _server(args: argparse.Namespace) -> dict[str, str]:
+    """What `infer` is told of a server; empty without one."""
+    given = {"base_url": args.base_url, "served_model": args.served_model, "api_key_env": args.api_key_env}
+    found = {name: value for name, value in given.items() if value}
+    if found and not (args.base_url and args.served_model):
+        from coordexp.errors import ConfigError
+
+        raise ConfigError("--base-url (http://host:port/v1) and --served-model go together.")
+    return found

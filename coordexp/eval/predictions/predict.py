@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from coordexp.codec.parse import desc_token_positions, parse_rollout
+from coordexp.codec.pieces import token_names
 from coordexp.codec.records import Record
 from coordexp.codec.serialize import to_strict_json
 from coordexp.eval.predictions.artifacts import BAD_PICTURE, artifact_line, bad_picture_line
@@ -94,7 +95,7 @@ def _trace_line(
         "image_id": image_id,
         "image": record.images[0],
         "text": parsed.text,
-        "generated_token_text": tokenizer.convert_ids_to_tokens(list(rollout.response_token_ids)),
+        "generated_token_text": token_names(tokenizer, rollout.response_token_ids),
         "token_logprobs": [value if math.isfinite(value) else None for value in rollout.token_logprobs],
         "object_token_positions": [list(obj.token_positions) for obj in parsed.objects],
         "object_desc_token_positions": [

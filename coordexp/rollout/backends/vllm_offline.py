@@ -16,7 +16,12 @@ from coordexp.rollout.checks import timed
 from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.swift_bridge.generation_prompts import stop_token_ids
-from coordexp.swift_bridge.vllm_engine import build_vllm_engine, set_environment, stop_engine
+from coordexp.swift_bridge.vllm_engine import (
+    build_vllm_engine,
+    engine_patches,
+    set_environment,
+    stop_engine,
+)
 
 
 class VllmOfflineBackend(RolloutBackend):
@@ -86,6 +91,15 @@ class VllmOfflineBackend(RolloutBackend):
     @property
     def max_new_tokens(self) -> int:
         return self._max_new_tokens
+
+    def patches(self, request: RolloutRequest) -> torch.Tensor | None:
+        """What the engine's own processor makes of the picture of a question, [P, D]; None without a picture."""
+        from vllm import SamplingParams
+
+        from coordexp.rollout.decoding.vllm_requests import encode_request
+
+        encoded = encode_request(self._engine, self.name, request.request_id or "request", request)
+        return engine_patches(self._engine, encoded, SamplingParams(max_tokens=1))
 
     def _release(self) -> None:
         stop_engine(self._engine)

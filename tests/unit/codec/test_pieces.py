@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from coordexp.codec import pieces as pieces_module
-from coordexp.codec.pieces import DecodedTokens, pieces_of
+from coordexp.codec.pieces import DecodedTokens, pieces_of, token_names
 from coordexp.errors import ConfigError, RolloutError
 
 
@@ -135,3 +135,9 @@ def test_bytes_without_a_token_are_an_error():
     tok = PreTrainedTokenizerFast(tokenizer_object=bpe)
     with pytest.raises(RolloutError, match=r"no tokens for the bytes b'\}'"):
         pieces_of(tok).encode_exactly(b"}")
+
+
+def test_an_id_that_is_no_token_is_named_by_its_number(tok):
+    known = encode(tok, '{"objects"')
+    names = tok.convert_ids_to_tokens(known)
+    assert token_names(tok, [*known, len(tok) + 5, known[0]]) == [*names, f"<id {len(tok) + 5}>", names[0]]

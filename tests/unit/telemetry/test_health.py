@@ -217,6 +217,21 @@ def test_a_checkpoint_without_weights_and_one_on_its_way(tmp_path):
     assert diagnose(just_evaluated).problems == []
 
 
+def test_the_audit_is_named_where_two_places_may_disagree(tmp_path):
+    bad = [("train", 10, {"rollout/excluded_rate": 0.5, "rollout/parse_truncated_rate": 0.9})]
+    run = write_run(tmp_path / "run", bad, checkpoints=[9, 10], swift={"dataset": ["data/train.jsonl"]})
+    problems = {problem.split()[2]: problem for problem in diagnose(run).problems if "step 10" in problem}
+    assert problems["rollout/excluded_rate"].endswith(
+        f" `coordexp audit {run}/checkpoint-10 data/train.jsonl` tells whether prompts, pixels, targets and weights "
+        "agree everywhere."
+    )
+    assert "audit" not in problems["rollout/parse_truncated_rate"]
+    bare = write_run(tmp_path / "bare", [("train", 10, {"rollout/sample_valid_pred_rate": 0.1})])
+    assert any(
+        "`coordexp audit RUN_FILE TRAIN.jsonl` tells" in problem for problem in diagnose(bare).problems
+    )
+
+
 def test_not_finite_numbers_are_counted_over_the_whole_run(tmp_path):
     early = [
         ("train", 1, {"health/nonfinite_metrics_total": 2.0}),
