@@ -95,9 +95,10 @@ def rows_in_a_list(data: str) -> Meter:
     from datasets import Dataset
 
     from coordexp.codec.records import iter_jsonl
+    from coordexp.config.schema.prompt import Prompt
     from coordexp.data.dataset import RowMaker
 
-    maker = RowMaker("Detect all objects in the image.")
+    maker = RowMaker(Prompt())
     with Meter() as meter:
         rows = [maker.row(record) for record in iter_jsonl(data, require_images=True)]
         kept = rows, Dataset.from_list(rows)
@@ -116,23 +117,23 @@ def first_start(data: str) -> Meter:
 def second_start(data: str) -> Meter:
     from swift.dataset import load_dataset
 
+    from coordexp.config.schema.prompt import Prompt
     from coordexp.data.dataset import read_training_rows
     from coordexp.swift_bridge.dataset import register_jsonl
 
     with Meter() as meter:
-        register_jsonl(
-            [data], lambda path: read_training_rows(path, prompt="Detect all objects in the image.")
-        )
+        register_jsonl([data], lambda path: read_training_rows(path, Prompt()))
         rows, _ = load_dataset([data], shuffle=True)
         assert rows[0]["messages"]
     return meter
 
 
 def further_process(data: str) -> Meter:
+    from coordexp.config.schema.prompt import Prompt
     from coordexp.data.dataset import read_training_rows
 
     with Meter() as meter:
-        rows = read_training_rows(data, prompt="Detect all objects in the image.")
+        rows = read_training_rows(data, Prompt())
         draws = random.Random(0)
         for _ in range(ROWS_READ):
             assert rows[draws.randrange(len(rows))]["messages"]
