@@ -71,14 +71,20 @@ def part_losses(terms: Stage1Terms, names: Sequence[str]) -> dict[str, tuple[Ten
     }
 
 
-def finish_parts(metrics: dict[str, float], names: Sequence[str]) -> None:
-    """Complete a flushed window of evaluation: the loss of every data set, as `eval_loss` of all together."""
+def finish_parts(metrics: dict[str, float], mode: str, names: Sequence[str]) -> None:
+    """Complete a flushed window: no token count of a data set that had none; in evaluation the loss of every other."""
+    prefix = EVAL_PREFIX if mode == "eval" else ""
     for name in names:
-        text, coord = (
-            metrics.get(EVAL_PREFIX + dataset_key(name, key)) for key in (BASE_CE_LOSS, COORD_DIAG_LOSS)
-        )
-        if text is not None:
-            metrics[EVAL_PREFIX + dataset_key(name, DATASET_LOSS)] = text + (coord or 0.0)
+        for loss, tokens in (
+            (BASE_CE_LOSS, BASE_CE_NONCOORD_TOKENS),
+            (COORD_DIAG_LOSS, COORD_DIAG_COORD_TOKENS),
+        ):
+            if prefix + dataset_key(name, loss) not in metrics:
+                metrics.pop(prefix + dataset_key(name, tokens), None)
+        text = metrics.get(prefix + dataset_key(name, BASE_CE_LOSS))
+        if mode == "eval" and text is not None:  # in the ablation it is there already
+            coord = metrics.get(prefix + dataset_key(name, COORD_DIAG_LOSS), 0.0)
+            metrics.setdefault(prefix + dataset_key(name, DATASET_LOSS), text + coord)
 
 
 def finish_per_sample(metrics: dict[str, float], mode: str) -> None:

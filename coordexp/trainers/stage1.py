@@ -115,7 +115,7 @@ class Stage1CoordTrainer(CoordTrainer):
         if mode == "eval" and BASE_CE_LOSS_EVAL in metrics and self.weights.enabled:
             # The trainer's own eval_loss averages batch means, which depends on the batch size; this one is exact.
             metrics[EVAL_LOSS] = metrics[BASE_CE_LOSS_EVAL] + metrics.get(COORD_LOSS_EVAL, 0.0)
-            finish_parts(metrics, self.mixed_datasets)
+        finish_parts(metrics, mode, self.mixed_datasets)
         if self.template.padding_free:
             finish_per_sample(metrics, mode)
         return metrics

@@ -74,7 +74,10 @@ def check_parts_add_up(metrics: dict[str, float], prefix: str = "") -> None:
         ("coord_diag/loss", "coord_diag/coord_tokens"),
     ):
         of_parts = [
-            (metrics.get(f"{prefix}dataset/{name}/{loss}"), metrics[f"{prefix}dataset/{name}/{tokens}"])
+            (
+                metrics.get(f"{prefix}dataset/{name}/{loss}"),
+                metrics.get(f"{prefix}dataset/{name}/{tokens}", 0),
+            )
             for name in NAMES
         ]
         assert all((value is None) == (count == 0) for value, count in of_parts)  # absent is not zero
