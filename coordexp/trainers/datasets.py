@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -31,8 +32,7 @@ def encode_datasets(arguments: dict[str, Any], settings: RunSettings) -> None:
     Raises RecordError naming samples that are longer than max_length, unless the run is not strict.
     """
     template, strict = arguments["template"], settings.swift["strict"]
-    samples_per_step = 1 if settings.sections.training.packing else samples_of_a_step(arguments["args"])
-    _keep_order(arguments["args"], settings)
+    samples_per_step = _keep_order(arguments, settings)
 
     def encoded(lazy: Any, *, name: str) -> EncodedSamples:
         shown = shown_rows(rows_of(lazy), settings, name, 1, samples_per_step)
@@ -53,7 +53,7 @@ def question_datasets(
     samples_per_step: of all ranks; an epoch is filled up to whole steps.  packing_length: of a step's targets, if any.
     Raises RecordError naming training samples that are longer than max_length or a pack.
     """
-    _keep_order(arguments["args"], settings)
+    _keep_order(arguments, settings)
     for name, multiple_of in ((TRAIN, samples_per_step), (EVAL, 1)):
         rows, template = rows_of(arguments.get(name)), arguments["template"]
         if rows is None:
@@ -122,10 +122,15 @@ def shown_rows(
     return ShownRows(mixed.rows, order=order, augmenter=augmenter, maker=maker, part_of=mixed.name_of)
 
 
-def _keep_order(args: Any, settings: RunSettings) -> None:
-    """A mixture has an order of its own, in which its samples must be taken; packs of it are shuffled."""
-    if settings.sections.custom.fusion is not None and not settings.sections.training.packing:
-        args.train_dataloader_shuffle = False
+def _keep_order(arguments: Mapping[str, Any], settings: RunSettings) -> int:
+    """A mixture has an order of its own, in which its samples must be taken; packs of it are shuffled.
+
+    Returns what its epoch must be a multiple of: the samples of a step, 1 where they are packed.
+    """
+    if settings.sections.custom.fusion is None or settings.sections.training.packing:
+        return 1
+    arguments["args"].train_dataloader_shuffle = False
+    return samples_of_a_step(arguments["args"])
 
 
 def _augmentation(settings: RunSettings, name: str) -> Augmentation | None:
