@@ -39,3 +39,7 @@ class RolloutError(CoordExpError):
     """A rollout that cannot be produced, parsed into a target, or appended to."""
 
     exit_code = EXIT_FAILURE
+
+
+class DeviceMemoryError(CoordExpError):
+    """Something that does not fit into the memory of the device, also in smaller pieces."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from coordexp.codec.schema import BoxObject
+from coordexp.data.lengths import sample_lengths
 from coordexp.data.shown import ShownRows
 from coordexp.data.source import SampleSource, naming_sample
 from coordexp.swift_bridge.draws import DrawnDataset
@@ -47,6 +48,12 @@ class RawSamples(DrawnDataset):
 
     def __len__(self) -> int:
         return len(self._shown)
+
+    def lengths(self) -> list[int]:
+        """Tokens of every sample of the first epoch, with its ground truth as answer."""
+        all_rows = sample_lengths(self._shown.rows, self._template)
+        lengths: list[int] = all_rows[self._shown.order.rows_in(0)].tolist()
+        return lengths
 
     def __getitem__(self, index: int) -> RawSample:
         """Raises RecordError naming file and line of a sample whose prompt cannot be encoded."""

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from coordexp.control.halving import Halving
 from coordexp.errors import ConfigError
 from coordexp.head.chunk_logits import ChunkLogits, coord_only_inputs, gradients, text_only_inputs
 from coordexp.head.liger import OnPredicted, TextKernel
@@ -29,7 +30,7 @@ class FusedHead(Generic[Terms]):
 
     Arguments: those of `head.run.apply_head`, with the chunk size settled; `text_kernel` takes all text rows at
     once (`head.liger`), None leaves them to the chunks. There must be rows, and columns beside the coordinate
-    tokens.
+    tokens. pieces: what happens where memory runs out; None, or an `observe` without `restart`: it is raised.
     """
 
     def __init__(
@@ -43,10 +44,14 @@ class FusedHead(Generic[Terms]):
         chunk_rows: int,
         observe: Observer | None = None,
         text_kernel: TextKernel | None = None,
+        pieces: Halving | None = None,
+        restart: Callable[[], None] | None = None,
     ):
         self.projection, self.rows, self.columns, self.needs = projection, rows, columns, needs
         self.objective, self.observe, self.chunk_rows = objective, observe, chunk_rows
         self.text_kernel = text_kernel
+        self.pieces = pieces if observe is None or restart is not None else None
+        self.restart = restart
         self.terms: list[Terms] = []
         self.dtype = projection.compute_dtype()
         if self.dtype not in FUSED_DTYPES:
@@ -63,14 +68,25 @@ class FusedHead(Generic[Terms]):
         )
 
     def run(self, wanted: list[bool]) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss, and its gradient with respect to each wanted tensor of the projection."""
+        """The loss, and its gradient with respect to each wanted tensor of the projection.
+
+        Where memory runs out everything begins anew with smaller chunks: what half a chunk had added is dropped.
+        """
+        if self.pieces is None:
+            return self._pass(wanted, self.chunk_rows)
+        return self.pieces.run(self.chunk_rows, lambda size: self._pass(wanted, size))
+
+    def _pass(self, wanted: list[bool], chunk_rows: int) -> tuple[Tensor, list[Tensor | None]]:
         head = self.projection
+        self.terms.clear()
+        if self.restart is not None:
+            self.restart()
         with torch.autocast(head.hidden_RH.device.type, enabled=False):
             products = HeadProducts(head, self.columns, self.dtype, self.math_dtype, wanted)
             loss = torch.zeros((), dtype=self.math_dtype, device=head.hidden_RH.device)
             if self.text_kernel is not None and self.rows.num_text:
                 loss += self._text_at_once(products, self.text_kernel)
-            for where, piece in self.rows.chunks(self.chunk_rows):
+            for where, piece in self.rows.chunks(chunk_rows):
                 if piece.num_text and self.text_kernel is not None:
                     continue
                 evaluate = self._coord_only if self._is_coord_only(piece) else self._whole_vocabulary

@@ -28,6 +28,7 @@ from typing import Any, Generic, Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from coordexp.control.halving import Halving, OnRetry
 from coordexp.errors import ConfigError, ContractError
 from coordexp.head.call import head_computes, head_on_rows
 from coordexp.head.fused import FUSED_DTYPES, FusedHead, Observer
@@ -42,6 +43,8 @@ CHUNK_BYTES = {"cpu": 80 * 2**20, "cuda": 512 * 2**20}
 """Size of the logits buffer of the fused head, by device type."""
 PLAIN_BYTES = 256 * 2**20
 """`auto` builds logits of up to this size in one piece."""
+LEAST_CHUNK_ROWS = 8
+"""Chunks are not halved below this."""
 Objective = Callable[[LossInputs], tuple[Tensor, Terms]]
 RunModel = Callable[[], Any]
 """Runs the model; returns what comes out of its head."""
@@ -55,6 +58,8 @@ class Supervised(Generic[Terms]):
     needs: LossNeeds
     objective: Objective[Terms]
     observe: Observer | None = None
+    restart: Callable[[], None] | None = None
+    """Makes `observe` forget, before all rows are seen anew; without it, memory that runs out is an error at once."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,19 @@ class RowsHead:
     Arguments:
         mode: `custom.head`.
         columns: the coordinate tokens.
+        on_retry: told when the fused head ran out of memory and goes on with smaller chunks.
     """
 
-    def __init__(self, mode: HeadMode, columns: CoordColumns) -> None:
+    def __init__(self, mode: HeadMode, columns: CoordColumns, on_retry: OnRetry = lambda: None) -> None:
         self.mode, self.columns = mode, columns
+        self._pieces = Halving(
+            "the fused head, which computes chunks of rows",
+            "packing_length or per_device_train_batch_size",
+            error=torch.OutOfMemoryError,
+            free=torch.cuda.empty_cache,
+            on_retry=on_retry,
+            least=LEAST_CHUNK_ROWS,
+        )
 
     def __call__(
         self,
@@ -89,9 +103,10 @@ class RowsHead:
         needs: LossNeeds,
         objective: Objective[Terms],
         observe: Observer | None = None,
+        restart: Callable[[], None] | None = None,
     ) -> tuple[Tensor, list[Terms]]:
         """One forward: the loss, 0-dim, and the terms of each chunk. Arguments as for `run` and `Supervised`."""
-        result = self.run(model, unwrapped, inputs, Supervised(rows, needs, objective, observe))
+        result = self.run(model, unwrapped, inputs, Supervised(rows, needs, objective, observe, restart))
         if result.loss is None:
             raise ContractError("the forward gave no loss although it had an objective")
         return result.loss, result.terms
@@ -180,7 +195,15 @@ class RowsHead:
             return loss, [terms]
         objective = _without_autocast(supervised.objective, hidden_RH.device.type)
         return apply_head(
-            projection, rows, self.columns, needs, objective, mode=self.mode, observe=supervised.observe
+            projection,
+            rows,
+            self.columns,
+            needs,
+            objective,
+            mode=self.mode,
+            observe=supervised.observe,
+            pieces=self._pieces,
+            restart=supervised.restart,
         )
 
     def _slot_logits(self, head: nn.Module, hidden_NH: Tensor) -> Tensor:
@@ -228,6 +251,8 @@ def apply_head(
     chunk_rows: int | None = None,
     observe: Observer | None = None,
     liger: bool = True,
+    pieces: Halving | None = None,
+    restart: Callable[[], None] | None = None,
 ) -> tuple[Tensor, list[Terms]]:
     """Loss of the rows, 0-dim, and the terms of each chunk (at least one; merge them).
 
@@ -243,6 +268,7 @@ def apply_head(
             neither change nor keep the logits.
         liger: let liger-kernel serve the text rows where it can (`head.liger`). The objective is then called
             twice on them, and must be linear in their cross-entropy.
+        pieces: what happens where memory runs out in the fused head; None: it is raised. `restart` as for `Supervised`.
     """
     if mode not in get_args(HeadMode):
         raise ConfigError(f"custom.head = {mode!r}: expected one of {', '.join(get_args(HeadMode))}")
@@ -250,8 +276,9 @@ def apply_head(
         size = chunk_rows or default_chunk_rows(projection)
         kernel = choose_kernel(projection, needs, observe) if liger else None
         head = FusedHead(
-            projection, rows, columns, needs, objective, chunk_rows=size, observe=observe, text_kernel=kernel
-        )
+            projection, rows, columns, needs, objective, chunk_rows=size, observe=observe, text_kernel=kernel,
+            pieces=pieces, restart=restart,
+        )  # fmt: skip
         return head.loss(), head.terms
     logits_RV = projection.logits(columns)
     if observe is not None:

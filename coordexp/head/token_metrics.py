@@ -84,6 +84,12 @@ class TokenMetrics:
         self._top5_hits: list[Tensor] = []
         self._masses: list[Tensor] = []
 
+    def restart(self) -> None:
+        """Forget what was seen: all rows come again."""
+        self._num_seen = 0
+        for seen in (self._hits, self._flips, self._top5_hits, self._masses):
+            seen.clear()
+
     @property
     def observer(self) -> Observer:
         """What a head calls with the next rows, in their order, each once. Asks for no logits where arg-maxes do."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coordexp.config.checks.problems import Place, Problem, closest
+from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.config.schema.rollout_eval import RolloutEval
 from coordexp.config.schema.sections import Sections
 from coordexp.metrics import keys_rollout, keys_run, keys_stage1, keys_tokens
 from coordexp.metrics.catalog import EVAL_PREFIX, lookup
@@ -34,19 +36,24 @@ class BestMetric:
 
 def evaluation_keys(variant: str, sections: Sections) -> tuple[str, ...]:
     """The keys, without `eval_`, that evaluation under a trainer variant can report."""
-    rollout = sections.rollout_matching
-    if variant != STAGE1 and rollout is not None:
-        detection = rollout.eval_detection
-        coco = keys_rollout.EVALUATION_DETECTION[detection.metrics] if detection.enabled else ()
-        descs = keys_rollout.EVALUATION_DESC if rollout.desc_monitor.enabled else ()
-        known = keys_rollout.EVALUATION + coco + descs
-        split = tuple(key for key in EVALUATION_BY_DATASET if key in known)
-        return known + _of_datasets(sections, split)
+    if variant != STAGE1 and sections.rollout_matching is not None:
+        return _rollout_keys(sections.rollout_matching, sections)
     groups = [keys_stage1.BASE_CE, keys_stage1.COORD_DIAG, keys_stage1.COORD_ALIAS]
     if sections.custom.token_type_metrics.enabled:
         groups += keys_tokens.SECTIONS
     known = (keys_run.LOSS, keys_tokens.TOKEN_ACC, *(spec.key for group in groups for spec in group))
-    return known + _of_datasets(sections, (DATASET_LOSS, *STAGE1_BY_DATASET))
+    rollout_eval = sections.custom.rollout_eval
+    asked = _rollout_keys(rollout_eval, sections) if rollout_eval.enabled else ()
+    return known + _of_datasets(sections, (DATASET_LOSS, *STAGE1_BY_DATASET)) + asked
+
+
+def _rollout_keys(settings: RolloutMatching | RolloutEval, sections: Sections) -> tuple[str, ...]:
+    detection = settings.eval_detection
+    coco = keys_rollout.EVALUATION_DETECTION[detection.metrics] if detection.enabled else ()
+    descs = keys_rollout.EVALUATION_DESC if settings.desc_monitor.enabled else ()
+    known = keys_rollout.EVALUATION + coco + descs
+    split = tuple(key for key in EVALUATION_BY_DATASET if key in known)
+    return known + _of_datasets(sections, split)
 
 
 def _of_datasets(sections: Sections, keys: Sequence[str]) -> tuple[str, ...]:
@@ -61,15 +68,16 @@ def choose_best_metric(
     """Settle `metric_for_best_model` and `greater_is_better`.
 
     Args:
-        asked_for: as the user wrote it, with or without `eval_`. None takes the loss in stage 1 and rollout/f1 in
-            stage 2, whose evaluation has no loss.
+        asked_for: as the user wrote it, with or without `eval_`. None takes rollout/f1 where evaluation asks the model
+            (stage 2, and stage 1 with `custom.rollout_eval`), else the loss.
         greater_is_better: as the user wrote it; None takes the direction of the catalogue.
 
     Raises:
         ValueError: a number that evaluation does not report or that has no better direction, or a contradiction.
     """
     if asked_for is None:
-        key = keys_run.LOSS if variant == STAGE1 else keys_rollout.F1
+        writes = variant != STAGE1 or sections.custom.rollout_eval.enabled
+        key = keys_rollout.F1 if writes else keys_run.LOSS
     else:
         key = asked_for.removeprefix(EVAL_PREFIX)
     known = evaluation_keys(variant, sections)

@@ -24,6 +24,13 @@ TIME_ROLLOUT_TEACHER_ENCODE = TIME.define(
     unit="s",
     when=WITH_ROLLOUT,
 )
+TIME_ROLLOUT_EVAL = TIME.define(
+    "time/rollout_eval_s",
+    Kind.SECONDS,
+    "Asking the model and judging its answers, a part of `eval_runtime`.",
+    unit="s",
+    when="evaluation of stage 1 with `custom.rollout_eval` (as `eval_time/...`)",
+)
 
 ROLLOUT = KeySection(
     "Rollouts (`rollout/*`)",

@@ -36,6 +36,14 @@ TOKEN_TYPES_SKIPPED_TOTAL = HEALTH.define(
     when="steps where it happens",
     better="lower",
 )
+OOM_RETRIES_TOTAL = HEALTH.define(
+    "health/oom_retries_total",
+    Kind.COUNTER,
+    "Times that memory ran out and half the work was tried at once: a chunk of the head, or of decoding.",
+    unit="retries",
+    when="steps where it happens",
+    better="lower",
+)
 
 FRAMEWORK = KeySection(
     "Logged by ms-swift and the HF Trainer",

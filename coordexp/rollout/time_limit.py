@@ -36,5 +36,5 @@ class TimeLimit:
         """The error that says that `what` has taken too long."""
         return RolloutError(
             f"{what} took longer than {self.seconds:g} s ({self.key}). Is the device shared with another process? "
-            "Lower rollout_matching.decode_batch_size or max_new_tokens, or raise the limit."
+            "Lower decode_batch_size or max_new_tokens beside it, or raise the limit."
         )

@@ -99,6 +99,11 @@ def unpacked(dataset: Any) -> Any:
     return dataset.dataset if isinstance(dataset, PackingDataset) else dataset
 
 
+def packed_lengths(dataset: Any) -> list[int] | None:
+    """Tokens of each pack; None for a dataset that is not packed."""
+    return list(dataset.packed_length) if isinstance(dataset, PackingDataset) else None
+
+
 def replace_packed(dataset: Any, replacement: Callable[[Any], Any]) -> Any:
     """`replacement` of a dataset; of a packed one, packs of the `replacement` of its samples."""
     if not isinstance(dataset, PackingDataset):

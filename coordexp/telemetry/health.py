@@ -144,6 +144,14 @@ RULES: tuple[HealthRule, ...] = (
         action="lower the learning rate; look at the samples the console names",
     ),
     HealthRule(
+        "oom_retries",
+        keys_run.OOM_RETRIES_TOTAL,
+        0,
+        above=True,
+        meaning="memory ran out, and half the work was tried at once instead",
+        action="the console says what it was; lower it, since the next time both halves may not fit",
+    ),
+    HealthRule(
         "samples_replaced",
         keys_run.SAMPLES_REPLACED_TOTAL,
         0,

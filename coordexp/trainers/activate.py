@@ -40,6 +40,7 @@ from coordexp.swift_bridge.versions import check_versions
 from coordexp.trainers.offset_training import preparation, refuse_unmerged, restore_for_inference
 from coordexp.trainers.optimizers import register_optimizers
 from coordexp.trainers.runtime import RunSettings, activate
+from coordexp.trainers.start.leave_nothing import leave_nothing
 from coordexp.trainers.start.prompt import prompt_of_run, use_prompt_of
 
 logger = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ def activate_from_argv(argv: Sequence[str]) -> None:
     variant = _variant(flags, sections)
     if variant is None:
         return
+    if sections.custom.dry_run is not None:
+        leave_nothing(argv, flags.swift["output_dir"])
     raise_problems(
         [
             *swift_not_built(flags.swift),

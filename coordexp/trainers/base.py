@@ -25,7 +25,7 @@ from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns
 from coordexp.metrics.accumulate import MetricStore
 from coordexp.metrics.catalog import check_known
-from coordexp.metrics.keys_run import NONFINITE_LOSS_TOTAL, NONFINITE_METRICS_TOTAL
+from coordexp.metrics.keys_run import NONFINITE_LOSS_TOTAL, NONFINITE_METRICS_TOTAL, OOM_RETRIES_TOTAL
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.progress import PROGRESS_KEY, Progress
 from coordexp.metrics.sinks import MetricsSink, installed_versions
@@ -34,6 +34,9 @@ from coordexp.swift_bridge.prompts import complete_prompt
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
 from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
 from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
+from coordexp.trainers.dry_run.page import render
+from coordexp.trainers.dry_run.run import TEACHER_FORCED, DryRun
+from coordexp.trainers.dry_run.start import start_dry_run
 from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
 from coordexp.trainers.offset_training import OffsetTraining
 from coordexp.trainers.optimizers import OURS, checked_table, meet_flat_weights
@@ -72,6 +75,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self.add_callback(self._saves)
         self._resolved = self._resolve()
         self._own_optimizer: Optimizer | None = None
+        self.dry_run = self._start_dry_run()
         self._sink: MetricsSink | None = None
         self._health = HealthWatch()
         self._reported_nonfinite: set[str] = set()
@@ -115,6 +119,8 @@ class CoordTrainer(SwiftTrainerBridge):
         }
 
     def on_step(self, num_micro_steps: int) -> None:
+        if self.dry_run is not None:
+            self.dry_run.loaded()
         if not self._has_started:
             self._has_started = True
             kept = self.state.stateful_callbacks
@@ -130,6 +136,8 @@ class CoordTrainer(SwiftTrainerBridge):
     def keep_plan(self, plan: StepPlan) -> None:
         """The step that is about to run."""
         self._plan = plan
+        if self.dry_run is not None:
+            self.dry_run.planned(plan)
         if plan.step < self.settings.sections.debug.step_dumps:
             folder, rank = Path(self.args.output_dir) / DUMP_FOLDER, self.accelerator.process_index
             names = self.unwrapped_model.named_parameters()
@@ -142,7 +150,41 @@ class CoordTrainer(SwiftTrainerBridge):
         """
         self._progress.add_samples(num_samples, parts)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.dry_run is None:
+            return super().train(*args, **kwargs)
+        self.add_callback(self.dry_run)  # behind all others: it has the last word on evaluating and saving
+        result = self.dry_run.run(lambda: super(CoordTrainer, self).train(*args, **kwargs))
+        report = self.dry_run.report()
+        if self.is_world_process_zero():
+            print(render(report), flush=True)
+        return result
+
+    # dry run
+
+    def step_kinds(self, total_steps: int) -> dict[str, int]:
+        """Name of each kind of step that the run will ever run -> how many of them."""
+        return {TEACHER_FORCED: total_steps}
+
+    def num_rollout_images(self, num_samples: int) -> int | None:
+        """Images that an evaluation of `num_samples` asks the model about; None where it does nothing else."""
+        return None
+
+    def _start_dry_run(self) -> DryRun | None:
+        if self.settings.sections.custom.dry_run is None:
+            return None
+        derived = self._resolved["derived"]
+        num_eval = 0 if self.eval_dataset is None else len(self.eval_dataset)
+        return start_dry_run(
+            self,
+            self.step_kinds(int(derived.get("total_steps", 0))),
+            derived,
+            num_rollout_images=self.num_rollout_images(num_eval),
+        )
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.dry_run is not None:
+            return
         self.state.stateful_callbacks[PROGRESS_KEY] = self._progress.state(self._sum_on_host)
         self.state.stateful_callbacks[HEALTH_KEY] = {"args": {}, "attributes": self._health.state_dict()}
         super()._save_checkpoint(*args, **kwargs)
@@ -283,6 +325,10 @@ class CoordTrainer(SwiftTrainerBridge):
         """Clipping unscales fp16 gradients; without it nobody has."""
         if not self.args.max_grad_norm:
             self.accelerator.unscale_gradients()
+
+    def count_oom_retry(self) -> None:
+        """Memory ran out on this rank, and half the work was tried at once; leaves with the next training record."""
+        self.metrics.add(OOM_RETRIES_TOTAL, 1.0, mode="train")
 
     def _count_skipped_step(self) -> None:
         if self.is_world_process_zero():  # a step of the run, not of a rank

@@ -37,7 +37,10 @@ class BestCheckpoint:
             raise ConfigError(f"metric_for_best_model = {asked_for!r}: {error}") from None
         args.metric_for_best_model = self.metric.key
         args.greater_is_better = self.metric.greater_is_better
-        self._has_evaluation = args.eval_strategy != "no"
+        rollout_eval = settings.sections.custom.rollout_eval
+        self._has_evaluation = args.eval_strategy != "no" or (
+            rollout_eval.enabled and rollout_eval.every_steps is not None
+        )
         self._is_saved = self._has_evaluation and args.save_strategy != "no"
         self._said: set[str] = set()
 

@@ -12,13 +12,14 @@ from coordexp.config import Prompt
 from coordexp.config.run.data_files import files_of_sources
 from coordexp.config.schema.augmentation import Augmentation
 from coordexp.data.augment.augmenter import Augmenter
+from coordexp.data.chosen import ChosenSamples
 from coordexp.data.dataset import RowMaker
 from coordexp.data.lengths import check_lengths
 from coordexp.data.mixed import MixedOrder, open_mixed
 from coordexp.data.raw_samples import RawSamples
 from coordexp.data.samples import EncodedSamples
 from coordexp.data.shown import InTurn, Order, ShownRows
-from coordexp.swift_bridge.packing import replace_packed
+from coordexp.swift_bridge.packing import replace_packed, unpacked
 from coordexp.swift_bridge.prompts import rows_of
 from coordexp.trainers.runtime import RunSettings
 
@@ -74,6 +75,24 @@ def question_datasets(
 def samples_of_a_step(args: Any) -> int:
     """Samples of an optimizer step, of all ranks, by the arguments of a trainer."""
     return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def evaluation_questions(
+    arguments: dict[str, Any], settings: RunSettings, most: int | None
+) -> ChosenSamples | None:
+    """Samples of the evaluation set among the trainer's `arguments`, as questions; None without a set.
+
+    most: None for all. The first ones; of a mixture, whose data sets stand one after another, some of each.
+    """
+    rows = rows_of(unpacked(arguments.get(EVAL)))
+    if rows is None:
+        return None
+    prompt = settings.eval_prompt if settings.eval_prompt_variant is not None else None
+    questions = RawSamples(shown_rows(rows, settings, EVAL, prompt=prompt), arguments["template"])
+    total = len(questions)
+    number = min(total, most or total)
+    spread = settings.sections.custom.fusion is not None
+    return ChosenSamples(questions, [n * total // number if spread else n for n in range(number)])
 
 
 def shown_rows(

@@ -9,13 +9,18 @@ does not depend on how a step is cut into micro-batches and ranks, nor on `custo
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from transformers.trainer_utils import EvalLoopOutput
 
 from coordexp.data.batch_meta import BatchMeta
+from coordexp.data.chosen import ChosenSamples
+from coordexp.errors import ConfigError
 from coordexp.head.run import RowsHead
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs
@@ -30,11 +35,16 @@ from coordexp.losses.stage1_numbers import (
     per_sample_sums,
 )
 from coordexp.metrics.catalog import EVAL_PREFIX
+from coordexp.metrics.keys_rollout import TIME_ROLLOUT_EVAL
 from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, SAMPLES_REPLACED_TOTAL, TOKEN_TYPES_SKIPPED_TOTAL
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
+from coordexp.telemetry.desc_monitor import DescMonitor
 from coordexp.trainers.base import CoordTrainer
-from coordexp.trainers.datasets import encode_datasets
+from coordexp.trainers.datasets import encode_datasets, evaluation_questions
+from coordexp.trainers.dry_run.run import EVAL_IMAGES
+from coordexp.trainers.on_policy.evaluation import OnPolicyEvaluation, make_evaluation, make_session
+from coordexp.trainers.on_policy.schedule import EvaluationParts, RolloutEvalSchedule
 from coordexp.trainers.packing import pack_datasets
 from coordexp.trainers.step.planners import COORD, TEXT, Totals, plan_teacher_forced
 
@@ -42,6 +52,14 @@ logger = logging.getLogger(__name__)
 
 BASE_CE_LOSS_EVAL = EVAL_PREFIX + BASE_CE_LOSS
 COORD_LOSS_EVAL = EVAL_PREFIX + COORD_DIAG_LOSS
+
+
+class _RolloutEval(NamedTuple):
+    """What `custom.rollout_eval` asks, when, and how the answers are judged."""
+
+    questions: ChosenSamples
+    schedule: RolloutEvalSchedule
+    evaluation: OnPolicyEvaluation
 
 
 class Stage1CoordTrainer(CoordTrainer):
@@ -54,10 +72,16 @@ class Stage1CoordTrainer(CoordTrainer):
         mass_monitor = settings.pop("monitor_mass")
         self.weights = Stage1Weights.from_mapping(settings)
         self.needs = self.weights.needs(mass_monitor=mass_monitor)
-        self.head = RowsHead(custom.head, self.columns)
+        self.head = RowsHead(custom.head, self.columns, self.count_oom_retry)
+        self._asking = self._make_rollout_eval()
         self._has_reported_types = False
 
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
+        custom = self.settings.sections.custom
+        asking, most = custom.rollout_eval, custom.rollout_eval.num_images
+        if custom.dry_run is not None:
+            most = EVAL_IMAGES
+        self._questions = evaluation_questions(arguments, self.settings, most) if asking.enabled else None
         encode_datasets(arguments, self.settings)
         pack_datasets(arguments, self.settings)
 
@@ -94,7 +118,7 @@ class Stage1CoordTrainer(CoordTrainer):
             return combine(terms, totals[TEXT], totals[COORD]), terms.detach()
 
         loss, parts = self.head(
-            model, self.unwrapped_model, inputs, rows, self.needs, objective, tokens.observer
+            model, self.unwrapped_model, inputs, rows, self.needs, objective, tokens.observer, tokens.restart
         )
         terms = Stage1Terms.merge(parts)
         self.add_metrics(self._numbers(terms, tokens, meta.num_samples))
@@ -109,6 +133,64 @@ class Stage1CoordTrainer(CoordTrainer):
             coord = terms.coord if terms.coord_ce is None else terms.coord_ce
             self.stop_if_not_finite({"text": terms.text.sum, "coord": coord.sum}, meta.sample_ids)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    # evaluation by what the model writes
+
+    def _make_rollout_eval(self) -> _RolloutEval | None:
+        settings, questions = self.settings.sections.custom.rollout_eval, self._questions
+        if not settings.enabled:
+            return None
+        if questions is None:
+            raise ConfigError("custom.rollout_eval: there are no validation records to ask about.")
+        schedule = RolloutEvalSchedule(settings.every_steps)
+        self.add_callback(schedule)
+        rollouts = settings.rollouts
+        session = make_session(self, rollouts, lambda: questions[0])
+        monitor = DescMonitor(settings.desc_monitor, device=str(self.args.device))
+        return _RolloutEval(questions, schedule, make_evaluation(self, rollouts, session, monitor))
+
+    def on_step(self, num_micro_steps: int) -> None:
+        super().on_step(num_micro_steps)
+        if self._asking is not None:
+            self._asking.evaluation.session.start()
+
+    def num_rollout_images(self, num_samples: int) -> int:
+        settings = self.settings.sections.custom.rollout_eval
+        return min(settings.num_images or num_samples, num_samples) if settings.enabled else 0
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self._asking is not None:
+                self._asking.evaluation.session.close()
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The HF Trainer's own loop, the model's answers, or both: their numbers leave in one record."""
+        asking = self._asking if metric_key_prefix == "eval" else None
+        parts = EvaluationParts(True, False) if asking is None else asking.schedule.take()
+        output = (
+            super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            if parts.teacher_forced
+            else EvalLoopOutput(np.empty(0), None, {}, 0)
+        )
+        if asking is None or not parts.rollouts:
+            return output
+        started = time.perf_counter()
+        self.model.eval()
+        numbers = asking.evaluation(asking.questions, int(self.state.global_step))
+        numbers[TIME_ROLLOUT_EVAL] = time.perf_counter() - started
+        metrics = {**(output.metrics or {}), **{EVAL_PREFIX + key: value for key, value in numbers.items()}}
+        return output._replace(metrics=metrics, num_samples=output.num_samples or len(asking.questions))
 
     def window_metrics(self, mode: str) -> dict[str, float]:
         metrics = super().window_metrics(mode)

@@ -10,20 +10,26 @@ The two variants differ in what plans a step.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coordexp.control.schedule import policy_version_at
+from coordexp.control.schedule import Channel, channel_at
 from coordexp.data.raw_samples import RawSample
 from coordexp.errors import ConfigError
 from coordexp.trainers.base import CoordTrainer
 from coordexp.trainers.datasets import question_datasets, samples_of_a_step
-from coordexp.trainers.rollouts.eval import evaluate_rollouts
 from coordexp.trainers.stage2_parts import Stage2Parts, make_parts, rollout_settings
 from coordexp.trainers.step.plan import PlannedForward
-from coordexp.trainers.step.planners import GroundTruthPlanner, Planner, RolloutPlanner, ScheduledPlanner
+from coordexp.trainers.step.planners import (
+    GroundTruthPlanner,
+    OneOfEachPlanner,
+    Planner,
+    RolloutPlanner,
+    ScheduledPlanner,
+)
 
 
 class Stage2Trainer(CoordTrainer):
@@ -98,16 +104,7 @@ class Stage2Trainer(CoordTrainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         started = time.perf_counter()
         self.model.eval()
-        numbers = evaluate_rollouts(
-            self.parts.session,
-            self.parts.judge,
-            dataset,
-            self.parts.settings,
-            self.parts.desc_monitor if self.parts.settings.desc_monitor.enabled else None,
-            version=policy_version_at(int(self.state.global_step)),
-            seed=self.args.seed,
-            step=int(self.state.global_step),
-        )
+        numbers = self.parts.evaluation(dataset, int(self.state.global_step))
         seconds = time.perf_counter() - started
         numbers |= {"runtime": seconds, "samples_per_second": len(dataset) / seconds}
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in numbers.items()}
@@ -138,6 +135,9 @@ class Stage2RolloutAlignedTrainer(Stage2Trainer):
     def make_planner(self, parts: Stage2Parts) -> Planner:
         return RolloutPlanner(parts.roll_out, parts.builder, parts.assemble)
 
+    def step_kinds(self, total_steps: int) -> dict[str, int]:
+        return {str(Channel.B): total_steps}
+
 
 class Stage2TwoChannelTrainer(Stage2Trainer):
     """Trainer variant `stage2_two_channel`: ground truth and rollouts on one schedule."""
@@ -150,4 +150,13 @@ class Stage2TwoChannelTrainer(Stage2Trainer):
             parts.builder, parts.assemble, num_forwards=two_channel.n_softctx_iter
         )
         rollouts = RolloutPlanner(parts.roll_out, parts.builder, parts.assemble)
-        return ScheduledPlanner(two_channel.schedule.b_ratio, ground_truth, rollouts)
+        scheduled = ScheduledPlanner(two_channel.schedule.b_ratio, ground_truth, rollouts)
+        if self.dry_run is None:
+            return scheduled
+        return OneOfEachPlanner(scheduled, [Channel(name) for name in self.dry_run.kinds])
+
+    def step_kinds(self, total_steps: int) -> dict[str, int]:
+        two_channel = self.settings.sections.stage2_ab
+        ratio = 0.0 if two_channel is None else two_channel.schedule.b_ratio
+        counts = Counter(str(channel_at(step, ratio)) for step in range(total_steps))
+        return dict(sorted(counts.items()))

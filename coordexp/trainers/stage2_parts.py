@@ -16,13 +16,12 @@ from coordexp.head.run import RowsHead
 from coordexp.losses.columns import CoordColumns
 from coordexp.losses.modules import ForwardKind, ObjectiveSpec
 from coordexp.losses.objective import Stage2Objective
-from coordexp.models.coord_offset import fold_module
 from coordexp.models.self_context import SelfContext
 from coordexp.packing.position_ids import VisionLayout
-from coordexp.rollout.session.build import build_policy_backend
 from coordexp.rollout.session.session import RolloutSession
 from coordexp.targets.builder import PolygonTransport, TargetBuilder
 from coordexp.telemetry.desc_monitor import DescMonitor
+from coordexp.trainers.on_policy.evaluation import OnPolicyEvaluation, make_evaluation, make_session
 from coordexp.trainers.rollouts.answers import AnswerJudge, AnswerTeacher
 from coordexp.trainers.rollouts.record import RolloutRecord
 from coordexp.trainers.runtime import RunSettings
@@ -41,10 +40,9 @@ class Stage2Parts:
     builder: TargetBuilder
     assemble: StepAssembly
     session: RolloutSession
-    judge: AnswerJudge
     roll_out: AnswerTeacher
     runner: ForwardRunner
-    desc_monitor: DescMonitor
+    evaluation: OnPolicyEvaluation
     record: RolloutRecord
 
 
@@ -69,7 +67,11 @@ def make_parts(trainer: Any) -> Stage2Parts:
         settings.matching,
         field_order=trainer.settings.sections.custom.object_field_order,
     )
-    session = _make_session(trainer, settings)
+    session = make_session(
+        trainer,
+        settings,
+        lambda: (trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset)[0],
+    )
     desc_monitor = DescMonitor(settings.desc_monitor, device=str(args.device))
     is_main = trainer.is_world_process_zero()
     if is_main:
@@ -90,7 +92,6 @@ def make_parts(trainer: Any) -> Stage2Parts:
             typed_datasets=trainer.typed_datasets,
         ),
         session=session,
-        judge=judge,
         roll_out=AnswerTeacher(
             session,
             judge,
@@ -103,14 +104,14 @@ def make_parts(trainer: Any) -> Stage2Parts:
             num_answers=settings.num_return_sequences,
         ),
         runner=_make_runner(trainer, objective),
-        desc_monitor=desc_monitor,
+        evaluation=make_evaluation(trainer, settings, session, desc_monitor),
         record=RolloutRecord(
             settings,
             desc_monitor,
             template.tokenizer,
             fn_desc_weight=objective.text_weights(ForwardKind.ROLLOUT).get("desc_ce", 0.0),
             dump_dir=Path(settings.monitor_dump.out_dir or Path(args.output_dir) / "monitor_dumps")
-            if is_main
+            if is_main and trainer.dry_run is None
             else None,
             logging_steps=max(1, int(args.logging_steps)),
         ),
@@ -177,32 +178,10 @@ def make_builder(settings: RunSettings, template: Any, layout: SampleLayout) -> 
     )
 
 
-def _make_session(trainer: Any, settings: RolloutMatching) -> RolloutSession:
-    """Rollouts of the model in training."""
-    return RolloutSession(
-        lambda: build_policy_backend(
-            settings,
-            model=trainer.model_wrapped,
-            template=trainer.template,
-            model_dir=trainer.model.model_dir,
-            accelerator=trainer.accelerator,
-            fold=fold_module,
-            token_logprobs=settings.eval_detection.enabled
-            and settings.eval_detection.score_mode == "logprob",
-        ),
-        first_question=lambda: (
-            trainer.train_dataset if trainer.train_dataset is not None else trainer.eval_dataset
-        )[0],
-        template=trainer.template,
-        preflight_timeout_s=settings.preflight_timeout_s,
-        agree=partial(most_over_ranks, device=trainer.args.device),
-    )
-
-
 def _make_runner(trainer: Any, objective: Stage2Objective) -> ForwardRunner:
     sections = trainer.settings.sections
     plain = PlainRunner(
-        RowsHead(sections.custom.head, trainer.columns),
+        RowsHead(sections.custom.head, trainer.columns, trainer.count_oom_retry),
         objective,
         trainer.columns,
         token_switches=trainer.token_switches,

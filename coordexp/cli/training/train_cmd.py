@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
 from coordexp.errors import EXIT_OK
+
+COMMAND, STEP = "command", "step"
+"""What a dry run does: print the command, or run a step of each kind."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,14 +20,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "train",
         allow_abbrev=False,
-        usage="coordexp train [--dry-run] FILE [--key value ...] [--dotted.path value ...]",
+        usage="coordexp train [--dry-run | --dry-run=step] FILE [--key value ...] [--dotted.path value ...]",
         help="train from a YAML file through `swift sft`",
         description="Takes YAML with our sections (model, training, custom, ...) and ms-swift's flat YAML. Further "
         "flags override the file: ms-swift's own (--max_steps 3) and ours "
         "(--custom.coord_soft_ce_w1.enabled false).",
     )
     parser.add_argument("config", help="YAML file")
-    parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
+    parser.add_argument("--dry-run", action="store_const", const=COMMAND, help="print the command and stop")
+    # An option with a value of its own would take FILE for it in `--dry-run FILE`.
+    parser.add_argument(
+        "--dry-run=step",
+        dest="dry_run",
+        action="store_const",
+        const=STEP,
+        help="run one step of each kind and a small evaluation, print what they took, keep nothing",
+    )
     parser.set_defaults(takes_overrides=True)
 
 
@@ -31,12 +43,20 @@ def run(args: argparse.Namespace) -> int:
     """Returns the exit code of the training process."""
     from coordexp.cli.training.run_checks import RUN_CHECKS, missing_paths
     from coordexp.config import load_run_config, mask_secrets
+    from coordexp.config.run import dry_run
 
-    checks = RUN_CHECKS if args.dry_run else (*RUN_CHECKS, missing_paths)
+    checks = RUN_CHECKS if args.dry_run == COMMAND else (*RUN_CHECKS, missing_paths)
     config = load_run_config(args.config, overrides=args.overrides, checks=checks)
-    flags = config.to_swift_argv()
-    print("running: " + mask_secrets(shlex.join(["swift", "sft", *flags]), config.swift), flush=True)
-    if args.dry_run:
-        return EXIT_OK
-    command = [sys.executable, "-m", "swift.cli.main", "sft", *flags]
-    return subprocess.run(command, env={**config.env, **os.environ}, check=False).returncode
+    folder = dry_run.make_folder() if args.dry_run == STEP else None
+    try:
+        flags = config.to_swift_argv()
+        if folder is not None:
+            flags = [*dry_run.without_resume(flags), *dry_run.flags(folder)]
+        print("running: " + mask_secrets(shlex.join(["swift", "sft", *flags]), config.swift), flush=True)
+        if args.dry_run == COMMAND:
+            return EXIT_OK
+        command = [sys.executable, "-m", "swift.cli.main", "sft", *flags]
+        return subprocess.run(command, env={**config.env, **os.environ}, check=False).returncode
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

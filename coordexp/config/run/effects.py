@@ -104,6 +104,7 @@ def _ours_without_effect(
     yield from options_without_effect(sections, swift)
     yield from _fusion(sections, swift)
     stage2 = variant != "stage1_coord"
+    yield from _rollout_eval(stage2, sections, swift)
     if stage2 and sections.custom.coord_soft_ce_w1.model_fields_set:
         objective = (
             "rollout_matching.pipeline" if variant == "stage2_rollout_aligned" else "stage2_ab.pipeline"
@@ -164,6 +165,35 @@ def _tuner(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         + (f" (did you mean {near}?)" if near else "")
         + ", or one that a file of external_plugins registers.",
     )
+
+
+def _rollout_eval(
+    stage2: bool, sections: Sections, swift: Mapping[str, Any]
+) -> Iterator[tuple[KeyPath, str]]:
+    settings, samples = sections.custom.rollout_eval, sections.custom.generation_samples
+    here = ("custom", "rollout_eval")
+    if not settings.enabled:
+        if not stage2 and samples.model_fields_set:
+            yield (
+                ("custom", "generation_samples"),
+                "has no effect in stage 1 without custom.rollout_eval.enabled: true, since nothing is generated.",
+            )
+        return
+    if stage2:
+        yield here, "has no effect in stage 2, whose evaluation asks the model anyway; remove it."
+        return
+    for path, text in contradictions(settings.rollouts):
+        yield (*here, *path[1:]), text
+    fusion = sections.custom.fusion
+    given = swift.get("val_dataset") or swift.get("split_dataset_ratio") or (fusion and fusion.evaluated)
+    if not given:
+        yield here, "needs validation records (custom.val_jsonl, or val_dataset), and there are none."
+    strategy = swift.get("eval_strategy") or swift.get("save_strategy")
+    if strategy == "no" and settings.every_steps is None:
+        yield (
+            here,
+            "has no effect with eval_strategy: no; set eval_strategy, or custom.rollout_eval.every_steps.",
+        )
 
 
 def _links(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -61,10 +61,11 @@ def package_problems(
     for name, text in (*_trackers(swift), *_optim(swift)):
         path, place = written(name)
         problems.append(Problem(path, text, value=swift[name], place=place))
-    rollout = sections.rollout_matching
-    if rollout is not None:
+    of_eval = sections.custom.rollout_eval
+    asking = (sections.rollout_matching, of_eval.rollouts if of_eval.enabled else None)
+    for rollout in (settings for settings in asking if settings is not None):
         problems += [
-            Problem(f"rollout_matching.vllm.engine_args.{name}", text)
+            Problem(f"{rollout.where}.vllm.engine_args.{name}", text)
             for name, text in unknown_engine_args(rollout.vllm.engine_args).items()
         ]
     return problems

@@ -66,7 +66,7 @@ def config_hash(variant: str, sections: Sections, swift: Mapping[str, Any]) -> s
         exclude={
             "debug": True,
             "experiment": True,
-            "custom": {"trainer_variant", "train_jsonl", "val_jsonl"},
+            "custom": {"trainer_variant", "train_jsonl", "val_jsonl", "dry_run", "generation_samples"},
             "training": {"effective_batch_size"},
         }
     )

@@ -10,6 +10,7 @@ from coordexp.config.schema.augmentation import Augmentation
 from coordexp.config.schema.fusion import Fusion, JsonlFiles
 from coordexp.config.schema.optimizer import OptimizerOptions
 from coordexp.config.schema.prompt import DEFAULT_PROMPT, FieldOrder, MediaOrder, Ordering
+from coordexp.config.schema.rollout_eval import GenerationSamples, RolloutEval
 from coordexp.config.schema.section import Section
 
 VARIANTS = ("stage1_coord", "stage2_two_channel", "stage2_rollout_aligned")
@@ -168,6 +169,8 @@ class Custom(Section):
     token_type_metrics: TokenTypeMetrics = TokenTypeMetrics()
     augmentation: Augmentation = Augmentation()
     optimizer: OptimizerOptions = OptimizerOptions()
+    rollout_eval: RolloutEval = RolloutEval()
+    generation_samples: GenerationSamples = GenerationSamples()
     head: Literal["auto", "plain", "fused"] = Field(
         default="auto",
         description="How the objective meets the output head; the numbers are the same. `plain`: logits of the "
@@ -178,6 +181,11 @@ class Custom(Section):
         default=False,
         description="Run Python code that comes with the model (`auto_map` in its configuration). false: such a model "
         "is refused. true: a warning names the code.",
+    )
+    dry_run: Literal["step"] | None = Field(
+        default=None,
+        description="step: run one optimizer step of each kind that the run will ever run, on its longest samples, and "
+        "an evaluation of 2 images; print what they took, keep nothing. `coordexp train --dry-run=step` writes it.",
     )
     on_nonfinite_loss: Literal["stop", "skip_step"] = Field(
         default="stop",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -251,6 +251,9 @@ class EvalDetection(Section):
 
 class RolloutMatching(Section):
     """Rollouts: how they are generated, matched and watched."""
+
+    where: ClassVar[str] = "rollout_matching"
+    """What a run file calls this section."""
 
     backend: Literal["hf", "vllm"] = Field(default="vllm", description="What generates.")
     decode_mode: Literal["greedy", "beam"] = Field(

@@ -153,7 +153,14 @@ def check_sections_fit(sections: Sections, variant: str, tree: Tree | None = Non
 def sections_hash(sections: Sections) -> str:
     """sha256 of what the sections say about training; `debug` and `experiment` are run context."""
     return canonical_hash(
-        sections.model_dump(exclude={"debug": True, "experiment": True, "training": {"effective_batch_size"}})
+        sections.model_dump(
+            exclude={
+                "debug": True,
+                "experiment": True,
+                "training": {"effective_batch_size"},
+                "custom": {"dry_run", "generation_samples"},
+            }
+        )
     )
 
 

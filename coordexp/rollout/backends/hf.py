@@ -6,22 +6,25 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.pieces import pieces_of
 from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.control.halving import Halving, OnRetry
 from coordexp.rollout.backend import PolicyBackend
 from coordexp.rollout.checks import batch_name, encoding, name_of
 from coordexp.rollout.decoding.distributions import NotedDistributions
 from coordexp.rollout.decoding.readout import CoordReadout
 from coordexp.rollout.decoding.repetition import RepeatTermination, was_terminated
 from coordexp.rollout.decoding.sampling import Deadline, RepetitionPenalty, TokenLogprobs, samplers
-from coordexp.rollout.time_limit import GENERATE_TIMEOUT_KEY, TimeLimit
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weights.policy_model import borrowed_for_generation
 from coordexp.swift_bridge.generation_prompts import (
@@ -45,6 +48,8 @@ class HfBackend(PolicyBackend):
         template: of the training run, or of the checkpoint.
         deepspeed_engine: the engine around the model, needed under ZeRO-3.
         offload: makes the context that generation runs in.
+        on_retry: told when memory ran out and fewer questions are decoded at once from then on. Ranks need not agree on
+            it: within the context of generation none computes with another.
 
     token_logprobs: give log-probabilities of the answers (not with beams); may be switched between calls.
     coord_distributions: give the distributions of their coordinates (not with beams).
@@ -62,8 +67,16 @@ class HfBackend(PolicyBackend):
         offload: Callable[[], AbstractContextManager[None]] = nullcontext,
         token_logprobs: bool = False,
         coord_distributions: bool = False,
+        on_retry: OnRetry = lambda: None,
     ) -> None:
         super().__init__()
+        self._halving = Halving(
+            "decoding by the hf backend, several questions at once",
+            f"{settings.where}.decode_batch_size or max_new_tokens",
+            error=torch.OutOfMemoryError,
+            free=torch.cuda.empty_cache,
+            on_retry=on_retry,
+        )
         self.settings = settings
         self.token_logprobs = token_logprobs
         self.coord_distributions = coord_distributions
@@ -113,7 +126,27 @@ class HfBackend(PolicyBackend):
             borrowed_for_generation(self._model, self._deepspeed_engine),
         ):
             for start in range(0, len(requests), size):
-                rollouts += self._answer(requests[start : start + size], start, max_new_tokens, time_limit)
+                batch = [self._seeded(request) for request in requests[start : start + size]]
+                answer = partial(self._in_pieces, batch, start, max_new_tokens, time_limit)
+                rollouts += self._halving.run(len(batch), answer)
+        return rollouts
+
+    def _seeded(self, request: RolloutRequest) -> RolloutRequest:
+        return request if request.seed is not None else replace(request, seed=next(self._spare_seeds))
+
+    def _in_pieces(
+        self,
+        requests: Sequence[RolloutRequest],
+        first_index: int,
+        max_new_tokens: int,
+        time_limit: TimeLimit | None,
+        size: int,
+    ) -> list[Rollout]:
+        """Answers to a batch, `size` requests at once."""
+        rollouts: list[Rollout] = []
+        for start in range(0, len(requests), size):
+            piece = requests[start : start + size]
+            rollouts += self._answer(piece, first_index + start, max_new_tokens, time_limit)
         return rollouts
 
     def _answer(
@@ -123,8 +156,9 @@ class HfBackend(PolicyBackend):
         max_new_tokens: int,
         time_limit: TimeLimit | None,
     ) -> list[Rollout]:
-        """Of one batch."""
-        time_limit = time_limit or TimeLimit(self.settings.generate_timeout_s, GENERATE_TIMEOUT_KEY)
+        """Of one piece of a batch."""
+        key = f"{self.settings.where}.generate_timeout_s"
+        time_limit = time_limit or TimeLimit(self.settings.generate_timeout_s, key)
         started = time.perf_counter()
         questions = questions_template(self._template, self._model)
         encoded = []
@@ -202,7 +236,7 @@ class HfBackend(PolicyBackend):
                     piece_of=self._pieces.__getitem__,
                 )
             )
-        seeds = [next(self._spare_seeds) if request.seed is None else request.seed for request in requests]
+        seeds = [request.seed for request in requests if request.seed is not None]
         return LogitsProcessorList([*processors, *samplers(settings.decoding, seeds, device)])
 
     def _noted_distributions(self) -> NotedDistributions:

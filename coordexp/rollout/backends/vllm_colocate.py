@@ -132,7 +132,7 @@ class VllmColocateBackend(PolicyBackend):
         except Exception as error:
             raise RolloutError(
                 f"{self.name} backend: the engine did not start: {type(error).__name__}: {error}. Its own message is "
-                "above; where memory is short, lower rollout_matching.vllm.max_model_len, max_num_seqs or "
+                f"above; where memory is short, lower {self.settings.where}.vllm.max_model_len, max_num_seqs or "
                 "gpu_memory_utilization."
             ) from error
 

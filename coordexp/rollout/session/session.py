@@ -73,6 +73,11 @@ class RolloutSession:
         """Is a backend held?"""
         return self._backend is not None
 
+    def start(self) -> None:
+        """Start the backend now, unless one is held: what it refuses is told before it is needed."""
+        if self._backend is None:
+            self._backend = self._start()
+
     def generate_all(
         self, questions: Questions[Q], *, version: int, seed_base: int, first_index: int = 0
     ) -> Iterator[tuple[list[Q], list[Rollout]]]:
@@ -110,8 +115,8 @@ class RolloutSession:
             backend.close()
 
     def _at(self, version: int) -> PolicyBackend:
-        if self._backend is None:
-            self._backend = self._start()
+        self.start()
+        assert self._backend is not None
         if self._backend.policy_version != version:
             self._backend.push_policy(version)
         return self._backend

@@ -46,7 +46,7 @@ def dump_sample(
         gts=[(gt.desc, gt.bins) for gt in gts],
         preds=[(pred.desc, pred.bins) for pred in preds],
         matched=matched,
-        draw=None if image is None else lambda: _picture(image, gts, preds, matched),
+        draw=None if image is None else lambda: answer_picture(image, gts, preds, matched),
         facts=_facts(outcome),
     )
 
@@ -92,13 +92,14 @@ def _prompt_tokens(token_ids: Sequence[int], texts: Sequence[str]) -> list[tuple
     return tokens
 
 
-def _picture(
-    source: str | bytes,
+def answer_picture(
+    source: str | bytes | Image.Image,
     gts: Sequence[BoxObject],
     preds: Sequence[BoxObject],
     matched: Sequence[tuple[int, int]],
 ) -> Image.Image:
-    image = open_picture(source)
+    """Ground truth and prediction side by side; `source` is a path, the bytes of a file, or the picture."""
+    image = source if isinstance(source, Image.Image) else open_picture(source)
     return side_by_side(image, _boxes(gts, image.size), _boxes(preds, image.size), matched)
 
 

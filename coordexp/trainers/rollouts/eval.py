@@ -41,12 +41,14 @@ def evaluate_rollouts(
     version: int,
     seed: int,
     step: int,
+    watch: Callable[[JudgedAnswer], None] | None = None,
 ) -> dict[str, float]:
     """The `rollout/*` keys over all `samples`, each evaluated once, by one rank. Collective; equal on all ranks.
 
     In a mixture also `dataset/<name>/rollout/*` of every data set.
 
     version: of the policy the backend answers with.  seed, step: what seeds of sampled evaluations are made of.
+    watch: called with each answer of this rank, in the order of the samples.
     """
     images: list[ImageResult] = []
     parts: list[str] = []
@@ -59,6 +61,9 @@ def evaluate_rollouts(
             judge(raw, rollout, gate=settings.eval_maskiou_gate)
             for raw, rollout in zip(chunk, rollouts, strict=True)
         ]
+        if watch is not None:
+            for answer in answers:
+                watch(answer)
         images += [
             image_result(own.first + index, answer) for index, answer in enumerate(answers, start=len(images))
         ]

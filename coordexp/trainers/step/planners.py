@@ -4,6 +4,7 @@ plan_teacher_forced  batches that a data loader has made (stage 1)
 GroundTruthPlanner   the annotations
 RolloutPlanner       the model's own answers, with what they missed
 ScheduledPlanner     one of the two, by the step's number alone
+OneOfEachPlanner     each of the two in turn, for a dry run
 """
 
 from __future__ import annotations
@@ -103,13 +104,26 @@ class ScheduledPlanner:
         self._planners = {Channel.A: ground_truth, Channel.B: rollouts}
 
     def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
-        channel = channel_at(step, self._b_ratio)
+        return self.plan(channel_at(step, self._b_ratio), raws, step)
+
+    def plan(self, channel: Channel, raws: Sequence[RawSample], step: int) -> StepPlan:
+        """The plan of a step, whatever channel the schedule has for it."""
         plan = self._planners[channel](raws, step)
         facts = {
             STAGE2_CHANNEL_B: float(channel is Channel.B),
             B_RATIO_REALIZED: realized_b_ratio(step, self._b_ratio),
         }
         return replace(plan, facts={**plan.facts, **facts})
+
+
+class OneOfEachPlanner:
+    """The channels one after another, for a dry run: the first step is of the first of `channels`."""
+
+    def __init__(self, scheduled: ScheduledPlanner, channels: Sequence[Channel]) -> None:
+        self._scheduled, self._channels = scheduled, channels
+
+    def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
+        return self._scheduled.plan(self._channels[step % len(self._channels)], raws, step)
 
 
 def _ground_truth(builder: TargetBuilder, raw: RawSample) -> EncodedSample:

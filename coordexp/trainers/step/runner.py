@@ -96,7 +96,7 @@ class PlainRunner:
         def objective(inputs: LossInputs) -> tuple[Tensor, Stage2Terms]:
             return self._objective(inputs, kind, plan.totals)
 
-        supervised = Supervised(rows, self._objective.needs(kind), objective, tokens.observer)
+        supervised = Supervised(rows, self._objective.needs(kind), objective, tokens.observer, tokens.restart)
         result: HeadResult[Stage2Terms] = self.head.run(
             model, unwrapped, dict(forward.inputs), supervised, slot_rows_N
         )

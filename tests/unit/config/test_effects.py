@@ -49,6 +49,35 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
             "which reads stage2_ab.coord_decode_mode; write it there.",
         ),
         (
+            ALIGNED.replace("_aligned}", "_aligned, rollout_eval: {enabled: true}}"),
+            (),
+            "custom.rollout_eval in run.yaml:1: has no effect in stage 2, whose evaluation asks the model anyway; "
+            "remove it.",
+        ),
+        (
+            "custom: {rollout_eval: {enabled: true}}\ntraining: {eval_strategy: steps}\n",
+            (),
+            "custom.rollout_eval in run.yaml:1: needs validation records (custom.val_jsonl, or val_dataset), and there "
+            "are none.",
+        ),
+        (
+            "custom: {val_jsonl: a.jsonl, rollout_eval: {enabled: true}}\ntraining: {eval_strategy: 'no'}\n",
+            (),
+            "custom.rollout_eval in run.yaml:1: has no effect with eval_strategy: no; set eval_strategy, or "
+            "custom.rollout_eval.every_steps.",
+        ),
+        (
+            "custom: {val_jsonl: a.jsonl, rollout_eval: {enabled: true, vllm: {max_num_seqs: 4}}}\n",
+            (),
+            "custom.rollout_eval in run.yaml:1: vllm has no effect with backend: hf; remove it, or use backend: vllm.",
+        ),
+        (
+            "custom: {generation_samples: {num_images: 2}}\n",
+            (),
+            "custom.generation_samples in run.yaml:1: has no effect in stage 1 without custom.rollout_eval.enabled: "
+            "true, since nothing is generated.",
+        ),
+        (
             ALIGNED + "  vllm: {max_num_seqs: 4}\n",
             (),
             "rollout_matching.vllm in run.yaml:7: has no effect with backend: hf, which has no vLLM engine; remove it "

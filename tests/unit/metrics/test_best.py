@@ -28,6 +28,17 @@ ALIGNED = (
 )
 
 
+def test_stage_1_that_asks_the_model_is_judged_by_its_answers() -> None:
+    asking = parse_sections(
+        {"custom": {"rollout_eval": {"enabled": True, "eval_detection": {"enabled": True}}}}
+    )
+    assert choose_best_metric(None, None, "stage1_coord", asking) == BestMetric("rollout/f1", True)
+    assert choose_best_metric("eval_loss", None, "stage1_coord", asking) == BestMetric("loss", False)
+    assert choose_best_metric("rollout/mAP", None, "stage1_coord", asking) == BestMetric("rollout/mAP", True)
+    with pytest.raises(ValueError, match="reports no such number"):
+        choose_best_metric("rollout/f1", None, *STAGE1)
+
+
 @pytest.mark.parametrize(
     ("key", "better"),
     [

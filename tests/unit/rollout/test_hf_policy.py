@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from coordexp.config.schema.rollout import RolloutMatching
-from coordexp.errors import RolloutError
+from coordexp.errors import DeviceMemoryError, RolloutError
 from coordexp.rollout.backends.hf import HfBackend
 from coordexp.rollout.session.preflight import preflight
 from coordexp.rollout.time_limit import TimeLimit
@@ -219,3 +219,35 @@ def test_the_preflight_passes_a_sound_backend(policy, requests):
     rollout = preflight(backend_of(policy), requests[0], policy.template)
     assert len(rollout.response_token_ids) == 4
     assert policy.template.mode == "train"
+
+
+@pytest.mark.parametrize("values", [{}, SAMPLED], ids=["greedy", "sampled"])
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_answer(policy, requests, values):
+    """A forward over more than 2 questions fails, as a full device would; seeds are given or left to the backend."""
+    asked = [replace(request, seed=None if i % 2 else i) for i, request in enumerate(requests)]
+    expected = answers(backend_of(policy, **values).generate(asked))
+    retries: list[int] = []
+    settings = RolloutMatching(backend="hf", decode_batch_size=4, max_new_tokens=12, **values)
+    backend = HfBackend(settings, policy.model, policy.template, on_retry=lambda: retries.append(1))
+    sizes: list[int] = []
+
+    def allocate(_module, _args, kwargs):
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no room for the cache")
+
+    handle = policy.model.register_forward_pre_hook(allocate, with_kwargs=True)
+    try:
+        assert answers(backend.generate(asked)) == expected
+        assert (len(retries), sizes.count(4), max(sizes[1:])) == (1, 1, 2)
+        handle.remove()
+        handle = policy.model.register_forward_pre_hook(_full, with_kwargs=True)
+        with pytest.raises(DeviceMemoryError, match=r"pieces of 2 and of 1 .*rollout_matching.decode_batch"):
+            backend.generate(asked)
+    finally:
+        handle.remove()
+    assert policy.model.training
+
+
+def _full(_module, _args, _kwargs):
+    raise torch.OutOfMemoryError("full")

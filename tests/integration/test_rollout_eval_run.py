@@ -1,0 +1,125 @@
+"""Stage 1 that is judged by what the model writes: the records, the best checkpoint, the samples for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.processes import free_port, run_coordexp, run_swift, sft_flags
+
+from coordexp.eval.on_policy import on_policy_numbers
+from coordexp.eval.predictions.scored import read_predictions
+
+pytestmark = pytest.mark.slow
+
+GATE = 0.05
+"""The model has seen 8 scenes: hardly a box overlaps much."""
+ASKING = {
+    "enabled": True,
+    "decode_batch_size": 4,
+    "max_new_tokens": 100,
+    "num_images": None,
+    "matching": {"maskiou_gate": GATE},
+}
+
+
+def metrics_at(run: Path, key: str) -> dict[int, dict[str, float]]:
+    """Step -> metrics of the records that have `key`."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
+    return {r["global_step"]: r["metrics"] for r in records if key in r.get("metrics", {})}
+
+
+def train(model: Path, scenes: Path, run: Path, custom: dict[str, Any], **flags: Any) -> str:
+    environment = flags.pop("environment", {})
+    done = run_swift(
+        "sft", *sft_flags(model, scenes, run, coordexp=json.dumps({"custom": custom}), **flags), **environment
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6 steps: the loss is evaluated at 3 and 6, the answers at 2, 4 and 6; one folder of samples is let go."""
+    output = tmp_path_factory.mktemp("runs") / "asked"
+    custom = {
+        "rollout_eval": {**ASKING, "every_steps": 2},
+        "generation_samples": {"num_images": 2, "keep": 2},
+    }
+    console = train(
+        taught_model, scenes, output, custom, max_steps=6, eval_strategy="steps", eval_steps=3,
+        save_strategy="steps", save_steps=6, save_only_model=True, report_to="tensorboard", learning_rate=1e-4,
+    )  # fmt: skip
+    (output / "console.txt").write_text(console)
+    return output
+
+
+def test_loss_and_answers_are_evaluated_each_at_its_own_steps(run: Path, scenes: Path):
+    asked, taught = metrics_at(run, "eval_rollout/f1"), metrics_at(run, "eval_loss")
+    assert (sorted(asked), sorted(taught)) == ([2, 4, 6], [3, 6])
+    assert asked[6] == taught[6]  # one record
+    assert "eval_token_acc" not in asked[2]
+    assert asked[2]["eval_rollout/gt_objects"] == sum(
+        len(json.loads(line)["objects"]) for line in (scenes / "val.jsonl").read_text().splitlines()
+    )
+
+
+def test_the_best_checkpoint_is_that_of_the_greatest_f1_and_scores_the_same_when_it_is_loaded_again(
+    run: Path, scenes: Path, tmp_path: Path
+):
+    derived = json.loads((run / "resolved_config.json").read_text())["derived"]
+    assert (derived["metric_for_best_model"], derived["greater_is_better"]) == ("rollout/f1", True)
+    f1 = {step: metrics["eval_rollout/f1"] for step, metrics in metrics_at(run, "eval_rollout/f1").items()}
+    best = max(f1, key=lambda step: (f1[step], -step))
+    assert (run / "best").resolve().name == f"checkpoint-{best}"
+    done = run_coordexp(
+        "infer", "--model", run / "best", "--data", scenes / "val.jsonl", "--output", tmp_path,
+        "--backend", "hf", "--max-new-tokens", 100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = on_policy_numbers(read_predictions(tmp_path / "gt_vs_pred.jsonl", scored=False), gate=GATE)
+    assert again["rollout_f1"] == pytest.approx(f1[best], abs=1e-8)  # ms-swift logs 8 digits
+    assert 0 < f1[best] < 1
+
+
+def test_samples_stand_in_the_run_folder_on_the_console_and_in_tensorboard(run: Path, scenes: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["step_000004", "step_000006"]
+    folder = run / "samples" / "step_000006"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "answers.json",
+        "sample_00.png",
+        "sample_01.png",
+    ]
+    told = json.loads((folder / "answers.json").read_text())
+    records = [json.loads(line) for line in (scenes / "val.jsonl").read_text().splitlines()]
+    assert [[gt["desc"] for gt in sample["ground_truth"]] for sample in told["samples"]] == [
+        [item["desc"] for item in record["objects"]] for record in records[:2]
+    ]
+    width, height = Image.open(folder / "sample_00.png").size
+    assert width > 2 * height * 0.8  # two panels side by side
+    console = (run / "console.txt").read_text()
+    assert console.count("step 6: ") == 2
+    (events,) = (run / "runs").glob("events*") if (run / "runs").is_dir() else (run / "logs").rglob("events*")
+    found = EventAccumulator(str(events), size_guidance={"images": 0})
+    found.Reload()
+    assert [event.step for event in found.Images("samples/00")] == [2, 4, 6]
+
+
+def test_two_ranks_find_what_one_rank_finds(taught_model: Path, scenes: Path, tmp_path: Path):
+    """With no learning the answers of both runs are those of the start model."""
+    numbers = []
+    for name, ranks in (("one", {}), ("two", {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()})):
+        train(
+            taught_model, scenes, tmp_path / name, {"rollout_eval": {**ASKING, "every_steps": 1}},
+            learning_rate=0, per_device_train_batch_size=2, ddp_backend="gloo" if ranks else None,
+            environment=ranks,
+        )  # fmt: skip
+        numbers.append(metrics_at(tmp_path / name, "eval_rollout/f1")[1])
+    keys = [key for key in numbers[0] if key.startswith("eval_rollout/")]
+    assert {key: numbers[0][key] for key in keys} == {key: numbers[1][key] for key in keys}
+    assert numbers[0]["eval_rollout/pred_objects"] > 0
