@@ -29,6 +29,7 @@ from coordexp.data.store.columns import record_from_text
 from coordexp.data.store.locks import one_at_a_time
 from coordexp.data.store.open import cache_folder
 from coordexp.errors import RecordError
+from coordexp.eval.predictions.answer_limit import limit_for
 from coordexp.files import atomic_file
 from coordexp.image_size import PixelLimits
 from coordexp.swift_bridge.lengths import LengthRule, without_limit
@@ -43,6 +44,7 @@ _MAX_LENGTH = "global_max_length (max_length in ms-swift's flat form)"
 SHOWN = 5
 """Samples that are named when some are too long."""
 _CHUNK = 512
+_CANDIDATES = 32  # the longest by their bytes are encoded; the most tokens are those of one of them
 _MEASURED = "lengths"
 """Where ms-swift puts the lengths of samples that it has encoded (`lazy_tokenize: false`)."""
 _BYTES_PER_OBJECT = len('{"desc": , "bbox_2d": []}, ')
@@ -128,20 +130,46 @@ def sample_lengths(rows: Dataset, template: Any) -> Lengths:
 def most_tokens(rows: Dataset, rule: LengthRule) -> npt.NDArray[np.int64]:
     """int64 [N]: no sample has more tokens than this. A token is a byte at least, and a coordinate is one token."""
     columns = rows.with_format("arrow")
-    width, height, num_coords, desc_bytes = (
-        columns[name][:].to_numpy() for name in ("width", "height", "num_coords", "desc_bytes")
-    )
-    num_objects = columns["is_poly"][:].combine_chunks().value_lengths().to_numpy()
+    width, height = (columns[name][:].to_numpy() for name in ("width", "height"))
     sizes, which = np.unique(np.stack([width, height], axis=1), axis=0, return_inverse=True)
     pictures = np.array([_picture_tokens(rule, int(w), int(h)) for w, h in sizes], dtype=np.int64)
-    answers = (
+    most: npt.NDArray[np.int64] = rule.question + pictures[which.ravel()] + _most_answer_tokens(rows)
+    return most
+
+
+def _most_answer_tokens(rows: Dataset) -> npt.NDArray[np.int64]:
+    """int64 [N]: no ground truth has more tokens than this."""
+    columns = rows.with_format("arrow")
+    num_coords, desc_bytes = (columns[name][:].to_numpy() for name in ("num_coords", "desc_bytes"))
+    num_objects = columns["is_poly"][:].combine_chunks().value_lengths().to_numpy()
+    most: npt.NDArray[np.int64] = (
         _CONTAINER_BYTES
         + _BYTES_PER_OBJECT * num_objects.astype(np.int64)
         + (1 + _BYTES_BETWEEN_COORDS) * num_coords.astype(np.int64)
         + desc_bytes
     )
-    most: npt.NDArray[np.int64] = rule.question + pictures[which.ravel()] + answers
     return most
+
+
+def warn_of_short_answers(rows: Dataset, tokenizer: Any, max_new_tokens: int) -> None:
+    """Say so when the longest ground truth is longer than an answer may be. rows: of `data.dataset.RowMaker`."""
+    doubtful = np.flatnonzero(_most_answer_tokens(rows) > max_new_tokens)
+    if not len(doubtful):
+        return
+    order = np.argsort(_most_answer_tokens(rows)[doubtful], kind="stable")[::-1]
+    lengths = {
+        index: len(tokenizer.encode(rows[index]["messages"][-1]["content"], add_special_tokens=False)) + 1
+        for index in doubtful[order[:_CANDIDATES]].tolist()
+    }
+    index, length = max(lengths.items(), key=lambda item: item[1])
+    if length > max_new_tokens:
+        row = rows[index]
+        logger.warning(
+            "The ground truth of %s has %d objects in %d tokens, but rollout_matching.max_new_tokens is %d: answers to "
+            "such pictures are always cut. %d lets them end.",
+            SampleSource.of_sample(row).sample_id, len(record_in(row).objects), length, max_new_tokens,
+            limit_for(length),
+        )  # fmt: skip
 
 
 def _measured(rows: Dataset) -> Lengths:

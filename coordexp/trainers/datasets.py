@@ -14,7 +14,7 @@ from coordexp.config.schema.augmentation import Augmentation
 from coordexp.data.augment.augmenter import Augmenter
 from coordexp.data.chosen import ChosenSamples
 from coordexp.data.dataset import RowMaker
-from coordexp.data.lengths import check_lengths
+from coordexp.data.lengths import check_lengths, warn_of_short_answers
 from coordexp.data.mixed import MixedOrder, open_mixed
 from coordexp.data.raw_samples import RawSamples
 from coordexp.data.samples import EncodedSamples
@@ -55,6 +55,7 @@ def question_datasets(
     Raises RecordError naming training samples that are longer than max_length or a pack.
     """
     _keep_order(arguments, settings)
+    rollout = settings.sections.rollout_matching
     for name, multiple_of in ((TRAIN, samples_per_step), (EVAL, 1)):
         rows, template = rows_of(arguments.get(name)), arguments["template"]
         if rows is None:
@@ -69,6 +70,8 @@ def question_datasets(
                 packing_length=packing_length,
                 largest_scale=_largest_scale(settings, name),
             )
+        if rollout is not None:
+            warn_of_short_answers(shown.rows, template.tokenizer, rollout.max_new_tokens)
         arguments[name] = RawSamples(shown, template)
 
 

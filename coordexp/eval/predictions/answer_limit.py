@@ -22,5 +22,9 @@ def answer_limit(records: Sequence[Record], tok: Tokenizer, *, field_order: str 
     """A `max_new_tokens` that every ground truth of `records` fits in, with room for half as many objects again."""
     texts = (serialize(record.objects, field_order) for record in records)
     longest = nlargest(_CANDIDATES, texts, key=lambda text: len(text.encode()))
-    num_tokens = max((len(tok.encode(text, add_special_tokens=False)) for text in longest), default=0)
+    return limit_for(max((len(tok.encode(text, add_special_tokens=False)) for text in longest), default=0))
+
+
+def limit_for(num_tokens: int) -> int:
+    """The limit where the longest ground truth has so many tokens."""
     return max(LEAST_LIMIT, math.ceil(_ROOM * num_tokens / _MULTIPLE) * _MULTIPLE)

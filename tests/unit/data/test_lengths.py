@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from swift.template import get_template
 from coordexp.config import Prompt
 from coordexp.data import lengths as module
 from coordexp.data.dataset import read_training_rows
-from coordexp.data.lengths import check_lengths, longer_than, most_tokens, sample_lengths
+from coordexp.data.lengths import (
+    check_lengths,
+    longer_than,
+    most_tokens,
+    sample_lengths,
+    warn_of_short_answers,
+)
 from coordexp.data.samples import EncodedSamples
 from coordexp.data.shown import ShownRows
 from coordexp.errors import RecordError
@@ -146,3 +153,25 @@ def test_a_rule_that_does_not_hold_is_not_used(template: Any, data: Path, monkey
     monkeypatch.setattr(LengthRule, "answer_tokens", lambda self, answers: [len(text) for text in answers])
     rows = read_training_rows(data, Prompt(user="Find.")).select(range(6))
     assert sample_lengths(rows, template).tolist() == encoded_lengths(rows, template)
+
+
+def test_an_answer_limit_below_the_longest_ground_truth_is_told(
+    template: Any, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With file and line, and a limit that answers of half as many objects again fit in."""
+    rows = read_training_rows(data, Prompt())
+    answers = [row["messages"][-1]["content"] for row in rows]
+    counted = [
+        len(template.tokenizer.encode(f"{text}<|im_end|>", add_special_tokens=False)) for text in answers
+    ]
+    longest = max(counted)
+    with caplog.at_level(logging.WARNING, logger="coordexp"):
+        warn_of_short_answers(rows, template.tokenizer, longest)
+        assert caplog.messages == []
+        warn_of_short_answers(rows, template.tokenizer, longest - 1)
+    [said] = caplog.messages
+    line = counted.index(longest) + 1
+    num_objects = answers[line - 1].count('"desc"')
+    assert f"{data}:{line} has {num_objects} objects in {longest} tokens" in said
+    assert f"max_new_tokens is {longest - 1}: " in said
+    assert f"{max(1024, -(-longest * 3 // 128) * 64)} lets them end." in said

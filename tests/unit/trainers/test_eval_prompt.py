@@ -65,13 +65,9 @@ def settings_of(variant: str | None) -> RunSettings:
 def test_the_other_prompt_is_asked_in_evaluation_alone(nano: Path, scenes: Path, variant: str | None) -> None:
     model, template = load_policy(nano)
     settings = settings_of(variant)
-    rows = {
-        name: read_training_rows(scenes / f"{file}.jsonl", TRAINED)
-        for name, file in ((TRAIN, "train"), (EVAL, "val"))
-    }
-    datasets: dict[str, Any] = {name: LazyLLMDataset(part, template.encode) for name, part in rows.items()}
-    question_datasets(datasets | {"template": template}, settings, samples_per_step=1, packing_length=None)
-    arguments = datasets | {"template": template}
+    arguments: dict[str, Any] = {"template": template, "args": None}
+    for name, file in ((TRAIN, "train.jsonl"), (EVAL, "val.jsonl")):
+        arguments[name] = LazyLLMDataset(read_training_rows(scenes / file, TRAINED), template.encode)
     question_datasets(arguments, settings, samples_per_step=1, packing_length=None)
 
     rollout = settings.sections.rollout_matching
