@@ -42,7 +42,12 @@ def _schedule(step: DumpedStep) -> dict[str, float]:
         return {}
     ratio, now = section["schedule"]["b_ratio"], step.step
     last = range(max(0, now + 1 - WINDOW), now + 1)
-    is_b = [math.floor((s + 1) * ratio) > math.floor(s * ratio) for s in last]
+    if isinstance(ratio, list):
+        steps, shares = zip(*ratio, strict=True)
+        sums = np.concatenate([[0.0], np.cumsum(np.interp(np.arange(now + 1), steps, shares))])
+    else:
+        sums = np.arange(now + 2) * ratio
+    is_b = [math.floor(sums[s + 1]) > math.floor(sums[s]) for s in last]
     return {
         stage2.STAGE2_CHANNEL_B: float(step.channel == "B"),
         stage2.B_RATIO_REALIZED: sum(is_b) / len(is_b),

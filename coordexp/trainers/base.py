@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import derive, resolved_config, write_resolved
 from coordexp.config.prompt import write_prompt
+from coordexp.control.schedule import num_b_steps
 from coordexp.data.collator import with_meta
 from coordexp.data.row_types import RowTyper
 from coordexp.data.source import DatasetFilter
@@ -293,7 +295,9 @@ class CoordTrainer(SwiftTrainerBridge):
             num_train_samples=len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None,
             max_steps=args.max_steps,
             num_epochs=args.num_train_epochs,
-            b_ratio=None if two_channel is None else two_channel.schedule.b_ratio,
+            num_b_steps=None
+            if two_channel is None
+            else partial(num_b_steps, b_ratio=two_channel.schedule.b_ratio),
             coord_token_ids=self.vocab.ids,
         )
         derived |= self._best.derived()

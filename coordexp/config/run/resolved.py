@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,13 +87,13 @@ def derive(
     max_steps: int | None = None,
     num_epochs: float | None = None,
     warmup_steps: int | None = None,
-    b_ratio: float | None = None,
+    num_b_steps: Callable[[int], int] | None = None,
     coord_token_ids: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The `derived` section: numbers that follow from the configuration, the data and the machine.
 
     `total_steps` is the schedule horizon in optimizer steps: `max_steps` if it is positive, else epochs times
-    steps of an epoch (rounded up). `channel_b_steps` is floor(total_steps * b_ratio).
+    steps of an epoch (rounded up). `channel_b_steps` is what `num_b_steps` says of them.
     """
     effective_batch_size = world_size * per_device_batch_size * gradient_accumulation_steps
     steps_per_epoch = (
@@ -111,9 +111,7 @@ def derive(
         "steps_per_epoch": steps_per_epoch,
         "total_steps": total_steps,
         "warmup_steps": warmup_steps,
-        "channel_b_steps": None
-        if b_ratio is None or total_steps is None
-        else math.floor(total_steps * b_ratio),
+        "channel_b_steps": None if num_b_steps is None or total_steps is None else num_b_steps(total_steps),
         "coord_token_ids": id_ranges(coord_token_ids) or None,
     }
     return {key: value for key, value in derived.items() if value is not None}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coordexp.control.schedule import Channel, channel_at, realized_b_ratio
+from coordexp.control.schedule import Channel, Points, channel_at, realized_b_ratio
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.raw_samples import RawSample
 from coordexp.losses.modules import ForwardKind
@@ -99,7 +99,7 @@ class RolloutPlanner:
 class ScheduledPlanner:
     """Channel A or B, as `stage2_ab.schedule` says for the step."""
 
-    def __init__(self, b_ratio: float, ground_truth: Planner, rollouts: Planner) -> None:
+    def __init__(self, b_ratio: float | Points, ground_truth: Planner, rollouts: Planner) -> None:
         self._b_ratio = b_ratio
         self._planners = {Channel.A: ground_truth, Channel.B: rollouts}
 

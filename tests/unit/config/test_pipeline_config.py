@@ -10,9 +10,11 @@ import random
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from coordexp.config import checksum_of, load_run_config, parse_sections, pipeline_checksum
 from coordexp.config.schema.pipeline import Pipeline
+from coordexp.config.schema.stage2 import Schedule
 from coordexp.errors import ConfigError
 from coordexp.losses.modules import ObjectiveSpec
 from coordexp.losses.stage1 import Stage1Weights
@@ -289,3 +291,27 @@ def test_the_stage_1_section_holds_what_its_loss_reads_with_the_same_defaults() 
     ours = parse_sections({}).custom.coord_soft_ce_w1.model_dump(exclude={"monitor_mass"})
     assert Stage1Weights.from_mapping(ours) == Stage1Weights()
     assert ours == dataclasses.asdict(Stage1Weights())
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (1.5, r"found 1\.5; expected a number from 0 to 1, or points"),
+        (True, "found True"),
+        ("much", "found 'much'"),
+        (float("nan"), "found nan"),
+        ([], "holds no point"),
+        ([[0, 0.1], [5, 2]], "found 2; expected a number from 0 to 1"),
+        ([[5, 0.0], [5, 0.2]], r"steps of its points are \[5, 5\]"),
+        ([[0.5, 0.1]], r"the step of \[0\.5, 0\.1\] is 0\.5"),
+        ([0.1, 0.2], r"found 0\.1 for a point"),
+    ],
+)
+def test_a_share_of_rollouts_that_is_none_is_refused(value, told) -> None:
+    with pytest.raises(ValidationError, match=told):
+        Schedule(b_ratio=value)
+
+
+def test_a_share_of_rollouts_may_grow() -> None:
+    assert Schedule(b_ratio=[[0, 0], [200, 0.5]]).b_ratio == [(0, 0.0), (200, 0.5)]
+    assert Schedule(b_ratio=1).b_ratio == 1.0

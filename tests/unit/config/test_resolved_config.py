@@ -65,7 +65,7 @@ def test_derived_numbers_by_hand() -> None:
         num_train_samples=100,
         num_epochs=2.0,
         max_steps=-1,
-        b_ratio=0.3,
+        num_b_steps=lambda before: before * 3 // 10,
         coord_token_ids=range(151700, 152700),
     )
     assert derived == {

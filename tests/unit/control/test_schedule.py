@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from math import floor
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coordexp.control import channel_share
 from coordexp.control.schedule import (
     Channel,
     channel_at,
+    num_b_steps,
     realized_b_ratio,
     request_seed,
     rollout_seed_base,
@@ -70,3 +73,59 @@ def test_a_ratio_outside_its_range_is_refused(b_ratio):
 def test_a_negative_step_is_refused():
     with pytest.raises(ConfigError, match="optimizer step -1"):
         channel_at(-1, 0.5)
+
+
+RAMP = [(0, 0.0), (200, 0.0), (600, 0.3)]
+
+
+def test_the_share_of_a_ramp_by_hand():
+    # nothing for 200 steps; then 0.3 k / 400 at the k-th step of the ramp: 0.3 / 400 * (0 + ... + 399) = 59.85
+    assert channel_share(200, RAMP) == 0.0
+    assert channel_share(201, RAMP) == 0.0
+    assert channel_share(202, RAMP) == pytest.approx(0.3 / 400)
+    assert channel_share(600, RAMP) == pytest.approx(59.85)
+    assert channel_share(1000, RAMP) == pytest.approx(59.85 + 400 * 0.3)
+
+
+points = st.lists(
+    st.tuples(st.integers(0, 300), ratios), min_size=1, max_size=5, unique_by=lambda p: p[0]
+).map(sorted)
+
+
+@given(points, st.integers(0, 400))
+def test_the_share_is_the_sum_of_the_shares_of_the_steps_before(points, step):
+    steps, values = zip(*points, strict=True)
+    assert channel_share(step, points) == pytest.approx(
+        np.interp(np.arange(step), steps, values).sum(), abs=1e-9
+    )
+
+
+@given(points)
+def test_b_steps_of_points_follow_their_share_and_the_window_counts_them(points):
+    is_b = [channel_at(step, points) is Channel.B for step in range(320)]
+    for step in (0, 1, 57, 319):
+        assert (
+            sum(is_b[: step + 1]) == floor(channel_share(step + 1, points)) == num_b_steps(step + 1, points)
+        )
+        window = is_b[max(0, step - 199) : step + 1]
+        assert realized_b_ratio(step, points) == sum(window) / len(window)
+
+
+@given(ratios, st.integers(0, 400))
+def test_one_point_is_the_constant_ratio(b_ratio, step):
+    assert channel_at(step, [(0, b_ratio)]) == channel_at(step, b_ratio)
+    assert channel_at(step, [(7, b_ratio)]) == channel_at(step, b_ratio)
+
+
+@pytest.mark.parametrize(
+    ("points", "told"),
+    [
+        ([], "one or more"),
+        ([(5, 0.1), (5, 0.2)], "ascending"),
+        ([(-1, 0.1)], "from 0"),
+        ([(0, 1.5)], "1.5 at step 0"),
+    ],
+)
+def test_points_that_mean_nothing_are_refused(points, told):
+    with pytest.raises(ConfigError, match=told):
+        channel_share(3, points)
