@@ -50,7 +50,7 @@ def picture_findings(source: Source, reports: Reports) -> list[Finding]:
 
 def missing_findings(source: Source) -> list[Finding]:
     """Files that are named and not there, and whether any pictures are known at all."""
-    if not any(source.pictures):
+    if source.pictures and not any(source.pictures):
         message = "no picture was looked at: give the folder that holds them (--image-root)"
         return [Finding(Level.WARNING, "pictures_unknown", message, len(source.pictures))]
     rows = [row for row, path in enumerate(source.pictures) if path is not None and not is_file(path)]

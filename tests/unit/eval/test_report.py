@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.images import image_result
+from support.lvis_reference import random_lvis
 
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.box_matching import BoxSet
 from coordexp.eval.coco.annotations import read_dataset, read_results
-from coordexp.eval.coco.evaluate import run_coco
+from coordexp.eval.coco.evaluate import run_coco, run_lvis
 from coordexp.eval.detection import Counts, match_boxes
 from coordexp.eval.evaluate import evaluate_directory
 from coordexp.eval.predictions.artifacts import RUN_META, SCORED, TOKEN_TRACE
@@ -356,6 +357,24 @@ def test_coco_files_of_any_detector(tmp_path):
     expected = {"AP": 0.505, "AP50": 0.697, "AP75": 0.573, "AR": 0.595}
     assert {key: round(page.headline[key][0], 3) for key in expected} == expected
     assert written.num_missing == written.num_pictures == 6  # the fixture holds no pictures
+
+
+def test_lvis_data_are_reported_by_the_rules_of_lvis(tmp_path):
+    gt, preds = random_lvis(5, num_images=15)
+    write_json(tmp_path / "coco_gt.json", gt)
+    write_json(tmp_path / "coco_preds.json", preds)
+    dataset = read_dataset(gt)
+    results = read_results(preds, dataset)
+    write_report([tmp_path], tmp_path / "r.html", options=QUICK)
+    html = (tmp_path / "r.html").read_text()
+    page = Page(html)
+    assert page.headline["AP"] == [pytest.approx(run_lvis(dataset, results).metrics["AP"])]
+    assert page.headline["AP"] != [pytest.approx(run_coco(dataset, results).metrics["AP"])]
+    assert "Average precision is by the rules of LVIS." in html
+    assert "not for AP by LVIS" in html  # resamples follow COCO's rules
+    intervals = bootstrap([compute_numbers(load_run(tmp_path))], 20, 0).of_run[0]
+    assert "AP" not in intervals
+    assert "f1_at_50" in intervals
 
 
 def test_runs_of_other_images_or_objects_are_refused(runs, tmp_path):

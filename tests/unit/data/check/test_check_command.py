@@ -285,6 +285,16 @@ def test_a_name_that_leads_outside_is_followed_only_when_asked(
     assert read_jsonl(tmp_path / "o.jsonl", require_images=True)[0].images == ("secret.png",)
 
 
+def test_a_file_without_a_readable_record_is_not_blamed_for_its_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "d.jsonl").write_text('{"image": "a.png"}\n')
+    assert run("check", tmp_path / "d.jsonl", "--output", tmp_path / "page.html") == 2
+    out = capsys.readouterr().out
+    assert "error: 1 entry cannot be read" in out
+    assert "1 kind of error, 0 of warning" in out
+
+
 RUN = """
 model: somewhere
 dataset: [d.jsonl]
