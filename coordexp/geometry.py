@@ -107,6 +107,16 @@ def pairwise_iou(boxes_xyxy_N4: ArrayLike, boxes_xyxy_M4: ArrayLike) -> FloatArr
     return iou
 
 
+def aligned_iou(boxes_xyxy_N4: FloatArray, others_xyxy_N4: FloatArray) -> FloatArray:
+    """Intersection over union of each box with the other in its row, as `pairwise_iou` has it.  [N]"""
+    top_left = np.maximum(boxes_xyxy_N4[:, :2], others_xyxy_N4[:, :2])
+    sides = np.clip(np.minimum(boxes_xyxy_N4[:, 2:], others_xyxy_N4[:, 2:]) - top_left, 0.0, None)
+    intersection = sides[:, 0] * sides[:, 1]
+    union = box_areas(boxes_xyxy_N4) + box_areas(others_xyxy_N4) - intersection
+    iou: FloatArray = np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    return iou
+
+
 def polygon_points(values: Sequence[float] | ArrayLike) -> FloatArray:
     """Flat polygon (x0, y0, x1, y1, ...) to points float64 [V, 2], any frame.
 

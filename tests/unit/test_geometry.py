@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from coordexp.errors import RecordError
 from coordexp.geometry import (
+    aligned_iou,
     box_areas,
     box_polygon,
     dequantize_boxes,
@@ -113,6 +114,8 @@ def test_pairwise_iou_is_symmetric_and_at_most_one(corners):
     assert (iou == iou.T).all()
     assert ((iou >= 0) & (iou <= 1)).all()
     assert (np.diag(iou) == (box_areas(boxes) > 0)).all()
+    rows, columns = np.indices(iou.shape).reshape(2, -1)
+    assert (aligned_iou(np.array(boxes)[rows], np.array(boxes)[columns]) == iou.ravel()).all()
 
 
 def test_areas_of_boxes_and_polygons():

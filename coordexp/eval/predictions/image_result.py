@@ -19,9 +19,9 @@ from coordexp.errors import ContractError
 from coordexp.eval.predictions.checked_classes import CheckedClasses
 from coordexp.geometry import (
     FloatArray,
+    aligned_iou,
     box_areas,
     dequantize_points,
-    pairwise_iou,
     polygon_area,
     polygon_box,
     quantize_points,
@@ -149,12 +149,13 @@ class ImageResult:
 
 def duplicate_rate(objects: Objects, least: float = 0.9) -> float:
     """Share of the objects that an earlier one of the same description covers with an IoU above `least`; 0 for none."""
-    if not len(objects):
+    labels: dict[str, int] = {}
+    label_N = np.array([labels.setdefault(desc, len(labels)) for desc in objects.descs], dtype=np.int64)
+    if len(labels) == len(label_N):
         return 0.0
-    _, label_N = np.unique(np.array(objects.descs), return_inverse=True)
-    is_earlier_NN = np.tri(len(objects), k=-1, dtype=bool) & (label_N[:, None] == label_N[None, :])
-    repeats_N = ((pairwise_iou(objects.boxes_N4, objects.boxes_N4) > least) & is_earlier_NN).any(axis=1)
-    return float(repeats_N.mean())
+    later, earlier = np.nonzero(np.tri(len(label_N), k=-1, dtype=bool) & (label_N[:, None] == label_N))
+    iou = aligned_iou(objects.boxes_N4[later], objects.boxes_N4[earlier])
+    return len(set(later[iou > least].tolist())) / len(label_N)
 
 
 def objects_of(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -21,6 +23,7 @@ from coordexp.eval.evaluate import (
 )
 from coordexp.eval.on_policy import on_policy_numbers
 from coordexp.eval.predictions.artifacts import SCORED
+from coordexp.eval.predictions.image_result import Objects, duplicate_rate
 from coordexp.eval.predictions.scored import read_predictions
 from coordexp.files import write_jsonl
 
@@ -274,3 +277,20 @@ def test_class_averages_leave_out_zeros_and_duplicates_are_counted(tmp_path: Pat
     assert metrics["f1_at_95"] == pytest.approx(2 * 2 / (4 + 4))
     assert metrics["duplicate_rate_mean"] == pytest.approx((1 / 4 + 0) / 2)
     assert metrics["duplicate_rate_p99"] == pytest.approx(0.25 * 0.99)
+
+
+WIDTHS = st.sampled_from([100, 99, 95, 91, 90, 89, 50])
+"""Of boxes of one height and corner: their IoU is the share of the widths."""
+
+
+@given(st.lists(st.tuples(st.sampled_from(["cat", "dog", " cat"]), WIDTHS), max_size=8))
+def test_a_duplicate_repeats_an_earlier_object_of_its_description(written: list[tuple[str, int]]):
+    repeats = [
+        any(
+            desc.strip() == other.strip() and min(width, wide) / max(width, wide) > 0.9
+            for other, wide in written[:i]
+        )
+        for i, (desc, width) in enumerate(written)
+    ]
+    objects = Objects.of([desc for desc, _ in written], [[0, 0, width, 10] for _, width in written])
+    assert duplicate_rate(objects) == pytest.approx(sum(repeats) / max(1, len(written)))
