@@ -7,6 +7,7 @@ again by data-loader workers, where it does nothing but make the package importa
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,10 +17,14 @@ _HERE = str(Path(__file__).resolve().parent)
 sys.path[:] = [entry for entry in sys.path if str(Path(entry or ".").resolve()) != _HERE]
 
 from coordexp.errors import CoordExpError  # noqa: E402
-from coordexp.trainers.activate import activate_from_argv  # noqa: E402
+from coordexp.telemetry import run_log  # noqa: E402
+from coordexp.trainers.activate import activate_from_argv, trains  # noqa: E402
 
+if trains(sys.argv):
+    run_log.start(int(os.environ.get("RANK") or 0))
 try:
-    activate_from_argv(sys.argv[1:])
+    if not activate_from_argv(sys.argv[1:]):
+        run_log.stop()
 except CoordExpError as error:
     print(f"coordexp: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code) from None

@@ -16,6 +16,12 @@ NOT_RECOMPUTED = {
     keys_run.TRAIN_SPEED: "a clock of ms-swift that runs from before the first step",
     keys_run.MEMORY: "read off the accelerator's allocator",
     keys_run.MFU: "made of that clock and of the accelerator's rating",
+    keys_run.MEMORY_PEAK: "read off the allocator, or off the system",
+    keys_run.TRAIN_TOKENS_PER_S: "made of the clock of the steps",
+    **dict.fromkeys(
+        (keys_run.TIME_STEP, keys_run.TIME_FIRST_STEP, *keys_run.TIME_SHARES.values()),
+        "the clock of the steps",
+    ),
 }
 """Numbers of a training step that no dump decides, and why."""
 
@@ -53,7 +59,7 @@ class DumpedStep:
         if schedule in SCHEDULES and not self._has_several_rates:
             return NOT_RECOMPUTED
         why = f"only {', '.join(SCHEDULES)} with one rate are written down here; the run has {schedule}"
-        return {**NOT_RECOMPUTED, keys_run.LEARNING_RATE: why}
+        return {**NOT_RECOMPUTED, keys_run.LEARNING_RATE: why, keys_run.LR_PHASE: why}
 
     @property
     def _has_several_rates(self) -> bool:
@@ -66,7 +72,16 @@ def run_equations(step: DumpedStep) -> dict[str, float]:
     values = _progress(step) | _events(step)
     if keys_run.LEARNING_RATE not in step.excused:
         values[keys_run.LEARNING_RATE] = learning_rate(step.config["swift"], step.step + 1)
+        values[keys_run.LR_PHASE] = _phase(step.config["swift"], step.step + 1)
     return values
+
+
+def _phase(swift: Mapping[str, Any], step: int) -> float:
+    """0 while the rate rises, 1 where it stays, 2 where it falls."""
+    before, after = learning_rate(swift, step), learning_rate(swift, step + 1)
+    if after == before:  # also at the end of a decay, which stays at 0
+        return 1.0 if swift["lr_scheduler_type"].startswith("constant") else 2.0
+    return 0.0 if after > before else 2.0
 
 
 def learning_rate(swift: Mapping[str, Any], step: int) -> float:
@@ -122,6 +137,16 @@ def _progress(step: DumpedStep) -> dict[str, float]:
         keys_stage1.ACCUM_CURRENT_GRAD_STEPS: sum(micro_steps) / len(micro_steps),
         keys_stage1.ACCUM_GRAD_STEPS: swift["gradient_accumulation_steps"],
     }
+    values |= {
+        keys_run.TRAIN_TOKENS_TOTAL: sum(map(_supervised, step.plans)),
+        keys_run.TRAIN_TOKENS_SEEN: sum(map(_supervised, step.history)),
+        keys_run.TRAIN_IMAGES_TOTAL: sum(map(_images, step.plans)),
+        keys_run.TRAIN_IMAGES_SEEN: sum(map(_images, step.history)),
+        keys_run.PACKING_MODE: max(plan["load"]["is_packed"] for plan in step.plans),
+    }
+    if places := sum(plan["load"]["num_places"] for plan in step.plans):
+        num_tokens = sum(plan["load"]["num_tokens"] for plan in step.plans)
+        values[keys_run.PACKING_UTILIZATION] = num_tokens / places
     length = config["derived"].get("num_train_samples")
     if length is not None:
         of_rank = length // len(step.plans)
@@ -131,6 +156,19 @@ def _progress(step: DumpedStep) -> dict[str, float]:
     if keys_run.NUM_INPUT_TOKENS_SEEN in step.payload:
         values[keys_run.NUM_INPUT_TOKENS_SEEN] = sum(_input_tokens(step, plan) for plan in step.history)
     return {key: float(value) for key, value in values.items()}
+
+
+def _supervised(plan: Mapping[str, Any]) -> int:
+    """Tokens with a loss of a rank: in stage 1 every row; in stage 2, where rows may weigh 0, what the plan counted."""
+    if plan["channel"] is None:
+        return sum(int(forward["rows"]["targets_R"].numel()) for forward in counted(plan))
+    return int(plan["load"]["num_supervised"])
+
+
+def _images(plan: Mapping[str, Any]) -> int:
+    if plan["channel"] is None:
+        return sum(len(forward["inputs"].get("image_grid_thw", ())) for forward in counted(plan))
+    return int(plan["load"]["num_images"])
 
 
 def _input_tokens(step: DumpedStep, plan: Mapping[str, Any]) -> int:

@@ -30,6 +30,14 @@ class BatchMeta:
     """Samples that stand in for others, which could not be encoded."""
     parts: tuple[str, ...] = ()
     """The data set of a mixture that each sample was drawn from; empty names without one."""
+    num_images: int = 0
+    """Pictures of all samples."""
+    num_tokens: int = 0
+    """Tokens of all samples, padding not counted."""
+    num_places: int = 0
+    """Tokens of the batch, padding counted."""
+    num_packs: int = 0
+    """Packs it is made of; 0 where samples do not come in packs."""
 
     def put(self, batch: dict[str, Any]) -> None:
         """Into a batch, as plain containers: data loaders move tensors in those to the device, and nothing else."""

@@ -64,8 +64,18 @@ def _collate_with_meta(
         types_skipped=typed is not None and rows.types_R is None,
         num_replaced=sum(source.in_place_of is not None for source in sources),
         parts=tuple(source.part for source in sources),
+        num_images=len(batch.get("image_grid_thw", ())),
+        num_tokens=int(batch["attention_mask"].sum() if _is_padded(batch) else batch["labels"].numel()),
+        num_places=batch["labels"].numel(),
+        num_packs=sum(isinstance(feature, list) for feature in features),
     ).put(batch)
     return batch
+
+
+def _is_padded(batch: dict[str, Any]) -> bool:
+    """Whether the batch has a mask that tells padding; a pack has none, or one that keeps its samples apart."""
+    mask = batch.get("attention_mask")
+    return mask is not None and mask.ndim == 2
 
 
 def unpacked(features: Sequence[Any]) -> list[dict[str, Any]]:

@@ -121,7 +121,21 @@ def soft_ce_rows(dist: CoordDistribution, target_NK: Tensor) -> Tensor:
 
 def w1_rows(dist: CoordDistribution, target_NK: Tensor) -> Tensor:
     """sum_k |CDF_p(k) - CDF_q(k)| / (K - 1), [N] in [0, 1]."""
-    return (dist.probs_NK - target_NK).cumsum(-1).abs().sum(-1) / (dist.num_bins - 1)
+    return running_sums(dist.probs_NK - target_NK).abs().sum(-1) / (dist.num_bins - 1)
+
+
+def running_sums(values_NK: Tensor) -> Tensor:
+    """`values_NK.cumsum(-1)`; where torch must be deterministic on CUDA, whose cumsum is not, as a product."""
+    if not (values_NK.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return values_NK.cumsum(-1)
+    with torch.autocast("cuda", enabled=False):
+        return values_NK @ _upper_ones(values_NK)
+
+
+def _upper_ones(like_NK: Tensor) -> Tensor:
+    """[K, K]: 1 on and above the diagonal, so that a product with it adds up from the left."""
+    num_bins = like_NK.shape[-1]
+    return torch.ones(num_bins, num_bins, dtype=like_NK.dtype, device=like_NK.device).triu()
 
 
 def token_ce_rows(dist: CoordDistribution, bins_N: Tensor) -> Tensor:

@@ -149,6 +149,15 @@ class Stage2Objective:
             counts[f"{forward.coord}/text_gate"] = gated_R.sum().to(total_weight.dtype)
         return counts
 
+    def num_supervised(self, rows: SupervisedRows, forwards: Sequence[ForwardKind]) -> int:
+        """Rows with a loss in any of the forwards that run over them. Rows on the host."""
+        is_text_R = torch.zeros(rows.num_text, dtype=torch.bool)
+        for forward in forwards:
+            if self._text_weighting is not None and self.text_weights(forward):
+                is_text_R |= self._text_weighting(rows, forward).ce_R > 0
+        has_coord = any(self.coord_weights(forward) for forward in forwards)
+        return int(is_text_R.sum()) + (rows.num_coord if has_coord else 0)
+
     def __call__(
         self, inputs: LossInputs, forward: ForwardKind, counts: Counts
     ) -> tuple[Tensor, Stage2Terms]:

@@ -45,6 +45,116 @@ OOM_RETRIES_TOTAL = HEALTH.define(
     better="lower",
 )
 
+LOGGED = "records of training steps"
+PACE = KeySection(
+    "Progress, time and memory of a run (`train/*`, `time/*`, `memory/*`, `lr/*`)",
+    "Counts are of all ranks; `*_seen` is kept across a resume. Seconds are taken at the borders of a step's parts: on "
+    "CUDA by events on the training stream, read when a record is written (so work that is still queued counts where "
+    "it runs, and nothing waits for it), elsewhere by the host's clock. A step lasts from asking for its data to the "
+    "end of the optimizer's update; evaluations, saves and the writing of records lie between steps.",
+)
+TRAIN_TOKENS_TOTAL = PACE.define(
+    "train/tokens_total",
+    Kind.COUNTER,
+    "Tokens with a loss (what masks leave: text with a weight, and coordinates) that were trained on.",
+    unit="tokens",
+)
+TRAIN_TOKENS_SEEN = PACE.define(
+    "train/tokens_seen",
+    Kind.GAUGE,
+    "Running total of `train/tokens_total` over all ranks, kept across a resume.",
+    unit="tokens",
+    reduce=Reduce.MAX,
+)
+TRAIN_TOKENS_PER_S = PACE.define(
+    "train/tokens_per_s",
+    Kind.GAUGE,
+    "`train/tokens_total` over the seconds of its steps (`time/step_s` times steps).",
+    unit="tokens/s",
+    when=LOGGED,
+    better="higher",
+)
+TRAIN_IMAGES_TOTAL = PACE.define(
+    "train/images_total", Kind.COUNTER, "Pictures that were trained on.", unit="pictures"
+)
+TRAIN_IMAGES_SEEN = PACE.define(
+    "train/images_seen",
+    Kind.GAUGE,
+    "Running total of `train/images_total` over all ranks, kept across a resume.",
+    unit="pictures",
+    reduce=Reduce.MAX,
+)
+PACKING_MODE = PACE.define(
+    "packing/mode",
+    Kind.FLAG,
+    "1 where samples share a sequence, 0 where a batch is padded; in words under `tags` of the payload (`packed`, "
+    "`padded`).",
+)
+PACKING_UTILIZATION = PACE.define(
+    "packing/utilization",
+    Kind.RATE,
+    "Tokens of samples over the tokens there is room for: `packing_length` of each pack, or the padded batch.",
+    unit="fraction",
+    over="tokens of room",
+    better="higher",
+)
+TIME_STEP = PACE.define(
+    "time/step_s",
+    Kind.GAUGE,
+    "Seconds of an optimizer step, mean over steps and ranks.",
+    unit="s",
+    over="optimizer steps",
+    better="lower",
+)
+TIME_FIRST_STEP = PACE.define(
+    "time/first_step_s",
+    Kind.SECONDS,
+    "Seconds by which the first step of this process took longer than the median of the next ten: what is set up, "
+    "compiled or cached only once.",
+    unit="s",
+    when="once, in the first record after eleven steps",
+)
+PHASES = ("data", "generation", "forward", "backward", "optimizer", "push", "other")
+"""The parts of a step."""
+_PHASE_MEANINGS = {
+    "data": "waiting for the data loader",
+    "generation": "generating rollouts; starting the engine for the first of them too",
+    "forward": "forwards and losses (with a fused head also the head's gradients)",
+    "backward": "the backward pass with its exchange of gradients; under DeepSpeed the update too",
+    "optimizer": "clipping, the update and the schedule, and what the HF Trainer checks of the loss before them",
+    "push": "pushing weights to the rollout engine",
+    "other": "all else: planning the step, parsing and matching rollouts, callbacks",
+}
+TIME_SHARES = {
+    phase: PACE.define(
+        f"time/share_{phase}",
+        Kind.RATE,
+        f"Share of the step spent on {_PHASE_MEANINGS[phase]}. The shares sum to 1.",
+        unit="fraction",
+        over="seconds of all steps and ranks",
+        pattern="time/share_<part>",
+    )
+    for phase in PHASES
+}
+"""Part of a step -> key of its share."""
+MEMORY_PEAK = PACE.define(
+    "memory/peak_gb",
+    Kind.GAUGE,
+    "Most memory that the rank with the most has used so far: what the accelerator's allocator gave out at once, on a "
+    "CPU the largest resident set of the process.",
+    unit="GB (1e9 bytes)",
+    when=LOGGED,
+    reduce=Reduce.MAX,
+    better="lower",
+)
+LR_PHASE = PACE.define(
+    "lr/phase",
+    Kind.GAUGE,
+    "Where the learning rate of the record stands in its schedule: 0 warm-up, 1 stable, 2 decay; in words under "
+    "`tags` of the payload.",
+    when=LOGGED,
+)
+
 FRAMEWORK = KeySection(
     "Logged by ms-swift and the HF Trainer",
     "Reduced by them, not by CoordExp; listed so that every key of a log can be looked up.",
@@ -100,7 +210,9 @@ PROGRESS = _external(
     "global_step/max_steps", Kind.GAUGE, "Progress, as text such as `20/400`.", "text", source=SWIFT
 )
 _external("elapsed_time", Kind.GAUGE, "Time since training started, as text.", "text", source=SWIFT)
-_external("remaining_time", Kind.GAUGE, "Estimated time to the end, as text.", "text", source=SWIFT)
+REMAINING = _external(
+    "remaining_time", Kind.GAUGE, "Estimated time to the end, as text.", "text", source=SWIFT
+)
 MEMORY = _external(
     "memory(GiB)",
     Kind.GAUGE,
@@ -153,7 +265,9 @@ _external(
     source=HF,
     when=AT_EVAL,
 )
-_external("train_loss", Kind.LOSS, "Mean objective over the whole run.", "nats", source=HF, when=AT_END)
+TRAIN_LOSS = _external(
+    "train_loss", Kind.LOSS, "Mean objective over the whole run.", "nats", source=HF, when=AT_END
+)
 _external("total_flos", Kind.COUNTER, "Floating-point operations of the run.", "FLOP", source=HF, when=AT_END)
 
-SECTIONS = (HEALTH, FRAMEWORK)
+SECTIONS = (PACE, HEALTH, FRAMEWORK)

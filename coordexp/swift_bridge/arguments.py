@@ -55,7 +55,8 @@ class PluginFlags:
 
     @property
     def data_seed(self) -> int:
-        return int(self.swift["seed"] if self.swift["data_seed"] is None else self.swift["data_seed"])
+        """Of the order of the samples: the run's seed, unless `--data_seed` is written."""
+        return int(self.swift["data_seed" if "data_seed" in self.given else "seed"])
 
 
 def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:

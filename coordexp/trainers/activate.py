@@ -53,16 +53,21 @@ VARIANTS = {
 }
 
 
-def activate_from_argv(argv: Sequence[str]) -> None:
+def trains(argv: Sequence[str]) -> bool:
+    """Whether this is a process of `swift sft`, and no worker of one."""
+    return Path(argv[0]).name == "sft.py" and not multiprocessing.current_process().daemon
+
+
+def activate_from_argv(argv: Sequence[str]) -> bool:
     """Register the template, and for `swift sft` the datasets and the trainer that the flags ask for.
 
     In a worker process nothing is done: what a worker needs is sent to it.
     Other ms-swift commands (infer, export, ...) that replay the plugin of a checkpoint get the template and what
     the checkpoint's model needs.
-    Without a trainer variant ms-swift trains as usual.
+    Without a trainer variant ms-swift trains as usual. Returns whether a trainer of ours does.
     """
     if multiprocessing.current_process().daemon:  # data loaders, packers; ms-swift replays the plugin there
-        return
+        return False
     check_versions()
     register_coord_template()
     log_to_console()
@@ -73,7 +78,7 @@ def activate_from_argv(argv: Sequence[str]) -> None:
         check_models(load.model, load.adapters, trusted=trusted, setting=TRUST_SETTING, hub=load.hub)
         use_prompt_of((*load.adapters, load.model))
         prepare_loaded_models(restore_for_inference, trust_remote_code=trusted)
-        return
+        return False
     flags = read_plugin_flags(argv)
     sections = _sections(flags)
     trusted = sections.custom.trust_remote_code
@@ -82,7 +87,7 @@ def activate_from_argv(argv: Sequence[str]) -> None:
     )
     variant = _variant(flags, sections)
     if variant is None:
-        return
+        return False
     if sections.custom.dry_run is not None:
         leave_nothing(argv, flags.swift["output_dir"])
     raise_problems(
@@ -104,8 +109,13 @@ def activate_from_argv(argv: Sequence[str]) -> None:
     prepare_loaded_models(preparation(sections.custom.coord_offset, start), trust_remote_code=trusted)
     register_optimizers()
     use_trainer(VARIANTS[variant])
-    activate(RunSettings(variant, sections, {**flags.swift, "strict": flags.strict}, prompt))
+    activate(
+        RunSettings(
+            variant, sections, {**flags.swift, "strict": flags.strict, "data_seed": flags.data_seed}, prompt
+        )
+    )
     sys.excepthook = end_in_one_line
+    return True
 
 
 def end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.config import derive, resolved_config, write_resolved
+from coordexp.config import derive, mask_secrets, resolved_config, write_resolved
 from coordexp.config.prompt import write_prompt
 from coordexp.control.schedule import num_b_steps
 from coordexp.data.collator import with_meta
@@ -29,25 +29,32 @@ from coordexp.metrics.accumulate import MetricStore
 from coordexp.metrics.catalog import check_known
 from coordexp.metrics.keys_run import NONFINITE_LOSS_TOTAL, NONFINITE_METRICS_TOTAL, OOM_RETRIES_TOTAL
 from coordexp.metrics.payload import build_payload
-from coordexp.metrics.progress import PROGRESS_KEY, Progress
+from coordexp.metrics.progress import PROGRESS_KEY
 from coordexp.metrics.sinks import MetricsSink, installed_versions
 from coordexp.models.model_files import forget_loading, write_pixel_limits
+from coordexp.swift_bridge.callbacks.console import use_console_lines
 from coordexp.swift_bridge.prompts import complete_prompt
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
+from coordexp.telemetry import run_log
+from coordexp.telemetry.console_line import console_line
 from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
 from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
 from coordexp.trainers.dry_run.page import render
 from coordexp.trainers.dry_run.run import TEACHER_FORCED, DryRun
 from coordexp.trainers.dry_run.start import start_dry_run
 from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
+from coordexp.trainers.logs.trackers import TRACKERS_KEY, ids_of, use_payloads
 from coordexp.trainers.offset_training import OffsetTraining
 from coordexp.trainers.optimizers import OURS, checked_table, meet_flat_weights
 from coordexp.trainers.packing import check_template_packs
 from coordexp.trainers.runtime import active
 from coordexp.trainers.saving import SaveSchedule
+from coordexp.trainers.start import determinism
 from coordexp.trainers.start.precision import lost_updates
+from coordexp.trainers.start.schedule import lr_schedule
 from coordexp.trainers.step import ranks
 from coordexp.trainers.step.dump import DUMP_FOLDER, write_plan
+from coordexp.trainers.step.pace import Pace, StepEnd, tags_of
 from coordexp.trainers.step.plan import StepPlan
 
 logger = logging.getLogger(__name__)
@@ -60,15 +67,28 @@ class CoordTrainer(SwiftTrainerBridge):
         self.settings = active()
         self.prepare_datasets(kwargs)
         template = kwargs["template"]
+        if self.settings.sections.custom.dry_run is None:
+            self._open_run_log(kwargs["args"])
+        kwargs["args"].data_seed = self.settings.swift["data_seed"]
         self.vocab = CoordVocab.from_tokenizer(template.tokenizer)
         self.columns = CoordColumns(self.vocab.ids)
         forget_loading(template.tokenizer)
         super().__init__(*args, **kwargs)
         self.prompt = complete_prompt(self.settings.prompt, template)
         self._refuse_ignored_deepspeed()
+        self._is_deterministic = determinism.settle(
+            self.settings.sections.custom.deterministic,
+            self.model,
+            device=self.args.device,
+            noise=self.args.neftune_noise_alpha,
+            announces=self.is_world_process_zero(),
+        )
         self._offset = self._train_offsets()
         self.metrics = MetricStore()
-        self._progress = Progress(self.metrics, self.args.gradient_accumulation_steps, self.mixed_datasets)
+        self.pace = Pace(
+            self.metrics, self.args.gradient_accumulation_steps, self.args.device, self.mixed_datasets
+        )
+        self.add_callback(StepEnd(self.pace.timer))
         self._has_started = False
         self._plan: StepPlan | None = None
         self._finite_guard = self._guard_loss()
@@ -79,11 +99,21 @@ class CoordTrainer(SwiftTrainerBridge):
         self._own_optimizer: Optimizer | None = None
         self.dry_run = self._start_dry_run()
         self._sink: MetricsSink | None = None
+        self._trackers = use_payloads(self, self.settings.swift)
+        use_console_lines(self, console_line)
         self._health = HealthWatch()
         self._reported_nonfinite: set[str] = set()
         if self.is_world_process_zero():
             self._best.announce()
             write_resolved(self.args.output_dir, self._resolved)
+
+    def _open_run_log(self, args: Any) -> None:
+        run_log.open_in(
+            args.output_dir,
+            command=mask_secrets(shlex.join(sys.argv), self.settings.swift),
+            resumed_from=args.resume_from_checkpoint,
+            has_header=args.process_index == 0,
+        )
 
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
         """Replace the data sets among the arguments of the trainer by what the variant trains on."""
@@ -120,26 +150,43 @@ class CoordTrainer(SwiftTrainerBridge):
             "mass_max_tokens": settings.coord_monitor_mass_max_tokens,
         }
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        self.pace.timer.start("data")
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        if not batches:
+            self.pace.timer.cancel()
+        return batches, num_items
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        timer = self.pace.timer
+        timer.switch("backward")  # forwards interrupt it
+        loss: Tensor = super().training_step(*args, **kwargs)
+        timer.switch("optimizer" if self.accelerator.sync_gradients else "other")
+        return loss
+
     def on_step(self, num_micro_steps: int) -> None:
         if self.dry_run is not None:
             self.dry_run.loaded()
         if not self._has_started:
             self._has_started = True
             kept = self.state.stateful_callbacks
-            self._progress.restore(kept.get(PROGRESS_KEY))
+            self.pace.restore(kept.get(PROGRESS_KEY))
+            self.pace.schedule = lr_schedule(self.args, int(self.state.max_steps))
             if HEALTH_KEY in kept:
                 self._health.load_state_dict(kept[HEALTH_KEY]["attributes"])
             if self._own_optimizer is not None and self.is_deepspeed_enabled:
                 meet_flat_weights(self._own_optimizer, self.model_wrapped.optimizer)
             if self.template.padding_free:
                 check_template_packs(self.model_wrapped, self.template, self.args.device)
-        self._progress.add_step(num_micro_steps)
+        self.pace.timer.switch("other")
+        self.pace.add_step(num_micro_steps)
 
     def keep_plan(self, plan: StepPlan) -> None:
         """The step that is about to run."""
         self._plan = plan
         if self.dry_run is not None:
             self.dry_run.planned(plan)
+        self.pace.add_load(plan.load)
         if plan.step < self.settings.sections.debug.step_dumps:
             folder, rank = Path(self.args.output_dir) / DUMP_FOLDER, self.accelerator.process_index
             names = self.unwrapped_model.named_parameters()
@@ -150,7 +197,7 @@ class CoordTrainer(SwiftTrainerBridge):
 
         parts: the data set of a mixture of each.
         """
-        self._progress.add_samples(num_samples, parts)
+        self.pace.add_samples(num_samples, parts)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         if self.dry_run is None:
@@ -187,15 +234,17 @@ class CoordTrainer(SwiftTrainerBridge):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.dry_run is not None:
             return
-        self.state.stateful_callbacks[PROGRESS_KEY] = self._progress.state(self._sum_on_host)
+        self.state.stateful_callbacks[PROGRESS_KEY] = self.pace.state(self._sum_on_host)
         self.state.stateful_callbacks[HEALTH_KEY] = {"args": {}, "attributes": self._health.state_dict()}
+        self.state.stateful_callbacks[TRACKERS_KEY] = ids_of(self._trackers)
         super()._save_checkpoint(*args, **kwargs)
         if self.is_world_process_zero():
             link_best(Path(self.args.output_dir), self.state.best_global_step)
 
-    def _sum_on_host(self, number: int) -> int:
-        """`number` added up over all ranks."""
-        return int(ranks.sum_over_ranks(torch.tensor(number, device=self.args.device)))
+    def _sum_on_host(self, numbers: Sequence[int]) -> list[int]:
+        """Each of the `numbers` added up over all ranks."""
+        summed = ranks.sum_over_ranks(torch.tensor(numbers, device=self.args.device)).tolist()
+        return [int(number) for number in summed]
 
     def _train_offsets(self) -> OffsetTraining | None:
         settings = self.settings.sections.custom.coord_offset
@@ -253,16 +302,21 @@ class CoordTrainer(SwiftTrainerBridge):
         self.metrics.add_all(metrics, mode="train" if self.model.training else "eval")
 
     def window_metrics(self, mode: str) -> dict[str, float]:
-        return self._progress.finish(self.metrics.flush(mode), mode)
+        return self.pace.window(mode, int(self.state.global_step))
 
     def on_record(self, mode: str, record: dict[str, float]) -> None:
         check_known(record)
         numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float))}
-        payload = build_payload(mode, self.state.global_step, self._finite(numbers), **self._said_of(mode))
+        tags = {"tags": said} if (said := tags_of(numbers)) else {}
+        payload = build_payload(
+            mode, self.state.global_step, self._finite(numbers), **tags, **self._said_of(mode)
+        )
         if self._sink is None:
             meta = {"config_hash": self._resolved["config_hash"], "variant": self.settings.variant}
             self._sink = MetricsSink(self.args.output_dir, meta=meta)
         self._sink.write(payload)
+        for tracker in self._trackers.values():
+            tracker.send(payload["metrics"], payload["global_step"])
         for advice in self._health.due(self.state.global_step, payload["metrics"]):
             logger.warning(advice.message)
 
@@ -299,7 +353,10 @@ class CoordTrainer(SwiftTrainerBridge):
             if two_channel is None
             else partial(num_b_steps, b_ratio=two_channel.schedule.b_ratio),
             coord_token_ids=self.vocab.ids,
+            drop_last=args.dataloader_drop_last,
         )
+        derived |= lr_schedule(args, derived.get("total_steps")).derived()
+        derived |= {"data_seed": args.data_seed, "deterministic": self._is_deterministic}
         derived |= self._best.derived()
         context = {"command": shlex.join(sys.argv), "versions": installed_versions()}
         return resolved_config(

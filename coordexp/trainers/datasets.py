@@ -166,5 +166,4 @@ def _largest_scale(settings: RunSettings, name: str) -> float:
 
 
 def _data_seed(settings: RunSettings) -> int:
-    seed, data_seed = settings.swift["seed"], settings.swift["data_seed"]
-    return int(seed if data_seed is None else data_seed)
+    return int(settings.swift["data_seed"])

@@ -21,13 +21,10 @@ def pack_datasets(arguments: dict[str, Any], settings: RunSettings) -> None:
     Evaluation samples are packed with `training.eval_packing` only; otherwise the samples of an evaluation batch
     still lie in one sequence, without padding.
     """
-    training, swift = settings.sections.training, settings.swift
-    if not training.packing and not swift["packing"]:
-        return
-    template = arguments["template"]
-    packing_length = swift["packing_length"] or template.max_length
+    training, swift, template = settings.sections.training, settings.swift, arguments["template"]
+    packing_length = packing_length_of(settings, template)
     if packing_length is None:
-        raise ConfigError("packing_length is missing, and no max_length is set; give one of them.")
+        return
     for name in ("train_dataset", "eval_dataset"):
         if arguments.get(name) is None:
             continue
@@ -37,6 +34,17 @@ def pack_datasets(arguments: dict[str, Any], settings: RunSettings) -> None:
             if packed
             else unpacked(arguments[name])
         )
+
+
+def packing_length_of(settings: RunSettings, template: Any) -> int | None:
+    """Most tokens of a pack; None where the run does not pack. ConfigError: packing without a length."""
+    swift = settings.swift
+    if not settings.sections.training.packing and not swift["packing"]:
+        return None
+    length: int | None = swift["packing_length"] or template.max_length
+    if length is None:
+        raise ConfigError("packing_length is missing, and no max_length is set; give one of them.")
+    return length
 
 
 def check_template_packs(model: nn.Module, template: Any, device: torch.device) -> None:

@@ -45,7 +45,7 @@ from coordexp.trainers.datasets import encode_datasets, evaluation_questions
 from coordexp.trainers.dry_run.run import EVAL_IMAGES
 from coordexp.trainers.on_policy.evaluation import OnPolicyEvaluation, make_evaluation, make_session
 from coordexp.trainers.on_policy.schedule import EvaluationParts, RolloutEvalSchedule
-from coordexp.trainers.packing import pack_datasets
+from coordexp.trainers.packing import pack_datasets, packing_length_of
 from coordexp.trainers.step.planners import COORD, TEXT, Totals, plan_teacher_forced
 
 logger = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class Stage1CoordTrainer(CoordTrainer):
         self.head = RowsHead(custom.head, self.columns, self.count_oom_retry)
         self._asking = self._make_rollout_eval()
         self._has_reported_types = False
+        self._packing_length = packing_length_of(self.settings, self.template)
 
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
         custom = self.settings.sections.custom
@@ -91,7 +92,11 @@ class Stage1CoordTrainer(CoordTrainer):
             sum(meta.num_samples for meta in metas), [part for meta in metas for part in meta.parts]
         )
         step = int(self.state.global_step)
-        self.keep_plan(plan_teacher_forced(batches, metas, step, self.sum_over_ranks, self.args.device))
+        self.keep_plan(
+            plan_teacher_forced(
+                batches, metas, step, self.sum_over_ranks, self.args.device, self._packing_length
+            )
+        )
         return batches
 
     def compute_loss(
@@ -117,9 +122,17 @@ class Stage1CoordTrainer(CoordTrainer):
             terms = stage1_terms(loss_inputs, self.weights)
             return combine(terms, totals[TEXT], totals[COORD]), terms.detach()
 
-        loss, parts = self.head(
-            model, self.unwrapped_model, inputs, rows, self.needs, objective, tokens.observer, tokens.restart
-        )
+        with self.pace.timer.phase("forward"):
+            loss, parts = self.head(
+                model,
+                self.unwrapped_model,
+                inputs,
+                rows,
+                self.needs,
+                objective,
+                tokens.observer,
+                tokens.restart,
+            )
         terms = Stage1Terms.merge(parts)
         self.add_metrics(self._numbers(terms, tokens, meta.num_samples))
         if meta.num_replaced:

@@ -68,17 +68,19 @@ class Stage2Trainer(CoordTrainer):
     def training_step(
         self, model: nn.Module, inputs: list[PlannedForward], num_items_in_batch: Any = None
     ) -> Tensor:
+        self.pace.timer.switch("backward")  # forwards interrupt it
         self.enter_training(model)
         total = torch.zeros((), device=self.args.device)
         is_last_entry = self.accelerator.sync_gradients
         for index, forward in enumerate(inputs):
             with self.gradients_meet(model, is_last_entry and index == len(inputs) - 1):
                 total += self._forward_and_backward(model, forward)
+        self.pace.timer.switch("optimizer" if is_last_entry else "other")
         return total
 
     def _forward_and_backward(self, model: nn.Module, forward: PlannedForward) -> Tensor:
         assert self._plan is not None
-        with self.compute_loss_context_manager():
+        with self.pace.timer.phase("forward"), self.compute_loss_context_manager():
             outcome = self.parts.runner(model, self.unwrapped_model, self._on_device(forward), self._plan)
         self.stop_if_not_finite(outcome.watched(), forward.meta.sample_ids)
         if not forward.is_filler:

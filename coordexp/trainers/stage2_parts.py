@@ -102,6 +102,7 @@ def make_parts(trainer: Any) -> Stage2Parts:
             * args.per_device_train_batch_size
             * args.gradient_accumulation_steps,
             num_answers=settings.num_return_sequences,
+            generating=partial(trainer.pace.timer.phase, "generation"),
         ),
         runner=_make_runner(trainer, objective),
         evaluation=make_evaluation(trainer, settings, session, desc_monitor),

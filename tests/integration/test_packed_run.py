@@ -72,6 +72,7 @@ EQUAL = (
     "token_acc", "token_acc_top5", "text_token_acc", "desc_token_frac", "coord_token_frac", "format_token_acc",
     "coord_token_acc_top5", "coord_monitor/flip_text_to_coord", "coord_monitor/coord_vocab_mass_at_gt_coord",
     "coord_monitor/coord_vocab_mass_at_gt_desc", "train/samples_total", "train/samples_seen",
+    "train/tokens_total", "train/tokens_seen", "train/images_seen",
 )  # fmt: skip
 
 
@@ -94,6 +95,11 @@ def test_samples_and_micro_steps_are_counted(unpacked: list[dict], packed: list[
         assert one["accum/grad_steps"] == 8
         assert one["train/micro_steps"] == num_packs
         assert one["pack/num_samples"] == pytest.approx(NUM_TRAIN / num_packs)
+        assert (one["packing/mode"], other["packing/mode"]) == (1, 0)
+        num_tokens = one["packing/utilization"] * num_packs * PACK_FLAGS["packing_length"]
+        assert num_tokens == pytest.approx(round(num_tokens), abs=1e-6)  # of all samples, in either form
+        width = num_tokens / other["packing/utilization"] / NUM_TRAIN
+        assert width == pytest.approx(round(width), abs=1e-6)  # of the padded batch
         assert (one["train/samples_total"], one["train/samples_seen"]) == (NUM_TRAIN, step * NUM_TRAIN)
         assert (other["accum/grad_steps"], other["accum/current_grad_steps"], other["pack/num_samples"]) == (
             1,
@@ -143,6 +149,7 @@ def test_samples_seen_and_the_history_of_the_health_watch_go_on_after_a_resume(
     resumed = train(nano_model, scenes, tmp_path / "resumed", PACKED, **flags)
     [last] = steps_of(resumed)
     assert (last["train/samples_total"], last["train/samples_seen"]) == (NUM_TRAIN, 2 * NUM_TRAIN)
+    assert last["train/tokens_seen"] == steps_of(packed)[-1]["train/tokens_seen"] > last["train/tokens_total"]
     assert last["base_ce/loss"] == pytest.approx(steps_of(packed)[-1]["base_ce/loss"], rel=1e-5)
     [saved] = (tmp_path / "resumed").rglob("checkpoint-2/trainer_state.json")
     assert json.loads(saved.read_text())["stateful_callbacks"]["CoordExpHealth"]["attributes"] == history

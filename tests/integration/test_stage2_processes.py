@@ -84,6 +84,8 @@ def test_two_ranks_with_ragged_packs_take_the_step_of_one(stage, alone, taught_m
     ours, theirs = records(output), records(alone)
     for step in range(4):
         assert ours[step]["train/samples_total"] == theirs[step]["train/samples_total"] == 8
+        for key in ("train/tokens_total", "train/tokens_seen", "train/images_seen"):
+            assert ours[step][key] == theirs[step][key] > 0, key
         assert (ours[step]["train/micro_steps"], theirs[step]["train/micro_steps"]) == (4, 1)
         for key in theirs[step]:
             if key.startswith(SAME_FOR_EVERY_CUT) and "p90" not in key:
@@ -117,6 +119,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(alone, taught_model, sc
         assert found[step] == pytest.approx(expected[step], rel=1e-6), step
     channels = {record["step"]: record["stage2/channel_b"] for record in records(output) if "loss" in record}
     assert [channels[step] for step in range(1, 9)] == [0, 1] * 4
+    for key in ("train/tokens_seen", "train/images_seen"):
+        of_run, uncut = ({r["step"]: r[key] for r in records(run) if "loss" in r} for run in (output, alone))
+        assert of_run == uncut, key
     seen = {record["step"]: record["train/samples_seen"] for record in records(output) if "loss" in record}
     assert [seen[step] for step in range(4, 9)] == [8 * step for step in range(4, 9)]
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 from support.processes import PLUGIN, free_port, run_swift, sft_flags
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.metrics.keys_run import TIME_SHARES
+from coordexp.metrics.sinks import read_payloads
 
 pytestmark = pytest.mark.slow
 
@@ -23,8 +26,18 @@ CUTS = {"1x8": (8, 1, 1), "2x4": (4, 2, 1), "2 ranks x 2x2": (2, 2, 2)}
 
 
 @pytest.fixture(scope="module")
-def dumps(nano_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
-    folder = tmp_path_factory.mktemp("cuts")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cuts")
+
+
+@pytest.fixture(scope="module")
+def runs(folder: Path) -> list[Path]:
+    """Run folders of the cuts."""
+    return [folder / f"run{number}" for number in range(len(CUTS))]
+
+
+@pytest.fixture(scope="module")
+def dumps(nano_model: Path, scenes: Path, folder: Path) -> dict[str, list[dict]]:
     found = {}
     for number, (name, (batch, accumulation, ranks)) in enumerate(CUTS.items()):
         file = folder / f"gradients{number}"
@@ -61,9 +74,33 @@ def test_gradient_is_the_same_for_every_cut(dumps, cut):
     assert largest_difference(dumps["1x8"][0]["gradients"], dumps[cut][0]["gradients"]) < 1e-6
 
 
+def test_what_was_seen_is_the_same_for_every_cut(dumps, runs, nano_model, scenes):
+    """Tokens with a loss are those of the answers; every picture is seen once."""
+    tokenizer = AutoTokenizer.from_pretrained(nano_model)
+    answers = [answer_of(json.loads(line)) for line in (scenes / "train.jsonl").read_text().splitlines()]
+    num_tokens = sum(len(tokenizer(answer, add_special_tokens=False).input_ids) for answer in answers)
+    for run in runs:
+        [record] = [p["metrics"] for p in read_payloads(run / "metrics.jsonl") if "loss" in p["metrics"]]
+        assert record["train/tokens_seen"] == record["train/tokens_total"] == num_tokens
+        assert record["train/images_seen"] == record["train/samples_seen"] == len(answers) == 8
+        assert record["train/tokens_per_s"] == pytest.approx(num_tokens / record["time/step_s"])
+        assert sum(record[key] for key in TIME_SHARES.values()) == pytest.approx(1)
+        assert min(record[TIME_SHARES[phase]] for phase in ("data", "forward", "backward", "optimizer")) > 0
+        assert record["time/share_generation"] == record["time/share_push"] == 0
+        assert 0.1 < record["memory/peak_gb"] < 8
+
+
 def test_gradient_equals_a_float64_reference(dumps, nano_model, scenes):
     reference = reference_gradient(nano_model, scenes)
     assert largest_difference(reference, dumps["1x8"][0]["gradients"]) < 2e-6
+
+
+def answer_of(record: dict) -> str:
+    objects = ", ".join(
+        f'{{"desc": "{o["desc"]}", "bbox_2d": [' + ", ".join(f"<|coord_{k}|>" for k in o["bbox_2d"]) + "]}"
+        for o in record["objects"]
+    )
+    return '{"objects": [' + objects + "]}<|im_end|>"
 
 
 def reference_gradient(model_dir: Path, data: Path) -> dict[str, Tensor]:
@@ -80,13 +117,7 @@ def reference_gradient(model_dir: Path, data: Path) -> dict[str, Tensor]:
     text_sum, coord_sum, num_text, num_coord = 0.0, 0.0, 0, 0
     for line in (data / "train.jsonl").read_text().splitlines():
         record = json.loads(line)
-        objects = ", ".join(
-            f'{{"desc": "{o["desc"]}", "bbox_2d": ['
-            + ", ".join(f"<|coord_{k}|>" for k in o["bbox_2d"])
-            + "]}"
-            for o in record["objects"]
-        )
-        answer = tokenizer('{"objects": [' + objects + "]}<|im_end|>", add_special_tokens=False).input_ids
+        answer = tokenizer(answer_of(record), add_special_tokens=False).input_ids
         question = [
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": DEFAULT_PROMPT}]}
         ]

@@ -27,7 +27,8 @@ def effect_problems(
         for path, text in _ours_without_effect(variant, sections, swift)
     ]
     theirs = []
-    for name, text in (*optimizer_problems(swift), *_tuner(swift), *_links(swift)):
+    further = (*optimizer_problems(swift), *_tuner(swift), *_links(swift), *_determinism(sections, swift))
+    for name, text in further:
         path, where = written(name)
         theirs.append(Problem(path, text, value=swift[name], place=where))
     return ours + theirs
@@ -194,6 +195,11 @@ def _rollout_eval(
             here,
             "has no effect with eval_strategy: no; set eval_strategy, or custom.rollout_eval.every_steps.",
         )
+
+
+def _determinism(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if swift.get("full_determinism") and sections.custom.deterministic is False:
+        yield "full_determinism", "contradicts custom.deterministic: false; remove one of them."
 
 
 def _links(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -89,16 +89,21 @@ def derive(
     warmup_steps: int | None = None,
     num_b_steps: Callable[[int], int] | None = None,
     coord_token_ids: Sequence[int] = (),
+    drop_last: bool = False,
 ) -> dict[str, Any]:
     """The `derived` section: numbers that follow from the configuration, the data and the machine.
 
     `total_steps` is the schedule horizon in optimizer steps: `max_steps` if it is positive, else epochs times
     steps of an epoch (rounded up). `channel_b_steps` is what `num_b_steps` says of them.
+
+    drop_last: whether the last batch of an epoch is left out where it is not full.
     """
     effective_batch_size = world_size * per_device_batch_size * gradient_accumulation_steps
-    steps_per_epoch = (
-        None if num_train_samples is None else math.ceil(num_train_samples / effective_batch_size)
-    )
+    steps_per_epoch = None
+    if num_train_samples is not None:  # ranks take equally many samples
+        num_batches = num_train_samples // world_size / per_device_batch_size
+        num_batches = math.floor(num_batches) if drop_last else math.ceil(num_batches)
+        steps_per_epoch = max(1, math.ceil(num_batches / gradient_accumulation_steps))
     total_steps = max_steps if max_steps is not None and max_steps > 0 else None
     if total_steps is None and steps_per_epoch is not None and num_epochs is not None:
         total_steps = math.ceil(steps_per_epoch * num_epochs)

@@ -177,6 +177,13 @@ class Custom(Section):
         "supervised rows in one piece. `fused`: loss and gradients inside the head's call, chunk by chunk. `auto`: "
         "fused where the logits would take more than 256 MiB.",
     )
+    deterministic: Literal["auto"] | bool = Field(
+        default="auto",
+        description="Two runs of one configuration, and one that is resumed, are equal to the bit. `auto`: on where "
+        "every dropout is zero (and no NEFTune noise is asked for). `true`: an operation without a deterministic form "
+        "is an error; under `auto` accelerators warn of it. Costs speed on accelerators. "
+        "`derived.deterministic` of resolved_config.json says what was settled.",
+    )
     trust_remote_code: bool = Field(
         default=False,
         description="Run Python code that comes with the model (`auto_map` in its configuration). false: such a model "

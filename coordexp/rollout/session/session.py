@@ -8,6 +8,7 @@ remaining calls with none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from coordexp.control.schedule import request_seed
@@ -52,6 +53,7 @@ class RolloutSession:
         preflight_timeout_s: `rollout_matching.preflight_timeout_s`.
         agree: from this rank's number to the largest of all ranks.
         at_once: questions in one call of the backend.
+        pushing: what the time of a weight push is taken with.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class RolloutSession:
         preflight_timeout_s: float,
         agree: Callable[[int], int],
         at_once: int = REQUESTS_AT_ONCE,
+        pushing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self._pushing = pushing
         self._build, self._first_question, self._template = build, first_question, template
         self._preflight_timeout_s, self._agree, self._at_once = preflight_timeout_s, agree, at_once
         self._backend: PolicyBackend | None = None
@@ -118,7 +122,8 @@ class RolloutSession:
         self.start()
         assert self._backend is not None
         if self._backend.policy_version != version:
-            self._backend.push_policy(version)
+            with self._pushing():
+                self._backend.push_policy(version)
         return self._backend
 
     def _start(self) -> PolicyBackend:

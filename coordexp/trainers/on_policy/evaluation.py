@@ -74,6 +74,7 @@ def make_session(
         template=trainer.template,
         preflight_timeout_s=settings.preflight_timeout_s,
         agree=partial(most_over_ranks, device=trainer.args.device),
+        pushing=partial(trainer.pace.timer.phase, "push"),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,7 @@ class AnswerTeacher:
         policy_version: of optimizer step s; answers of any other version are refused.
         seed: of the run.  first_index: index of this rank's first question among those of all ranks.
         num_answers: to each question, each with a seed and a target of its own.
+        generating: what the time of generating is taken with.
     """
 
     def __init__(
@@ -102,8 +104,10 @@ class AnswerTeacher:
         seed: int,
         first_index: int = 0,
         num_answers: int = 1,
+        generating: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._session, self._judge, self._builder = session, judge, builder
+        self._generating = generating
         self._policy_version, self._seed, self._first_index = policy_version, seed, first_index
         self._num_answers = num_answers
 
@@ -120,7 +124,8 @@ class AnswerTeacher:
             seed_base=rollout_seed_base(self._seed, step),
             first_index=self._first_index * self._num_answers,
         )
-        rollouts = [rollout for _, chunk in chunks for rollout in chunk]
+        with self._generating():
+            rollouts = [rollout for _, chunk in chunks for rollout in chunk]
         generated = time.perf_counter()
         answers = [self._judge(raw, rollout) for raw, rollout in zip(asked, rollouts, strict=True)]
         judged = time.perf_counter()

@@ -27,7 +27,7 @@ from coordexp.targets.rows import slot_positions, stage2_rows
 from coordexp.targets.sample import EncodedSample
 from coordexp.trainers.rollouts.answers import RolledOut
 from coordexp.trainers.rollouts.metrics import MetricEntries, packing_metrics
-from coordexp.trainers.step.plan import PlannedForward, StepPlan
+from coordexp.trainers.step.plan import PlannedForward, StepLoad, StepPlan
 
 Agree = Callable[[int], int]
 """From this rank's number to the largest of all ranks; collective."""
@@ -122,6 +122,7 @@ class StepAssembly:
         groups = self.layout.groups(samples)
         forwards = [self.layout.forward(group, typed) for group in groups]
         facts = {} if rolled_out is None else self._packing_facts(groups)
+        load = self._load(forwards, kinds, groups, sum(len(raw.images) for raw in raws))
         totals = self._totals([forward.meta.rows for forward in forwards], kinds)
         wanted = max(1, self._agree(len(forwards)))
         if wanted < len(forwards):
@@ -129,7 +130,7 @@ class StepAssembly:
         if wanted > len(forwards):
             spare = forwards[-1] if forwards else self.layout.forward([filler()], typed)
             forwards += [replace(spare, is_filler=True)] * (wanted - len(forwards))
-        return StepPlan(step, kinds, tuple(forwards), totals, channel, rolled_out, facts)
+        return StepPlan(step, kinds, tuple(forwards), totals, channel, rolled_out, facts, load)
 
     def _typed(self, raws: Sequence[RawSample]) -> set[str] | None:
         counted = self._typed_datasets
@@ -140,6 +141,26 @@ class StepAssembly:
             return {}
         lengths = [sum(sample.num_tokens for sample in pack) for pack in packs]
         return packing_metrics(lengths, self.layout.packing_length, num_segments=sum(map(len, packs)))
+
+    def _load(
+        self,
+        forwards: Sequence[PlannedForward],
+        kinds: Sequence[ForwardKind],
+        groups: Sequence[Sequence[EncodedSample]],
+        num_images: int,
+    ) -> StepLoad:
+        length = self.layout.packing_length
+        return StepLoad(
+            num_supervised=sum(
+                self._objective.num_supervised(forward.meta.rows, kinds) for forward in forwards
+            ),
+            num_images=num_images,
+            num_tokens=sum(sample.num_tokens for group in groups for sample in group),
+            num_places=len(groups) * length
+            if length is not None
+            else sum(forward.inputs["input_ids"].numel() for forward in forwards),
+            is_packed=length is not None,
+        )
 
     def _totals(self, rows: Sequence[SupervisedRows], kinds: Sequence[ForwardKind]) -> Mapping[str, Tensor]:
         own: dict[str, Tensor] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def write_plan(plan: StepPlan, folder: Path, rank: int, trained: Collection[str]
         "rank": rank,
         "channel": None if plan.channel is None else str(plan.channel),
         "kinds": [kind.name for kind in plan.kinds],
+        "load": asdict(plan.load),
         "totals": {name: float(total) for name, total in plan.totals.items()},
         "forwards": [_forward(forward) for forward in plan.forwards],
         "answers": [] if plan.rolled_out is None else _answers(plan.rolled_out),

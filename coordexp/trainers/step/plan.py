@@ -41,6 +41,20 @@ class PlannedForward:
         return replace(self, inputs=inputs, meta=self.meta.on(device), slots_N=slots_N)
 
 
+@dataclass(frozen=True)
+class StepLoad:
+    """How much a rank trains on in a step; fillers are not counted."""
+
+    num_supervised: int = 0
+    """Tokens with a loss."""
+    num_images: int = 0
+    num_tokens: int = 0
+    """Of the samples, padding not counted."""
+    num_places: int = 0
+    """Tokens there is room for: of padded batches, or of packs."""
+    is_packed: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class StepPlan:
     """Everything a rank needs to run one optimizer step."""
@@ -59,6 +73,8 @@ class StepPlan:
     """The model's answers of this rank that the step teaches on."""
     facts: MetricEntries = field(default_factory=dict)
     """What the plan itself says of the step, for the log."""
+    load: StepLoad = StepLoad()
+    """How much this rank trains on."""
 
     @property
     def counted(self) -> tuple[PlannedForward, ...]:

@@ -25,7 +25,7 @@ from coordexp.targets.builder import TargetBuilder
 from coordexp.targets.sample import EncodedSample
 from coordexp.trainers.rollouts.answers import RolledOut
 from coordexp.trainers.step.assembly import StepAssembly
-from coordexp.trainers.step.plan import PlannedForward, StepPlan
+from coordexp.trainers.step.plan import PlannedForward, StepLoad, StepPlan
 
 Totals = Mapping[str, Tensor | float]
 Planner = Callable[[Sequence[RawSample], int], StepPlan]
@@ -43,13 +43,31 @@ def plan_teacher_forced(
     step: int,
     add_up: Callable[[Tensor], Tensor],
     device: torch.device,
+    packing_length: int | None = None,
 ) -> StepPlan:
-    """The plan of a stage-1 step over collated batches. Collective."""
+    """The plan of a stage-1 step over collated batches. Collective.
+
+    packing_length: of the packs they are made of, if any.
+    """
     num_text = sum(meta.rows.num_text for meta in metas)
     num_coord = sum(meta.rows.num_coord for meta in metas)
     text, coord = add_up(torch.tensor([num_text, num_coord], device=device)).unbind()
     forwards = (PlannedForward(batch, meta) for batch, meta in zip(batches, metas, strict=True))
-    return StepPlan(step, (ForwardKind.TEACHER_FORCED,), tuple(forwards), {TEXT: text, COORD: coord})
+    load = _load_of_batches(metas, num_text + num_coord, packing_length)
+    totals = {TEXT: text, COORD: coord}
+    return StepPlan(step, (ForwardKind.TEACHER_FORCED,), tuple(forwards), totals, load=load)
+
+
+def _load_of_batches(metas: Sequence[BatchMeta], num_supervised: int, packing_length: int | None) -> StepLoad:
+    num_packs = sum(meta.num_packs for meta in metas)
+    is_packed = packing_length is not None and num_packs > 0
+    return StepLoad(
+        num_supervised=num_supervised,
+        num_images=sum(meta.num_images for meta in metas),
+        num_tokens=sum(meta.num_tokens for meta in metas),
+        num_places=num_packs * (packing_length or 0) if is_packed else sum(meta.num_places for meta in metas),
+        is_packed=is_packed,
+    )
 
 
 class GroundTruthPlanner:

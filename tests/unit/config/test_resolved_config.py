@@ -81,6 +81,14 @@ def test_derived_numbers_by_hand() -> None:
     }
 
 
+def test_steps_of_an_epoch_are_those_of_a_rank() -> None:
+    sizes = {"world_size": 2, "per_device_batch_size": 2, "gradient_accumulation_steps": 4}
+    # 19 samples: 9 a rank, in 5 batches (4 full ones), in 2 steps (1)
+    assert derive(**sizes, num_train_samples=19)["steps_per_epoch"] == 2
+    assert derive(**sizes, num_train_samples=19, drop_last=True)["steps_per_epoch"] == 1
+    assert derive(**sizes, num_train_samples=17)["steps_per_epoch"] == 1  # 8 a rank
+
+
 def test_max_steps_is_the_horizon_when_it_is_set() -> None:
     sizes = {"world_size": 1, "per_device_batch_size": 2, "gradient_accumulation_steps": 1}
     assert derive(**sizes, max_steps=7, num_train_samples=100, num_epochs=3.0)["total_steps"] == 7

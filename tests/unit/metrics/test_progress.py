@@ -1,4 +1,4 @@
-"""Samples and micro-steps over log windows, a checkpoint and a resume."""
+"""Samples, tokens, pictures and micro-steps over log windows, a checkpoint and a resume."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_checkpoint_between_logs_keeps_what_was_not_logged_yet():
     progress.finish(store.flush(), "train")
     trained(progress, (1, 3))
     # Two ranks: the other one has 4 samples since the last log.
-    state = json.loads(json.dumps(progress.state(lambda own: own + 4)))
+    state = json.loads(json.dumps(progress.state(lambda own: [own[0] + 4, *own[1:]])))
 
     resumed_store = MetricStore(strict=True)
     resumed = Progress(resumed_store, grad_steps=1)
@@ -72,7 +72,7 @@ def test_samples_of_each_data_set_over_windows_and_a_resume():
     assert (window["dataset/a/share"], window["dataset/b/share"]) == (0.75, 0.25)
     progress.add_samples(2, ["b", "b"])
     state = json.loads(
-        json.dumps(progress.state(lambda own: 2 * own))
+        json.dumps(progress.state(lambda own: [2 * number for number in own]))
     )  # of two ranks, alike since the last log
 
     resumed_store = MetricStore(strict=True)
@@ -83,3 +83,41 @@ def test_samples_of_each_data_set_over_windows_and_a_resume():
     assert [window[f"dataset/{name}/samples_seen"] for name in ("a", "b", "added")] == [4, 5, 1]
     assert window["dataset/added/share"] == 0.1
     assert "dataset/b/samples_total" not in window
+
+
+def test_tokens_and_pictures_run_on_over_windows_and_a_resume():
+    store = MetricStore(strict=True)
+    progress = Progress(store, grad_steps=1)
+    trained(progress, (1, 2), (1, 2))
+    progress.add_load(num_tokens=70, num_images=2)
+    progress.add_load(num_tokens=30, num_images=3)
+    for seconds in (0.5, 1.5):
+        store.add("time/step_s", seconds, 1.0)
+    window = progress.finish(store.flush(), "train")
+    assert (window["train/tokens_total"], window["train/tokens_seen"], window["train/images_seen"]) == (
+        100,
+        100,
+        5,
+    )
+    assert window["train/tokens_per_s"] == 100 / (0.5 + 1.5)
+
+    trained(progress, (1, 2))
+    progress.add_load(num_tokens=7, num_images=1)
+    state = json.loads(json.dumps(progress.state(list)))
+    resumed_store = MetricStore(strict=True)
+    resumed = Progress(resumed_store, grad_steps=1)
+    resumed.restore(state)
+    trained(resumed, (1, 1))
+    resumed.add_load(num_tokens=11, num_images=4)
+    window = resumed.finish(resumed_store.flush(), "train")
+    assert (window["train/tokens_seen"], window["train/images_seen"]) == (100 + 7 + 11, 5 + 1 + 4)
+
+
+def test_a_checkpoint_that_counted_samples_only_starts_the_other_counts_at_zero():
+    store = MetricStore(strict=True)
+    progress = Progress(store, grad_steps=1)
+    progress.restore({"args": {}, "attributes": {"samples_seen": 40.0}})
+    trained(progress, (1, 2))
+    progress.add_load(num_tokens=9, num_images=2)
+    window = progress.finish(store.flush(), "train")
+    assert (window["train/samples_seen"], window["train/tokens_seen"]) == (42, 9)

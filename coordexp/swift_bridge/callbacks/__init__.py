@@ -1,0 +1,1 @@
+"""Callbacks of ours in place of those of ms-swift."""

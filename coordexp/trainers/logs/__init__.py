@@ -1,0 +1,1 @@
+"""Where the records of a run go beside its own files."""

@@ -1,0 +1,61 @@
+"""Equal to the bit: a run, the same run again, and one that is resumed; and what `--seed` changes. About 90 s."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from support.processes import run_swift, sft_flags
+from support.stage2 import two_channel
+
+from coordexp.metrics.sinks import read_payloads
+
+pytestmark = pytest.mark.slow
+
+VARIANTS: dict[str, dict[str, Any]] = {"stage1_coord": {}, "stage2_two_channel": two_channel(0.5)}
+
+
+def train(
+    model: Path, scenes: Path, output: Path, variant: str = "stage1_coord", **more: Any
+) -> dict[int, float]:
+    """Step -> loss."""
+    flags = {
+        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
+        "custom_trainer_variant": variant, "coordexp": json.dumps(VARIANTS[variant]), "val_dataset": None, **more,
+    }  # fmt: skip
+    done = run_swift("sft", *sft_flags(model, scenes, output, **flags))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    found = [(p["global_step"], p["metrics"]) for p in read_payloads(output / "metrics.jsonl")]
+    return {step: metrics["loss"] for step, metrics in found if "loss" in metrics}
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    left, right = (load_file(run / "checkpoint-4" / "model.safetensors") for run in (one, other))
+    assert left.keys() == right.keys()
+    assert [name for name in left if not left[name].equal(right[name])] == []
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_runs_are_equal_to_the_bit_and_so_is_a_resumed_one(variant, taught_model, scenes, tmp_path):
+    first, again, resumed = (tmp_path / name for name in ("first", "again", "resumed"))
+    losses = train(taught_model, scenes, first, variant)
+    derived = json.loads((first / "resolved_config.json").read_text())["derived"]
+    assert (derived["deterministic"], derived["total_steps"]) == (True, 4)
+    assert train(taught_model, scenes, again, variant) == losses
+    assert_equal_weights(first, again)
+    rest = train(taught_model, scenes, resumed, variant, resume_from_checkpoint=first / "checkpoint-2")
+    assert rest == {step: losses[step] for step in (3, 4)}
+    assert_equal_weights(first, resumed)
+
+
+def test_the_seed_chooses_the_order_unless_data_seed_is_given(nano_model, scenes, tmp_path):
+    runs = {
+        name: train(nano_model, scenes, tmp_path / name, save_strategy="no", max_steps=2, **flags)
+        for name, flags in {"42": {}, "2": {"seed": 2}, "2 of 42": {"seed": 2, "data_seed": 42}}.items()
+    }
+    assert runs["2"] != runs["42"] == runs["2 of 42"]
+    derived = json.loads((tmp_path / "2" / "resolved_config.json").read_text())["derived"]
+    assert derived["data_seed"] == 2
