@@ -107,9 +107,10 @@ class MixedOrder:
         passes, within = np.divmod(before, np.array(self.mixed.sizes)[which])
         if self.shuffled:
             for of_set in range(len(self.mixed.sizes)):
-                for number in np.unique(passes[which == of_set]).tolist():
-                    here = (which == of_set) & (passes == number)
-                    within[here] = self._pass(of_set, number)[within[here]]
+                own = np.flatnonzero(which == of_set)
+                first_of_passes = np.flatnonzero(np.diff(passes[own], prepend=-1))
+                for here in np.split(own, first_of_passes[1:]) if len(own) else ():
+                    within[here] = self._pass(of_set, int(passes[here[0]]))[within[here]]
         rows: npt.NDArray[np.int64] = self.mixed.starts[which] + within
         return rows
 

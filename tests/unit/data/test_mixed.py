@@ -15,6 +15,8 @@ from PIL import Image
 
 from coordexp.config import Prompt
 from coordexp.config.run.data_files import expanded
+from coordexp.config.schema.augmentation import Augmentation
+from coordexp.data.augment.augmenter import Augmenter
 from coordexp.data.dataset import RowMaker, record_in
 from coordexp.data.mixed import Mixed, MixedOrder, open_mixed
 from coordexp.data.shown import ShownRows
@@ -146,6 +148,12 @@ def test_a_sample_tells_its_data_set(shards):
     assert Counter(source.part for source in parts) == {"first": 2, "second": 6}
     assert all(("b.jsonl" in source.sample_id) == (source.part == "second") for source in parts)
     assert SampleSource.of_sample(shown.row_at(0)) == parts[0]
+    flip = Augmentation.model_validate({"enabled": True, "ops": [{"name": "hflip", "params": {"prob": 1.0}}]})
+    augmented = ShownRows(
+        mixed.rows, order=order, augmenter=Augmenter(flip, seed=1), maker=MAKER, part_of=mixed.name_of
+    )
+    assert augmented[0].record.objects[0].bins == (996, 2, 998, 4)
+    assert [SampleSource.of_sample(augmented[index].row) for index in range(len(augmented))] == parts
 
 
 def test_patterns(shards):
