@@ -22,7 +22,14 @@ import numpy as np
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.box_matching import BoxSet
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results
-from coordexp.eval.coco.evaluate import DEFAULT_ENGINE, MAX_DETS, CocoEvaluation, run_coco, run_lvis
+from coordexp.eval.coco.evaluate import (
+    DEFAULT_ENGINE,
+    LVIS_NAMES,
+    MAX_DETS,
+    CocoEvaluation,
+    run_coco,
+    run_lvis,
+)
 from coordexp.eval.coco.external import coco_images, load_dataset, load_results
 from coordexp.eval.coco.federation import LVIS_MAX_DETS, is_federated
 from coordexp.eval.coco.from_images import category_names, coco_of
@@ -147,7 +154,7 @@ class Evaluation:
         class_averaged_f1_*: see there.  duplicate_rate_mean, _p99: over images, of predictions that repeat an earlier
         one of the same desc with an IoU above 0.9.
         AP...: COCO numbers with the scores; `AP_const` with every score 1.0, which is what a model without confidences
-        would get. By the rules of LVIS also APr, APc and APf.
+        would get. By the rules of LVIS also APr, APc and APf; `lvis` holds all under the names of the lvis package.
         """
         coco, half, settings = self.coco.metrics, self.f1.at(0.5), asdict(self.settings)
         num_pred, num_crowd = (
@@ -181,6 +188,7 @@ class Evaluation:
             "box_f1_at_50": self.box_f1.f1_at(0.5),
             "box_f1_50_95": self.box_f1.f1_50_95,
             **coco,
+            **({"lvis": {name: coco[key] for name, key in LVIS_NAMES.items()}} if self.is_lvis else {}),
             "AR": coco[f"AR{self.coco.max_dets[-1]}"],
             "AP_const": self.constant.metrics["AP"],
             "const_scores": self.constant.metrics,

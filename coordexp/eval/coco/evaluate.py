@@ -52,6 +52,13 @@ METRIC_NAMES = (
 
 FREQUENCY_METRICS = tuple(f"AP{name}" for name in FREQUENCIES)
 """APr, APc, APf, of evaluation as LVIS."""
+LVIS_NAMES = {
+    "AP": "AP", "AP50": "AP50", "AP75": "AP75", "APs": "AP_small", "APm": "AP_medium", "APl": "AP_large",
+    **{name: name for name in FREQUENCY_METRICS},
+    f"AR@{LVIS_MAX_DETS}": f"AR{LVIS_MAX_DETS}", f"ARs@{LVIS_MAX_DETS}": "AR_small",
+    f"ARm@{LVIS_MAX_DETS}": "AR_medium", f"ARl@{LVIS_MAX_DETS}": "AR_large",
+}  # fmt: skip
+"""What the lvis package calls the numbers -> what they are called here."""
 
 MAX_DETS = (1, 10, 100)
 AREAS = ("all", "small", "medium", "large")
