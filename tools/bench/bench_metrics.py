@@ -7,8 +7,9 @@ One `swift sft` process with the stage-1 trainer of configs/demo/stage1.yaml, a 
 A step is collation, forward, backward, clipping and the optimizer's update; images are encoded beforehand.
 
     none   the loss alone: no monitors, no observer of logits, no token types, nothing gathered
-    all    everything the trainer logs, token types with top-5 and coordinate mass included, and after every
-           10 steps what is done at a logging step: reduction, payload, metrics.jsonl
+    all    everything the trainer logs, token types with top-5 and coordinate mass included, clocks of the parts of a
+           step and counters, and after every 10 steps what is done at a logging step: reduction, payload,
+           metrics.jsonl, TensorBoard, the line on the console
 
 A round is 10 steps of each kind; they alternate step by step in changing order and take the same batches, so that a
 busy neighbour meets both alike. A ratio is the median over rounds. Wall and CPU time: a busy neighbour shows in the
@@ -54,7 +55,7 @@ def run_trainer(folder: Path, preset: str, head: str, rounds: int) -> Seconds:
         "callbacks": "measure_metrics",
         "per_device_train_batch_size": BATCH_SIZE,
         "dataloader_num_workers": 0,
-        "report_to": "none",
+        "report_to": "tensorboard",
         "set": [f"custom.head={head}", "custom.token_type_metrics={enabled: true, include: ['*']}"],
     }
     argv = [

@@ -21,8 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 INPUTS = ("pyproject.toml", "constraints.txt", "tools/setup/install.py", "tools/setup/torchvision_cpu.py")
-WITHOUT_DEPENDENCIES = ("lvis",)
-"""For tests. Its wheel asks for opencv-python, which would overwrite the opencv-python-headless of other packages."""
+WITHOUT_DEPENDENCIES = ("lvis", "swanlab", "trackio")
+"""For tests. lvis asks for opencv-python, which would overwrite the opencv-python-headless of other packages; swanlab
+for protobuf < 7 and trackio for pillow < 13, and both run with the locked versions."""
 STAMP = "coordexp-setup.txt"
 
 
