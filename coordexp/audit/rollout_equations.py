@@ -18,8 +18,11 @@ from coordexp.metrics import keys_stage2 as stage2
 from coordexp.targets.roles import TokenRole
 
 Answer = Mapping[str, Any]
+Box = tuple[float, float, float, float]
 WINDOW = 200
 """Steps that `stage2_ab/b_ratio_realized` looks back on."""
+REPEATED = 0.9
+"""IoU above which an object of the same name is the same again."""
 TAIL = (TokenRole.FN_TAIL, TokenRole.CLOSURE, TokenRole.EOS)
 
 
@@ -128,6 +131,7 @@ def _ratios(answers: Sequence[Answer], step: DumpedStep) -> dict[str, tuple[floa
         keys.PARSE_OBJ_DROP_FRAC: (started - pred, started),
         keys.SAMPLE_VALID_PRED_RATE: (_total(answers, lambda a: bool(a["descs"])), num),
         keys.SAMPLE_ANY_MATCH_RATE: (_total(answers, lambda a: _num_taught(a) > 0), num),
+        keys.DUPLICATE_RATE_MEAN: (_total(answers, _share_repeated), num),
         keys.PREFIX_COORD_TARGETS_PER_MATCHED: (
             counts[keys.PREFIX_COORD_TARGETS_TOTAL],
             _total(built, _num_taught),
@@ -168,6 +172,28 @@ def _tail_length(answer: Answer) -> int:
 def _num_prefix_slots(answer: Answer) -> int:
     roles = _roles(answer)
     return sum(roles[at] == TokenRole.MATCHED_PREFIX for at in answer["target"]["slots"].tolist())
+
+
+def _share_repeated(answer: Answer) -> float:
+    """Objects that an earlier one of the same name covers, IoU above 0.9."""
+    objects = list(zip(answer["descs"], map(_box, answer["bins"]), strict=True))
+    repeats = [
+        any(name == before and _iou(box, other) > REPEATED for before, other in objects[:index])
+        for index, (name, box) in enumerate(objects)
+    ]
+    return sum(repeats) / len(repeats) if repeats else 0.0
+
+
+def _box(bins: Sequence[float]) -> Box:
+    """Left, top, right and bottom of a box or polygon."""
+    return min(bins[::2]), min(bins[1::2]), max(bins[::2]), max(bins[1::2])
+
+
+def _iou(a: Box, b: Box) -> float:
+    width, height = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    union = areas - width * height
+    return width * height / union if union > 0 else 0.0
 
 
 def _num_masked(built: Sequence[Answer], config: Mapping[str, Any]) -> float:
@@ -213,16 +239,20 @@ def _knobs(settings: Mapping[str, Any], num: int) -> dict[str, float]:
 
 def _percentiles(step: DumpedStep) -> dict[str, float]:
     """Each rank's own, then their mean (the 99th: the largest); a rank without any has none."""
-    values, tops = {}, []
+    values = {}
     for _, p90, lengths_of in (*LENGTHS, ("", keys.GEN_NEW_TOKENS_P90, LENGTHS[1][2])):
         lengths = [list(lengths_of(plan["answers"])) for plan in step.plans]
         per_rank = [float(np.percentile(one, 90)) for one in lengths if one]
         if per_rank:
             values[p90] = sum(per_rank) / len(per_rank)
-    for plan in step.plans:
-        if plan["answers"]:
-            tops.append(float(np.percentile([a["num_tokens"] for a in plan["answers"]], 99)))
-    return values | {keys.GEN_NEW_TOKENS_P99: max(tops)}
+    largest: dict[str, Callable[[Answer], float]] = {
+        keys.GEN_NEW_TOKENS_P99: lambda answer: answer["num_tokens"],
+        keys.DUPLICATE_RATE_P99: _share_repeated,
+    }
+    asked = [plan["answers"] for plan in step.plans if plan["answers"]]
+    for key, number in largest.items():
+        values[key] = max(float(np.percentile([number(answer) for answer in some], 99)) for some in asked)
+    return values
 
 
 def _times(step: DumpedStep) -> dict[str, float]:

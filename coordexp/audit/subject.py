@@ -181,7 +181,8 @@ def _run_file_of(checkpoint: Path, output: Path) -> Path:
 
 
 def _data_override(run_file: Path, data: Path) -> list[str]:
-    """The data flag of a run file in either of its forms."""
+    """The data flag of a run file in either of its forms, in place of all data sets that it names."""
+    alone = ["--set", "custom.fusion=null"]
     written = yaml.safe_load(run_file.read_text(encoding="utf-8")) or {}
     custom = written.get("custom") or (written.get("coordexp") or {}).get("custom") or {}
     alone = ["--set", "custom.fusion=null"] if custom.get("fusion") else []

@@ -89,6 +89,7 @@ def _parsed(parsed: ParsedRollout) -> dict[str, Any]:
     return {
         "num_tokens": len(parsed.response_token_ids),
         "descs": [obj.desc for obj in parsed.objects],
+        "bins": [list(obj.bins) for obj in parsed.objects],
         "dropped_by_reason": {str(reason): number for reason, number in parsed.dropped_by_reason.items()},
         "truncated": parsed.truncated,
         "prefix_is_fallback": parsed.prefix_is_fallback,

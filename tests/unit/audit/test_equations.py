@@ -12,7 +12,7 @@ from transformers import get_scheduler
 
 from coordexp.audit.equations import check_equations
 from coordexp.audit.findings import DifferenceError
-from coordexp.audit.rollout_equations import rollout_equations
+from coordexp.audit.rollout_equations import _share_repeated, rollout_equations
 from coordexp.audit.run_equations import NOT_RECOMPUTED, DumpedStep, learning_rate, run_equations
 from coordexp.codec.token_types import TokenType
 from coordexp.metrics.catalog import lookup
@@ -138,7 +138,8 @@ def answer(**changes: Any) -> dict[str, Any]:
     """Two of three objects were found, one of them with an equal name; one record was broken."""
     plain = {
         "prompt_token_ids": [0] * 5, "num_tokens": 20, "policy_version": 1, "repeat_terminated": False,
-        "descs": ["Cat", "dog"], "dropped_by_reason": {"malformed": 1}, "truncated": False,
+        "descs": ["Cat", "dog"], "bins": [[0, 0, 10, 10], [0, 0, 10, 10]],
+        "dropped_by_reason": {"malformed": 1}, "truncated": False,
         "prefix_is_fallback": False, "num_gt": 3, "gt_descs": ["cat", "bird", "wolf"], "matched": [[0, 0], [1, 2]],
         "maskious": [0.5, 0.75], "num_candidates": 6, "gating_rejections": 2,
         "target": {
@@ -150,10 +151,19 @@ def answer(**changes: Any) -> dict[str, Any]:
     return {**plain, **changes}
 
 
+def test_repeated_objects_by_hand():
+    """Of five objects the last two repeat earlier ones: by an IoU of 10/11, and a polygon by its box."""
+    descs = ["cat", "cat", "dog", "cat", "cat"]
+    bins = [[0, 0, 10, 10], [0, 0, 5, 10], [0, 0, 10, 10], [0, 0, 11, 10], [0, 0, 5, 0, 5, 10]]
+    assert _share_repeated(answer(descs=descs, bins=bins)) == 2 / 5
+    assert _share_repeated(answer(descs=[], bins=[])) == 0
+
+
 def test_rollout_numbers_by_hand():
     """Two ranks with one answer each; the second wrote nothing that a target could continue."""
     cut = answer(
-        num_tokens=10, descs=[], dropped_by_reason={"ambiguous": 2}, truncated=True, prefix_is_fallback=True, num_gt=1,
+        num_tokens=10, descs=[], bins=[],
+        dropped_by_reason={"ambiguous": 2}, truncated=True, prefix_is_fallback=True, num_gt=1,
         gt_descs=["cat"], matched=[], maskious=[], num_candidates=0, gating_rejections=0, target=None,
         repeat_terminated=True, prompt_token_ids=[0] * 7,
     )  # fmt: skip
@@ -184,7 +194,8 @@ def test_rollout_numbers_by_hand():
     expected = {
         "stage2/channel_b": 1, "stage2_ab/b_ratio_realized": 1 / 3, "stage2/raw_rollouts": 2,
         "rollout/gen_new_tokens_total": 30, "rollout/gen_new_tokens_mean": 15, "rollout/gen_new_tokens_p90": 15,
-        "rollout/gen_new_tokens_p99": 20, "rollout/gen_tokens_per_s": 5, "rollout/repeat_terminate_active": 1,
+        "rollout/duplicate_rate_mean": 0, "rollout/duplicate_rate_p99": 0, "rollout/gen_new_tokens_p99": 20,
+        "rollout/gen_tokens_per_s": 5, "rollout/repeat_terminate_active": 1,
         "rollout/repeat_terminate_triggered_sequences": 1, "rollout/do_sample": 0, "rollout/temperature": 0,
         "rollout/top_p": 0.9, "rollout/top_k": -1, "rollout/decode_non_beam_count": 2, "rollout/decode_beam_count": 0,
         "rollout/parse_dropped_invalid": 1, "rollout/parse_dropped_ambiguous": 2, "rollout/parse_truncated": 1,
