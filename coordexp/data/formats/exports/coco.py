@@ -12,8 +12,10 @@ from coordexp.data.formats.readers.lvis import own_synonyms
 from coordexp.errors import RecordError
 from coordexp.eval.coco.annotations import CocoDict, plain_categories, read_categories
 from coordexp.eval.coco.external import load_json
+from coordexp.eval.coco.federation import NEGATIVE, NOT_EXHAUSTIVE
 from coordexp.eval.coco.fields import Id
 from coordexp.eval.coco.from_images import coco_of
+from coordexp.eval.predictions.checked_classes import CheckedClasses
 from coordexp.eval.predictions.image_result import ImageResult, Objects, objects_of
 from coordexp.files import write_json
 
@@ -36,6 +38,7 @@ def export_coco(data: Path, output: Path, *, categories: Path | None = None) -> 
             height=record.height,
             gt=objects_of(record.objects, record.width, record.height),
             pred=Objects.of([], []),
+            checked=CheckedClasses.read(record.metadata, f"{record.file}:{record.line}: metadata"),
         )
         for image_id, record in zip(ids, records, strict=True)
     ]
@@ -88,4 +91,7 @@ def _use_categories(dataset: CocoDict, categories: Path, data: Path) -> None:
         )
     for annotation in dataset["annotations"]:
         annotation["category_id"] = id_of[written[annotation["category_id"]]]
+    for image in dataset["images"]:
+        for key in {NEGATIVE, NOT_EXHAUSTIVE} & image.keys():
+            image[key] = [id_of[written[category_id]] for category_id in image[key]]
     dataset["categories"] = plain_categories(ids, names, entries)

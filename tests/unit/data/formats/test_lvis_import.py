@@ -12,8 +12,9 @@ from coordexp.cli.main import main
 from coordexp.codec.records import read_jsonl
 from coordexp.data.formats.exports.coco import export_coco
 from coordexp.data.formats.options import ImportOptions
-from coordexp.data.formats.readers.lvis import import_lvis, own_synonyms
+from coordexp.data.formats.readers.lvis import import_lvis, own_synonyms, readable_name
 from coordexp.errors import ConfigError, RecordError
+from coordexp.eval.coco.federation import NEGATIVE, NOT_EXHAUSTIVE
 
 
 def category(number: int, name: str, synonyms: list[str], frequency: str) -> dict:
@@ -100,6 +101,15 @@ def test_synonyms_are_drawn_by_seed_and_lead_back_to_their_category(tmp_path: Pa
     back = json.loads((tmp_path / "back.json").read_text())
     assert {a["category_id"] for a in back["annotations"]} == {1}
     assert back["categories"] == LVIS["categories"]
+    for categories in (None, tmp_path / "lvis.json"):  # what images were checked for comes back, by id
+        export_coco(tmp_path / "out.jsonl", tmp_path / "back.json", categories=categories)
+        back = json.loads((tmp_path / "back.json").read_text())
+        names = {c["id"]: readable_name(c["name"]) for c in back["categories"]}
+        checked = [
+            [[names[number] for number in image[key]] for key in (NEGATIVE, NOT_EXHAUSTIVE)]
+            for image in back["images"]
+        ]
+        assert checked == [[["bat (animal)"], ["baseball bat"]], [[], []]]
 
 
 def test_faults_are_named(tmp_path: Path):
