@@ -93,7 +93,7 @@ def encode_prompt(template: Any, row: Mapping[str, Any]) -> EncodedPrompt:
 def complete_prompt(prompt: Prompt, template: Any) -> Prompt:
     """`prompt` as it is kept with a checkpoint: with the template's name, its pixel limits and the text it writes.
 
-    Raises ConfigError when the template is another one.
+    Raises ConfigError when the template is another one, or writes another text than `prompt` says.
     """
     name = template.template_meta.template_type
     if name != prompt.template:
@@ -101,13 +101,11 @@ def complete_prompt(prompt: Prompt, template: Any) -> Prompt:
             f"template: the run uses {name}, but its prompt is that of {prompt.template}; set template: "
             f"{prompt.template}."
         )
-    limits = template.pixel_limits
+    limits, found = template.pixel_limits, rendered(template, prompt)
+    if prompt.rendered not in (None, found):
+        raise ConfigError(_another_text("The model that the run starts from", prompt, found))
     return prompt.model_copy(
-        update={
-            "min_pixels": limits.min_pixels,
-            "max_pixels": limits.max_pixels,
-            "rendered": rendered(template, prompt),
-        }
+        update={"min_pixels": limits.min_pixels, "max_pixels": limits.max_pixels, "rendered": found}
     )
 
 
@@ -121,8 +119,12 @@ def check_rendering(template: Any, record: PromptRecord) -> None:
     """ConfigError with both texts unless `template` still writes the prompt of a checkpoint as it was trained."""
     trained, found = record.prompt.rendered, rendered(template, record.prompt)
     if trained is not None and found != trained:
-        raise ConfigError(
-            f"{record.path}: the model was trained with another text of its prompt than this template "
-            f"({record.prompt.template}) writes. Trained: {trained!r}. Written here: {found!r}. Use the releases of "
-            "coordexp and ms-swift that trained it, and the tokenizer that came with it."
-        )
+        raise ConfigError(_another_text(f"{record.path}: the model", record.prompt, found))
+
+
+def _another_text(model: str, prompt: Prompt, found: str) -> str:
+    return (
+        f"{model} was trained with another text of its prompt than this template ({prompt.template}) writes. Trained: "
+        f"{prompt.rendered!r}. Written here: {found!r}. Use the releases of coordexp and ms-swift that trained it, and "
+        "the tokenizer that came with it."
+    )

@@ -14,6 +14,9 @@ from coordexp.swift_bridge.template import register_coord_template
 
 logger = logging.getLogger(__name__)
 
+TEXT_SETTINGS = {"user", "system", "media_order", "template"}
+"""Settings of a prompt that its text is made of."""
+
 
 def prompt_of_run(custom: Custom, swift: Mapping[str, Any], start: Iterable[str | None]) -> Prompt:
     """The prompt of a training run, whose template and pictures follow it from here on.
@@ -21,7 +24,8 @@ def prompt_of_run(custom: Custom, swift: Mapping[str, Any], start: Iterable[str 
     swift: ms-swift's arguments, flat.
     start: folders the run starts from, the first that holds a prompt counts; None stands for one that is not given.
 
-    What differs from the prompt of the model it starts from is said, with both texts. Raises ConfigError for a value
+    What differs from the prompt of the model it starts from is said, with both texts. Where nothing of its text does,
+    the prompt keeps the text it was trained with, which the template must write too. Raises ConfigError for a value
     that no prompt can have.
     """
     record = find_prompt(start)
@@ -34,6 +38,8 @@ def prompt_of_run(custom: Custom, swift: Mapping[str, Any], start: Iterable[str 
         )  # fmt: skip
     elif record is not None:
         logger.info("The run asks as the model it starts from was trained (%s).", record.path)
+    if record is not None and not TEXT_SETTINGS & {difference.name for difference in differences}:
+        prompt = prompt.model_copy(update={"rendered": record.prompt.rendered})
     _use(prompt)
     return prompt
 
