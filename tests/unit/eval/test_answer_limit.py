@@ -6,6 +6,7 @@ import json
 import time
 
 import pytest
+from PIL import Image
 
 from coordexp.cli.main import main
 from coordexp.codec.records import Record
@@ -13,6 +14,7 @@ from coordexp.codec.schema import BoxObject
 from coordexp.codec.serialize import serialize
 from coordexp.eval.predictions.answer_limit import answer_limit
 from coordexp.eval.predictions.log import PredictionLog
+from coordexp.inference.infer import Inference, InferSettings, load_tokenizer, model_length
 
 
 def record(num_objects, desc="traffic light"):
@@ -42,6 +44,27 @@ def test_tokens_count_and_not_letters(real_tok):
     many = record(60, desc="a")
     alone = answer_limit([many], real_tok)
     assert answer_limit([few_tokens, many], real_tok) == alone
+
+
+def test_inference_without_a_limit_takes_that_of_its_data(nano, tmp_path):
+    """Half of the model's length at most; what is given wins."""
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+
+    def write(num_objects):
+        objects = [{"desc": "traffic light", "bbox_2d": [k, k, k + 1, k + 1]} for k in range(num_objects)]
+        line = json.dumps({"images": ["a.png"], "width": 64, "height": 64, "objects": objects})
+        (tmp_path / "d.jsonl").write_text(line + "\n")
+        return tmp_path / "d.jsonl"
+
+    def limit(num_objects, **settings):
+        return Inference.prepare(nano, write(num_objects), tmp_path, InferSettings(**settings)).max_new_tokens
+
+    expected = answer_limit([record(30)], load_tokenizer(nano))
+    assert 1024 < expected < model_length(nano) // 2
+    assert limit(30) == expected
+    assert limit(1) == 1024
+    assert limit(30, max_new_tokens=70) == 70
+    assert limit(900) == model_length(nano) // 2
 
 
 def test_a_model_folder_that_does_not_exist_is_said_before_anything_is_loaded(tmp_path, capsys):
