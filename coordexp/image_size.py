@@ -97,9 +97,25 @@ class PixelLimits:
         for _ in range(_ROUNDS):
             once = self._scaled(*size)
             if once == size:
-                break
+                return size
             size = once
-        return size
+        return self._nearest(width, height) or size
+
+    def _nearest(self, width: int, height: int) -> tuple[int, int] | None:
+        """Of all sizes within the limits the one of most like shape; None where the limits leave none.
+
+        Needed where they lie close together: the rule then scales up and down by turns, and another processor that
+        applies it once more would see another picture.
+        """
+        factor, found = self.factor, []
+        for wide in range(factor, self.max_pixels // factor + 1, factor):
+            fewest = math.ceil(self.min_pixels / (wide * factor))
+            most = self.max_pixels // (wide * factor)
+            steps = wide * height / width / factor
+            for rows in {math.floor(steps), math.ceil(steps)} if fewest <= most else ():
+                high = min(max(rows, fewest), most) * factor
+                found.append((abs(math.log(wide * height / (high * width))), wide, high))
+        return min(found)[1:] if found else None
 
     def _scaled(self, width: int, height: int) -> tuple[int, int]:
         factor = self.factor

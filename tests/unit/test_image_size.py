@@ -53,6 +53,27 @@ def test_sizes_are_those_of_both_libraries_and_final(width, height, most):
     assert found[0] * found[1] <= most or min(found) == 32
 
 
+@settings(max_examples=300, deadline=None)
+@given(width=sides, height=sides, most=st.integers(66_000, 4 * 65_536))
+def test_sizes_are_final_between_limits_that_lie_close_together(width, height, most):
+    """The libraries' rule scales some pictures up and down by turns there; here whoever scales again changes nothing."""
+    assume(max(width, height) <= 20 * min(width, height))
+    limits = PixelLimits(65_536, most, 32)
+    found = limits.fitted(width, height)
+    assert by_transformers(*found[::-1], 32, 65_536, most) == found[::-1]
+    assert 65_536 <= found[0] * found[1] <= most
+
+
+def test_a_picture_that_the_rule_never_settles_gets_the_size_of_most_like_shape():
+    limits = PixelLimits(65_536, 80_000, 32)
+    once = by_transformers(251, 321, 32, 65_536, 80_000)
+    assert (once, by_transformers(*once, 32, 65_536, 80_000)) == (
+        (224, 288),
+        (256, 320),
+    )  # too small, too large
+    assert limits.fitted(321, 251) == limits.fitted(30, 23) == (320, 224)
+
+
 def test_scaling_keeps_what_is_where():
     """A mark in a picture lies at the same part of it afterwards."""
     pixels = np.zeros((300, 900, 3), dtype=np.uint8)
