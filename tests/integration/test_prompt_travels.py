@@ -1,4 +1,4 @@
-"""A checkpoint that left its run folder is asked as it was trained. Takes about a minute."""
+"""A checkpoint that left its run folder, or was merged by ms-swift, is asked as it was trained. About two minutes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from support.processes import run_coordexp, run_swift, sft_flags
+
+from coordexp.config.prompt import PROMPT_FILE
+from coordexp.inference.infer import infer_file
 
 pytestmark = pytest.mark.slow
 
@@ -39,3 +42,39 @@ def test_a_checkpoint_that_left_its_run_is_asked_as_it_was_trained(
     done = run_coordexp(*infer, "--output", tmp_path / "b", "--prompt", "Find cats.")
     assert done.returncode == 0, done.stderr[-3000:]
     assert '--prompt is "Find cats.", trained with "Find all."' in done.stderr
+
+
+def test_what_swift_export_merges_is_asked_as_it_was_trained(
+    nano_model: Path, scenes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """`swift export --merge_lora` takes the plugin from the checkpoint's args.json, and the prompt along."""
+    done = run_swift(
+        "sft",
+        *sft_flags(
+            nano_model, scenes, tmp_path / "run", save_strategy="steps", save_steps=1, val_dataset=None,
+            tuner_type="lora", target_modules=["q_proj"], system="You detect.", max_pixels=2048,
+            coordexp=json.dumps({"custom": {"prompt": "Find all."}}),
+        ),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    merged = tmp_path / "merged"
+    done = run_swift(
+        "export",
+        "--adapters",
+        tmp_path / "run" / "checkpoint-1",
+        "--merge_lora",
+        "true",
+        "--output_dir",
+        merged,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    infer_file(merged, scenes / "val.jsonl", tmp_path / "a", limit=1, max_new_tokens=2)
+    asked = json.loads((tmp_path / "a" / "infer_run.json").read_text())
+    assert (asked["prompt"], asked["system"]) == ("Find all.", "You detect.")
+    assert asked["pixels"]["max_pixels"] == 2048
+    assert PROMPT_FILE not in caplog.text
+
+    (merged / PROMPT_FILE).unlink()
+    infer_file(merged, scenes / "val.jsonl", tmp_path / "b", limit=1, max_new_tokens=2)
+    assert f"{merged} holds no {PROMPT_FILE}, so nothing says how it was trained" in caplog.text
