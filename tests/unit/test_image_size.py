@@ -56,7 +56,7 @@ def test_sizes_are_those_of_both_libraries_and_final(width, height, most):
 @settings(max_examples=300, deadline=None)
 @given(width=sides, height=sides, most=st.integers(66_000, 4 * 65_536))
 def test_sizes_are_final_between_limits_that_lie_close_together(width, height, most):
-    """The libraries' rule scales some pictures up and down by turns there; here whoever scales again changes nothing."""
+    """The libraries' rule scales some pictures up and down by turns there; here scaling again changes nothing."""
     assume(max(width, height) <= 20 * min(width, height))
     limits = PixelLimits(65_536, most, 32)
     found = limits.fitted(width, height)

@@ -98,12 +98,38 @@ def _other_files(argument: str, files: list[str]) -> str:
     )
 
 
+def _rows_trained_twice(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Offsets of the coordinate rows beside another training of embedding or head that they cannot be merged with."""
+    if not sections.custom.coord_offset.enabled:
+        return
+    saved, targets = (_ends_in(swift.get(key)) for key in ("modules_to_save", "target_modules"))
+    if saved:
+        yield (
+            ("custom", "coord_offset"),
+            f"modules_to_save trains a whole copy of {' and '.join(saved)}, rows of coordinate tokens included; keep "
+            "one of the two.",
+        )
+    if targets and swift.get("use_dora"):
+        yield (
+            ("custom", "coord_offset"),
+            f"use_dora on {' and '.join(targets)} scales rows without their offsets, so that the two cannot be merged; "
+            "leave embedding and head out of target_modules.",
+        )
+
+
+def _ends_in(names: Any) -> list[str]:
+    """What of ms-swift's module names is the embedding or the head."""
+    listed = names if isinstance(names, list | tuple) else [names]
+    return [name for name in ("embed_tokens", "lm_head", "all-embedding") if name in listed]
+
+
 def _ours_without_effect(
     variant: str, sections: Sections, swift: Mapping[str, Any]
 ) -> Iterator[tuple[KeyPath, str]]:
     yield from _augmentation(sections, swift)
     yield from options_without_effect(sections, swift)
     yield from _fusion(sections, swift)
+    yield from _rows_trained_twice(sections, swift)
     stage2 = variant != "stage1_coord"
     yield from _rollout_eval(stage2, sections, swift)
     if stage2 and sections.custom.coord_soft_ce_w1.model_fields_set:

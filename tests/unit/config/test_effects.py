@@ -139,6 +139,17 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
             "multimodal?), or one that a file of external_plugins registers.",
         ),
         (
+            "custom: {coord_offset: {enabled: true}}\ntuner: {modules_to_save: [embed_tokens, lm_head]}\n",
+            (),
+            "custom.coord_offset in run.yaml:1: modules_to_save trains a whole copy of embed_tokens and lm_head, rows "
+            "of coordinate tokens included; keep one of the two.",
+        ),
+        (
+            "custom: {coord_offset: {enabled: true}}\ntuner: {use_dora: true, target_modules: [q_proj, lm_head]}\n",
+            (),
+            "custom.coord_offset in run.yaml:1: use_dora on lm_head scales rows without their offsets",
+        ),
+        (
             "training: {optimizer: muon}\n",
             (),
             "in run.yaml:1: ms-swift's muon clones its code from the network when training starts, and gives Muon all "
