@@ -13,7 +13,7 @@ from support.stage2 import two_channel
 
 from coordexp.metrics.sinks import read_payloads
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 VARIANTS: dict[str, dict[str, Any]] = {"stage1_coord": {}, "stage2_two_channel": two_channel(0.5)}
 

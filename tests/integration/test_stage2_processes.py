@@ -17,6 +17,7 @@ from support.processes import PLUGIN, ROOT, free_port, run_swift, sft_flags, swi
 from support.stage2 import rollout_aligned, two_channel
 
 from coordexp.metrics.sinks import read_payloads
+from coordexp.telemetry.run_log import HEADER
 
 pytestmark = pytest.mark.slow
 
@@ -115,6 +116,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(alone, taught_model, sc
     run(flags(taught_model, scenes, output, sections, **schedule, resume_from_checkpoint=checkpoint))
     expected, found = losses(alone), losses(output)
     assert sorted(found) == list(range(1, 9))
+    said = (output / "run.log").read_text().splitlines()
+    assert [line.split(" · ")[0] for line in said if line.startswith(HEADER)] == [f"{HEADER}1", f"{HEADER}2"]
+    assert f"resumed from: {checkpoint}" in said
+    assert any(line.startswith("step 5/8 · 0% channel B · loss ") for line in said)
     for step in range(4, 9):
         assert found[step] == pytest.approx(expected[step], rel=1e-6), step
     channels = {record["step"]: record["stage2/channel_b"] for record in records(output) if "loss" in record}

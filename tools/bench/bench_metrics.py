@@ -13,7 +13,7 @@ A step is collation, forward, backward, clipping and the optimizer's update; ima
 
 A round is 10 steps of each kind; they alternate step by step in changing order and take the same batches, so that a
 busy neighbour meets both alike. A ratio is the median over rounds. Wall and CPU time: a busy neighbour shows in the
-wall time first. Threads: OMP_NUM_THREADS (1 here if unset). The bound of 1.05 is for the defaults: exit status 1 when
+wall time first. Threads: OMP_NUM_THREADS (1 here if unset). The bound of 1.03 is for the defaults: exit status 1 when
 the ratio of CPU times is above it.
 """
 
@@ -32,7 +32,7 @@ from coordexp.data.shapes import PRESETS, generate_shapes
 from coordexp.models.tiny import build_tiny_model
 
 ROOT = Path(__file__).parents[2]
-BOUND = 1.05
+BOUND = 1.03
 BATCH_SIZE = 8
 
 Seconds = dict[str, list[tuple[float, float]]]
