@@ -1,4 +1,4 @@
-"""A real rollout server in a process of its own, for tests."""
+"""Real servers in processes of their own, for tests: our rollout server, and `vllm serve`."""
 
 from __future__ import annotations
 
@@ -76,23 +76,54 @@ def rollout_server(
         _wait_until_healthy(server)
         yield server
     finally:
-        _stop(process)
+        stop(process)
         del os.environ[variable]
+
+
+@contextmanager
+def openai_server(model_dir: str | Path, log: Path, *flags: object, **environment: str) -> Iterator[str]:
+    """`vllm serve` of a folder as "model" on a free port of 127.0.0.1, float32; gives its address, while it starts."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model_dir, "--served-model-name",
+        "model", "--host", "127.0.0.1", "--port", port, "--dtype", "float32", "--max-model-len", 512,
+        "--max-num-seqs", 1, "--enforce-eager", "--no-enable-prefix-caching", "--mm-processor-cache-gb", 0,
+        "--limit-mm-per-prompt", '{"image": 1, "video": 0}', "--distributed-executor-backend", "uni", *flags,
+    ]  # fmt: skip
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_WORKER_MULTIPROCESSING_METHOD": "fork", **environment,
+    }  # fmt: skip
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop(process)
+
+
+def is_healthy(base_url: str) -> bool:
+    """Does a server answer yet?"""
+    try:
+        return requests.get(base_url + "/health", timeout=2).ok
+    except requests.RequestException:
+        return False
 
 
 def _wait_until_healthy(server: RolloutServer) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end:
         assert server.process.poll() is None, server.console()[-4000:]
-        try:
-            if requests.get(server.base_url + "/health", timeout=2).ok:
-                return
-        except requests.RequestException:
-            time.sleep(0.2)
+        if is_healthy(server.base_url):
+            return
+        time.sleep(0.2)
     raise AssertionError(f"no answer in {START_S} s\n{server.console()[-4000:]}")
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[str]) -> None:
     """SIGTERM, and SIGKILL for whatever of the group is left."""
     process.terminate()
     try:
