@@ -74,7 +74,8 @@ class FusedHead(Generic[Terms]):
         """
         if self.pieces is None:
             return self._pass(wanted, self.chunk_rows)
-        return self.pieces.run(self.chunk_rows, lambda size: self._pass(wanted, size))
+        largest = min(self.chunk_rows, max(self.rows.num_text, self.rows.num_coord))
+        return self.pieces.run(largest, lambda size: self._pass(wanted, size))
 
     def _pass(self, wanted: list[bool], chunk_rows: int) -> tuple[Tensor, list[Tensor | None]]:
         head = self.projection

@@ -39,7 +39,7 @@ TOKEN_TYPES_SKIPPED_TOTAL = HEALTH.define(
 OOM_RETRIES_TOTAL = HEALTH.define(
     "health/oom_retries_total",
     Kind.COUNTER,
-    "Times that memory ran out and half the work was tried at once: a chunk of the head, or of decoding.",
+    "Times that memory ran out and half the work was tried: a chunk of the head, a batch of decoding or evaluation.",
     unit="retries",
     when="steps where it happens",
     better="lower",

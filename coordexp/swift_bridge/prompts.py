@@ -60,13 +60,22 @@ def encode_sample(template: Any, row: Mapping[str, Any]) -> dict[str, Any]:
         known = {key: row[key] for key in _ENCODED_KEYS if key in row}
         encoded: dict[str, Any] = template.encode(known, return_length=True)
     except MaxLengthError as error:
-        raise RecordError(
-            f"is too long ({str(error).rstrip('.')}). Raise global_max_length (max_length in ms-swift's flat form), or "
-            "give the record fewer objects or a smaller picture"
-        ) from error
+        raise RecordError(_too_long(error)) from error
     except (OSError, ValueError) as error:
         raise RecordError(f"cannot be encoded ({error})") from error
     return encoded
+
+
+def first_too_long(error: BaseException) -> RecordError | None:
+    """What ms-swift raises about a first record that is too long, before ours are all looked at; None for the rest."""
+    return RecordError(f"the first record {_too_long(error)}.") if isinstance(error, MaxLengthError) else None
+
+
+def _too_long(error: MaxLengthError) -> str:
+    return (
+        f"is too long ({str(error).rstrip('.')}). Raise global_max_length (max_length in ms-swift's flat form), or "
+        "give the record fewer objects or a smaller picture"
+    )
 
 
 def encode_prompt(template: Any, row: Mapping[str, Any]) -> EncodedPrompt:

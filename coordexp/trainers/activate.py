@@ -34,6 +34,7 @@ from coordexp.swift_bridge.arguments import LoadFlags, PluginFlags, read_load_fl
 from coordexp.swift_bridge.dataset import register_jsonl
 from coordexp.swift_bridge.factory import use_trainer
 from coordexp.swift_bridge.loading import prepare_loaded_models
+from coordexp.swift_bridge.prompts import first_too_long
 from coordexp.swift_bridge.remote_code import TRUST_SETTING, check_models
 from coordexp.swift_bridge.template import register_coord_template
 from coordexp.swift_bridge.versions import check_versions
@@ -123,6 +124,9 @@ def end_in_one_line(kind: type[BaseException], error: BaseException, trace: Trac
 
     Of one that a data-loader worker raised, the message is what stands after torch's copy of the traceback.
     """
+    of_first_record = first_too_long(error)
+    if of_first_record is not None:
+        error = of_first_record
     if not isinstance(error, CoordExpError):
         sys.__excepthook__(kind, error, trace)
         return

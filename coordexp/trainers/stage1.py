@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 
+from coordexp.control.halving import Halving
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.chosen import ChosenSamples
 from coordexp.errors import ConfigError
@@ -74,6 +75,13 @@ class Stage1CoordTrainer(CoordTrainer):
         self.needs = self.weights.needs(mass_monitor=mass_monitor)
         self.head = RowsHead(custom.head, self.columns, self.count_oom_retry)
         self._asking = self._make_rollout_eval()
+        self._eval_batches = Halving(
+            "teacher-forced evaluation, a batch at a time",
+            "per_device_eval_batch_size",
+            error=torch.OutOfMemoryError,
+            free=torch.cuda.empty_cache,
+            on_retry=self.count_oom_retry,
+        )
         self._has_reported_types = False
         self._packing_length = packing_length_of(self.settings, self.template)
 
@@ -190,7 +198,7 @@ class Stage1CoordTrainer(CoordTrainer):
         asking = self._asking if metric_key_prefix == "eval" else None
         parts = EvaluationParts(True, False) if asking is None else asking.schedule.take()
         output = (
-            super().evaluation_loop(
+            self._teacher_forced(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             if parts.teacher_forced
@@ -204,6 +212,32 @@ class Stage1CoordTrainer(CoordTrainer):
         numbers[TIME_ROLLOUT_EVAL] = time.perf_counter() - started
         metrics = {**(output.metrics or {}), **{EVAL_PREFIX + key: value for key, value in numbers.items()}}
         return output._replace(metrics=metrics, num_samples=output.num_samples or len(asking.questions))
+
+    def _teacher_forced(self, dataloader: Any, *arguments: Any) -> EvalLoopOutput:
+        """The HF Trainer's own loop; of one process, begun anew with half the batch where memory runs out.
+
+        Several processes would wait for one that begins anew.
+        """
+        full = int(self.args.per_device_eval_batch_size)
+
+        def attempt(size: int) -> EvalLoopOutput:
+            if size == full:
+                whole: EvalLoopOutput = super(Stage1CoordTrainer, self).evaluation_loop(
+                    dataloader, *arguments
+                )
+                return whole
+            self.metrics.flush("eval")  # what a try that failed has added
+            self.args.per_device_eval_batch_size = size
+            try:
+                loader = self.get_eval_dataloader(dataloader.dataset)
+                halved: EvalLoopOutput = super(Stage1CoordTrainer, self).evaluation_loop(loader, *arguments)
+                return halved
+            finally:
+                self.args.per_device_eval_batch_size = full
+
+        if self.accelerator.num_processes > 1:
+            return attempt(full)
+        return self._eval_batches.run(full, attempt)
 
     def window_metrics(self, mode: str) -> dict[str, float]:
         metrics = super().window_metrics(mode)

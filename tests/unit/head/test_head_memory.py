@@ -55,8 +55,11 @@ class Forward:
             return combine(terms, torch.tensor(61.0), torch.tensor(47.0)), terms.detach()
 
         loss, parts = apply_head(
-            self.projection, self.rows, COLUMNS, WEIGHTS.needs(), objective, mode="fused", chunk_rows=CHUNK,
-            **{"observe": self.tokens.observer, "restart": self.tokens.restart, "pieces": self.pieces} | options,
+            self.projection, self.rows, COLUMNS, WEIGHTS.needs(), objective, mode="fused",
+            **{
+                "chunk_rows": CHUNK, "observe": self.tokens.observer, "restart": self.tokens.restart,
+                "pieces": self.pieces, **options,
+            },
         )  # fmt: skip
         loss.backward()
         grads = {name: tensor.grad for name, tensor in vars(self.projection).items() if tensor is not None}
@@ -98,6 +101,14 @@ def test_chunks_that_stay_too_large_end_the_forward_with_both_sizes():
     ):
         forward()
     assert forward.retries == 1
+
+
+def test_a_chunk_that_holds_all_rows_is_halved_by_their_number():
+    """The chunk asked for is larger than there are rows, so half of it would be all of them again."""
+    forward = Forward()
+    with TightMemory(lambda shape, _: shape == (forward.rows.num_text, V), times=9) as memory:
+        forward(chunk_rows=1000)
+    assert (memory.num_failures, forward.retries) == (1, 1)
 
 
 def test_the_next_forward_starts_with_the_smaller_chunk():
