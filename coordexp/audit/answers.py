@@ -17,12 +17,11 @@ from coordexp.audit.token_flow import SampleTokens, samples_of
 from coordexp.codec.pieces import token_names
 from coordexp.data.source import source_of
 from coordexp.eval.predictions.artifacts import GT_VS_PRED, TOKEN_TRACE, read_jsonl_lines
-from coordexp.inference.infer import Inference, InferSettings
+from coordexp.inference.infer import Inference, InferSettings, load_tokenizer
 from coordexp.packing.position_ids import VisionLayout
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
-from coordexp.swift_bridge.checkpoint import load_template
 from coordexp.swift_bridge.generation_prompts import (
     collate_questions,
     encode_question,
@@ -168,7 +167,7 @@ def check_rollout_prompts(run: ShortRun, subject: Subject, answered: Answered) -
 
 def check_template(start: Path, checkpoint: Path) -> str:
     """The chat template and the special tokens of a checkpoint are those of the model that the run started from."""
-    ours, theirs = (load_template(folder).tokenizer for folder in (start, checkpoint))
+    ours, theirs = map(load_tokenizer, (start, checkpoint))
     if ours.chat_template != theirs.chat_template:
         raise DifferenceError(f"{checkpoint.name} has another chat template than {start.name}")
     if ours.get_vocab() != theirs.get_vocab():

@@ -54,8 +54,11 @@ def check_equations(step: DumpedStep, model: nn.Module, ids_K: Tensor) -> str:
             f"step {step.step}: no equation says what {', '.join(unknown)} should be; the other {len(expected)} "
             "numbers agree"
         )
-    found = f"{len(expected)} of {len(step.payload)} numbers"
-    return found + "".join(f"; not {key}: {step.excused[key]}" for key in left)
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for key in left:
+        by_reason[step.excused[key]].append(key)
+    excused = (f"; not {', '.join(keys)}: {why}" for why, keys in by_reason.items())
+    return f"{len(expected)} of {len(step.payload)} numbers{''.join(excused)}"
 
 
 def _tolerance(config: Mapping[str, Any]) -> tuple[float, float]:

@@ -19,6 +19,7 @@ from coordexp.audit.subject import load_subject
 pytestmark = pytest.mark.slow
 
 FAULTS_PLUGIN = ROOT / "tests" / "integration" / "planted_faults_plugin.py"
+PACK = 256
 QUESTIONS = {
     ("order", "recipe"), ("targets", "recipe"), ("prompts", "training = infer"), ("pixels", "training = infer"),
     ("prompts", "chat template"), ("answers", "stored = generated"), ("answers", "arg-max of a teacher-forced pass"),
@@ -82,31 +83,38 @@ def test_a_sound_stage_2_recipe_passes_from_its_checkpoint(
     assert asked["rollouts", "weights of the step"] == "4 rollouts of steps [1]"
 
 
+FAULTS = {
+    "shifted_labels": {
+        ("targets", "recipe"): "is taught token",
+        ("prompts", "training = infer"): "they part at token",  # the answer begins one token early
+    },
+    "swapped_images": {("pixels", "training = infer"): "its pixels are not those of the record's picture"},
+    "wrong_count": {("telemetry", "payload = float64"): "base_ce/loss is"},
+    "stale_template": {("prompts", "chat template"): "another chat template"},
+    "bin_order": {
+        ("targets", "recipe"): "is taught bin",
+        ("telemetry", "payload = float64"): "also wrong: coord_diag/",  # of bins that are not the tokens'
+    },
+    "dropped_system": {("prompts", "training = infer"): "You find things"},
+    "pixel_budget": {
+        ("pixels", "training = infer"): "another pixel budget",
+        ("prompts", "training = infer"): "they part at token",  # fewer image tokens
+    },
+}
+"""What is planted -> the lines that fail, and their words."""
+
+
 @pytest.mark.parametrize(
-    ("faults", "expected"),
+    "faults",
     [
-        (
-            ("shifted_labels", "swapped_images", "wrong_count", "stale_template"),
-            {
-                ("targets", "recipe"): "is taught token",
-                ("pixels", "training = infer"): "its pixels are not those of the record's picture",
-                ("telemetry", "payload = float64"): "base_ce/loss is",
-                ("prompts", "chat template"): "another chat template",
-            },
-        ),
-        (
-            ("bin_order", "dropped_system"),
-            {
-                ("targets", "recipe"): "is taught bin",
-                ("prompts", "training = infer"): "You find things",
-            },
-        ),
-        (("pixel_budget",), {("pixels", "training = infer"): "another pixel budget"}),
+        ("shifted_labels", "swapped_images", "wrong_count", "stale_template"),
+        ("bin_order", "pixel_budget"),
+        ("dropped_system",),
     ],
-    ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
+    ids="+".join,
 )
-def test_planted_faults_fail_on_their_lines(
-    nano_model: Path, scenes: Path, tmp_path: Path, monkeypatch, faults, expected
+def test_planted_faults_fail_on_their_lines_and_on_no_others(
+    nano_model: Path, scenes: Path, tmp_path: Path, monkeypatch, faults
 ):
     monkeypatch.setenv("PLANTED_FAULTS", ",".join(faults))
     run = run_file(tmp_path, nano_model, plugins=[FAULTS_PLUGIN])
@@ -116,11 +124,12 @@ def test_planted_faults_fail_on_their_lines(
         assert audit.run.plans
         (audit.checkpoint / "chat_template.jinja").write_text("{{ messages }}")
     found = failed(audit.findings())
-    for question, detail in expected.items():
-        assert detail in found[question], found
-    if "dropped_system" not in faults:  # where the prompt is in doubt, nothing can be asked of the checkpoint
-        others = {("prompts", "training = infer"), ("telemetry", "payload = float64")}
-        assert found.keys() <= expected.keys() | others
+    expected = {line: words for fault in faults for line, words in FAULTS[fault].items()}
+    assert found.keys() == expected.keys(), found
+    for line, words in expected.items():
+        assert words in found[line], found
+    if "wrong_count" in faults:
+        assert "also wrong" not in found["telemetry", "payload = float64"]
 
 
 def test_a_lost_weight_push_fails_on_its_line(taught_model: Path, scenes: Path, tmp_path: Path, monkeypatch):
@@ -133,3 +142,23 @@ def test_a_lost_weight_push_fails_on_its_line(taught_model: Path, scenes: Path, 
     found = failed(findings(run, scenes / "train.jsonl", tmp_path / "work"))
     assert found.keys() == {("rollouts", "weights of the step")}
     assert "a fresh process" in found["rollouts", "weights of the step"]
+
+
+def test_packs_on_two_ranks_hold_every_record_once_an_epoch(
+    nano_model: Path, scenes: Path, tmp_path: Path, monkeypatch
+):
+    """Shuffled, packed and spread over two gloo processes; the numbers are those of both ranks."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    run = run_file(
+        tmp_path, nano_model, coordexp={"training": {"packing": True}}, packing_length=PACK,
+        per_device_train_batch_size=1, lazy_tokenize=False,
+    )  # fmt: skip
+    subject = load_subject(run, scenes / "train.jsonl", samples=8, overrides=(), work=tmp_path / "work")
+    audit = Audit(subject, Options(ranks=2, other_packing=False, max_new_tokens=8))
+    found = audit.findings()
+    assert failed(found) == {}
+    packs = [forward["num_samples"] for plan in audit.ranks.plans for forward in plan["forwards"]]
+    assert {plan["rank"] for plan in audit.ranks.plans} == {0, 1}
+    assert max(packs) > 1
+    telemetry = {one.question: one.detail for one in found if one.area == "telemetry"}
+    assert "train_speed(s/it)" in telemetry["payload = float64, 2 ranks"]  # a clock, and named as such

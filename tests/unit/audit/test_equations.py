@@ -36,11 +36,16 @@ def test_learning_rates_are_those_of_the_schedules_that_run(name: str):
 
 
 def test_what_is_not_recomputed_is_a_short_list_with_reasons():
-    assert NOT_RECOMPUTED == {
+    shares = ("data", "generation", "forward", "backward", "optimizer", "push", "other")
+    clocked = ("time/step_s", "time/first_step_s", *(f"time/share_{part}" for part in shares))
+    assert {
         "train_speed(s/it)": "a clock of ms-swift that runs from before the first step",
         "memory(GiB)": "read off the accelerator's allocator",
         "MFU": "made of that clock and of the accelerator's rating",
-    }
+        "memory/peak_gb": "read off the allocator, or off the system",
+        "train/tokens_per_s": "made of the clock of the steps",
+        **dict.fromkeys(clocked, "the clock of the steps"),
+    } == NOT_RECOMPUTED
     assert all(lookup(key) for key in NOT_RECOMPUTED)
 
 
@@ -54,7 +59,8 @@ def plan(rank: int = 0, **changes: Any) -> dict[str, Any]:
         "forwards": [],
         "trained": [],
     }
-    return {**empty, "answers": [], "seconds": {}, **changes}
+    load = {"is_packed": False, "num_places": 6, "num_tokens": 5, "num_supervised": 0, "num_images": 0}
+    return {**empty, "answers": [], "seconds": {}, "load": load, **changes}
 
 
 def stage1_step(payload: dict[str, float], plans: list[dict[str, Any]]) -> DumpedStep:
@@ -98,7 +104,7 @@ def test_the_rate_of_another_schedule_is_excused_by_its_name():
 def forward(num_samples: int, ids_BT: torch.Tensor) -> dict[str, Any]:
     return {
         "inputs": {"input_ids": ids_BT}, "num_samples": num_samples, "is_filler": False, "num_replaced": 0,
-        "types_skipped": 0, "sample_ids": [],
+        "types_skipped": 0, "sample_ids": [], "rows": {"targets_R": torch.zeros(5)},
     }  # fmt: skip
 
 
@@ -117,7 +123,9 @@ def test_progress_over_two_ranks_and_two_steps():
     assert values == {
         "train/samples_total": 2, "train/samples_seen": 10, "train/micro_steps": 1, "accum/current_grad_steps": 1,
         "accum/grad_steps": 3, "epoch": pytest.approx(4 / 3), "num_input_tokens_seen": 25,
-        "health/samples_replaced_total": 1, "learning_rate": 0.5,
+        "health/samples_replaced_total": 1, "learning_rate": 0.5, "lr/phase": 2, "train/tokens_total": 5,
+        "train/tokens_seen": 25, "train/images_total": 0, "train/images_seen": 0, "packing/mode": 0,
+        "packing/utilization": pytest.approx(5 / 6),
     }  # fmt: skip
 
 
