@@ -57,7 +57,7 @@ def settings_of(variant: str | None) -> RunSettings:
         }
     )
     return RunSettings(
-        "stage2_rollout_aligned", sections, {"strict": True, "seed": 0, "data_seed": None}, TRAINED
+        "stage2_rollout_aligned", sections, {"strict": True, "seed": 0, "data_seed": 0}, TRAINED
     )
 
 
