@@ -48,7 +48,7 @@ def test_sizes_are_those_of_both_libraries_and_final(width, height, most):
     once = by_transformers(height, width, 32, 65_536, most)
     if by_transformers(*once, 32, 65_536, most) == once:
         assert found == once[::-1]
-        if min(width, height) >= 16:
+        if min(width, height) > 16:  # half a token rounds to none, which qwen-vl-utils makes one at once
             assert found == by_qwen_vl_utils(height, width, 32, 65_536, most)[::-1]
     assert found[0] * found[1] <= most or min(found) == 32
 
