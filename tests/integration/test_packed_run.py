@@ -97,9 +97,9 @@ def test_samples_and_micro_steps_are_counted(unpacked: list[dict], packed: list[
         assert one["pack/num_samples"] == pytest.approx(NUM_TRAIN / num_packs)
         assert (one["packing/mode"], other["packing/mode"]) == (1, 0)
         num_tokens = one["packing/utilization"] * num_packs * PACK_FLAGS["packing_length"]
-        assert num_tokens == pytest.approx(round(num_tokens), abs=1e-6)  # of all samples, in either form
+        assert num_tokens == pytest.approx(round(num_tokens), abs=1e-4)  # of all samples, in either form
         width = num_tokens / other["packing/utilization"] / NUM_TRAIN
-        assert width == pytest.approx(round(width), abs=1e-6)  # of the padded batch
+        assert width == pytest.approx(round(width), abs=1e-4)  # of the padded batch
         assert (one["train/samples_total"], one["train/samples_seen"]) == (NUM_TRAIN, step * NUM_TRAIN)
         assert (other["accum/grad_steps"], other["accum/current_grad_steps"], other["pack/num_samples"]) == (
             1,
