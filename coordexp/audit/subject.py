@@ -128,7 +128,7 @@ def load_subject(target: Path, data: Path, *, samples: int, overrides: Sequence[
     """
     few = _first_records(data, samples, work / "data.jsonl")
     run_file = target if target.is_file() else _run_file_of(target, work / "run.yaml")
-    overrides = (*overrides, *_data_override(run_file, few))
+    overrides = (*overrides, *_data_override(run_file, overrides, few))
     config = load_run_config(run_file, overrides=list(overrides))
     model = Path(str(config.swift["model"]))
     if not model.is_dir():
@@ -180,12 +180,9 @@ def _run_file_of(checkpoint: Path, output: Path) -> Path:
     return output
 
 
-def _data_override(run_file: Path, data: Path) -> list[str]:
-    """The data flag of a run file in either of its forms, in place of all data sets that it names."""
+def _data_override(run_file: Path, overrides: Sequence[str], data: Path) -> list[str]:
+    """The data flag of a run file, by the form of it or of what it extends, in place of all data sets it names."""
     alone = ["--set", "custom.fusion=null"]
-    written = yaml.safe_load(run_file.read_text(encoding="utf-8")) or {}
-    custom = written.get("custom") or (written.get("coordexp") or {}).get("custom") or {}
-    alone = ["--set", "custom.fusion=null"] if custom.get("fusion") else []
-    if "train_jsonl" in custom:
+    if load_run_config(run_file, overrides=list(overrides)).sections.custom.train_jsonl:
         return [*alone, "--set", f"custom.train_jsonl={data}"]
     return [*alone, "--dataset", str(data)]
