@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 import yaml
 from support.processes import PLUGIN, ROOT, run_coordexp
 from support.stage2 import two_channel
+from support.vllm import require_vllm
 
 from coordexp.audit.findings import AuditLine
 from coordexp.audit.run import Audit, Options
+from coordexp.audit.run_equations import NOT_RECOMPUTED
 from coordexp.audit.subject import load_subject
 
 pytestmark = pytest.mark.slow
@@ -162,3 +165,32 @@ def test_packs_on_two_ranks_hold_every_record_once_an_epoch(
     assert max(packs) > 1
     telemetry = {one.question: one.detail for one in found if one.area == "telemetry"}
     assert "train_speed(s/it)" in telemetry["payload = float64, 2 ranks"]  # a clock, and named as such
+
+
+@pytest.mark.vllm
+def test_a_merged_lora_checkpoint_answers_in_vllm_as_it_does_in_hf(
+    nano_model: Path, scenes: Path, tmp_path: Path
+):
+    """Saved, loaded again, merged, and served by another engine; coordinate offsets are merged with it."""
+    require_vllm()
+    run = run_file(
+        tmp_path, nano_model, tuner_type="lora", lora_rank=4, lora_alpha=8, target_modules=["all-linear"],
+        learning_rate=0.02, coordexp={"custom": {"coord_offset": {"enabled": True}}},
+    )  # fmt: skip
+    report = tmp_path / "audit.json"
+    done = run_coordexp(
+        "audit", run, scenes / "train.jsonl", "--samples", 4, "--max-new-tokens", 24, "--output", report,
+        "--recipe-only", "--backends", "vllm", timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = {
+        (one["area"], one["question"]): one["detail"] for one in json.loads(report.read_text())["findings"]
+    }
+    assert lines["prompts", "vllm, merged = hf"] == "4 prompts, by the ids that the backend returns"
+    assert lines["pixels", "vllm, merged = hf"].endswith("as bytes: it normalises them inside the model")
+    assert lines["answers", "vllm, merged = hf"].startswith("4 answers, token for token")
+    telemetry = lines["telemetry", "payload = float64"]
+    assert telemetry.startswith("step 1: ")  # the start of LoRA weights is random, and in no file
+    found = re.match(r"step 1: (\d+) of (\d+) numbers", telemetry)
+    assert found is not None
+    assert int(found[2]) - int(found[1]) == sum(key in telemetry for key in NOT_RECOMPUTED)
