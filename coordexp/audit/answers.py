@@ -96,6 +96,13 @@ class Answered:
         questions = questions_template(self.backend.template, self.model)
         return [encode_question(questions, one.messages, one.images) for one in self.job.requests()]
 
+    def teachable(self, answer: Sequence[int]) -> list[int]:
+        """An answer up to where it writes a placeholder of a picture, which no forward takes without the picture."""
+        template = self.backend.template
+        media = (template.image_token_id, template.video_token_id)
+        stop = next((t for t, token in enumerate(answer) if token in media), len(answer))
+        return list(answer[:stop])
+
     @torch.no_grad()
     def rows(self, index: int, answer: Sequence[int]) -> Tensor:
         """Logits [R, V] that predict each token of an answer, float32, by one teacher-forced pass."""
@@ -198,7 +205,10 @@ def check_stored(answered: Answered) -> str:
 def check_teacher_forced(answered: Answered) -> str:
     """A teacher-forced pass over a greedy answer has each of its tokens as its arg-max."""
     num_tokens = 0
-    for index, ids in enumerate(answered.answer_ids):
+    for index, answer in enumerate(answered.answer_ids):
+        ids = answered.teachable(answer)
+        if not ids:
+            continue
         rows_RV = answered.rows(index, ids)
         best, chosen = (
             rows_RV.max(-1).values,

@@ -108,7 +108,7 @@ def check_same_answers(answered: Answered, other: Answered, name: str) -> str:
 def _part_at_a_tie(answered: Answered, index: int, own: Sequence[int], theirs: Sequence[int]) -> bool:
     """Whether hf finds the first two tokens that differ equally likely."""
     t = next((t for t, (a, b) in enumerate(zip(own, theirs, strict=False)) if a != b), None)
-    if t is None:
+    if t is None or len(answered.teachable(own[: t + 1])) <= t:
         return False
     row_V = answered.rows(index, own[: t + 1])[t]
     return float((row_V[own[t]] - row_V[theirs[t]]).abs()) <= TIE

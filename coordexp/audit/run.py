@@ -335,7 +335,7 @@ class Audit:
     def _reloaded(self) -> str:
         """Logits of the checkpoint as `infer` loads it against plain transformers, merged where it has adapters."""
         folder = self.merged
-        inputs = self.answered.inputs(0, self.answered.answer_ids[0])
+        inputs = self.answered.inputs(0, self.answered.teachable(self.answered.answer_ids[0]))
         ours = self.answered.model(**inputs, use_cache=False).logits.float()
         plain = _plain_model(folder).to(ours.device).eval()(**inputs, use_cache=False).logits.float()
         difference = float((ours - plain).abs().max() / plain.abs().max())
