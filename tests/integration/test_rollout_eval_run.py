@@ -25,6 +25,8 @@ ASKING = {
     "matching": {"maskiou_gate": GATE},
 }
 
+EACH_STEP = {"rollout_eval": {**ASKING, "every_steps": 1}}
+
 
 def metrics_at(run: Path, key: str) -> dict[int, dict[str, float]]:
     """Step -> metrics of the records that have `key`."""
@@ -110,16 +112,23 @@ def test_samples_stand_in_the_run_folder_on_the_console_and_in_tensorboard(run: 
     assert [event.step for event in found.Images("samples/00")] == [2, 4, 6]
 
 
-def test_two_ranks_find_what_one_rank_finds(taught_model: Path, scenes: Path, tmp_path: Path):
-    """With no learning the answers of both runs are those of the start model."""
-    numbers = []
-    for name, ranks in (("one", {}), ("two", {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()})):
-        train(
-            taught_model, scenes, tmp_path / name, {"rollout_eval": {**ASKING, "every_steps": 1}},
-            learning_rate=0, per_device_train_batch_size=2, ddp_backend="gloo" if ranks else None,
-            environment=ranks,
-        )  # fmt: skip
-        numbers.append(metrics_at(tmp_path / name, "eval_rollout/f1")[1])
-    keys = [key for key in numbers[0] if key.startswith("eval_rollout/")]
-    assert {key: numbers[0][key] for key in keys} == {key: numbers[1][key] for key in keys}
-    assert numbers[0]["eval_rollout/pred_objects"] > 0
+@pytest.fixture(scope="module")
+def alone(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """An evaluation of the start model by one process."""
+    output = tmp_path_factory.mktemp("runs") / "one"
+    train(taught_model, scenes, output, EACH_STEP, learning_rate=0, per_device_train_batch_size=2)
+    return metrics_at(output, "eval_rollout/f1")[1]
+
+
+def test_two_ranks_find_what_one_rank_finds(
+    alone: dict[str, float], taught_model: Path, scenes: Path, tmp_path: Path
+):
+    """With no learning the answers are those of the start model."""
+    train(
+        taught_model, scenes, tmp_path / "two", EACH_STEP, learning_rate=0, per_device_train_batch_size=2,
+        ddp_backend="gloo", environment={"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()},
+    )  # fmt: skip
+    together = metrics_at(tmp_path / "two", "eval_rollout/f1")[1]
+    keys = [key for key in alone if key.startswith("eval_rollout/")]
+    assert {key: alone[key] for key in keys} == {key: together[key] for key in keys}
+    assert alone["eval_rollout/pred_objects"] > 0
