@@ -97,7 +97,7 @@ def learning_rate(swift: Mapping[str, Any], step: int) -> float:
         return float(rate)
     if step < warmup:
         return float(rate * step / warmup)
-    done = (step - warmup) / max(1, total - warmup)
+    done = min(1.0, (step - warmup) / max(1, total - warmup))  # behind the end nothing rises again
     return float(
         rate
         * {

@@ -35,6 +35,15 @@ def test_learning_rates_are_those_of_the_schedules_that_run(name: str):
         schedule.step()
 
 
+def test_the_rate_of_the_last_step_still_falls():
+    """The last record looks one step beyond the schedule."""
+    step = stage1_step({}, [plan(step=SWIFT["max_steps"] - 1)])
+    for name in ("linear", "cosine"):
+        step.config["swift"] = {**SWIFT, "lr_scheduler_type": name}
+        values = run_equations(step)
+        assert (values["learning_rate"], values["lr/phase"]) == (0.0, 2.0)
+
+
 def test_what_is_not_recomputed_is_a_short_list_with_reasons():
     shares = ("data", "generation", "forward", "backward", "optimizer", "push", "other")
     clocked = ("time/step_s", "time/first_step_s", *(f"time/share_{part}" for part in shares))
