@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.processes import free_port, run_coordexp, run_swift, sft_flags
+from support.processes import PLUGIN, free_port, run_coordexp, run_swift, sft_flags
 
 from coordexp.eval.on_policy import on_policy_numbers
 from coordexp.eval.predictions.scored import read_predictions
@@ -26,6 +26,7 @@ ASKING = {
 }
 
 EACH_STEP = {"rollout_eval": {**ASKING, "every_steps": 1}}
+DEEPSPEED_ON_CPU = Path(__file__).with_name("deepspeed_on_cpu_plugin.py")
 
 
 def metrics_at(run: Path, key: str) -> dict[int, dict[str, float]]:
@@ -120,13 +121,19 @@ def alone(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFac
     return metrics_at(output, "eval_rollout/f1")[1]
 
 
+@pytest.mark.parametrize("stage", ["", "zero3"], ids=["ddp", "zero3"])
 def test_two_ranks_find_what_one_rank_finds(
-    alone: dict[str, float], taught_model: Path, scenes: Path, tmp_path: Path
+    stage: str, alone: dict[str, float], taught_model: Path, scenes: Path, tmp_path: Path
 ):
     """With no learning the answers are those of the start model."""
+    environment = {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()}
+    flags: dict[str, Any] = {"ddp_backend": "gloo"}
+    if stage:
+        environment |= {"ACCELERATE_USE_CPU": "false"}
+        flags |= {"deepspeed": stage, "use_cpu": None, "external_plugins": [DEEPSPEED_ON_CPU, PLUGIN]}
     train(
         taught_model, scenes, tmp_path / "two", EACH_STEP, learning_rate=0, per_device_train_batch_size=2,
-        ddp_backend="gloo", environment={"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()},
+        environment=environment, **flags,
     )  # fmt: skip
     together = metrics_at(tmp_path / "two", "eval_rollout/f1")[1]
     keys = [key for key in alone if key.startswith("eval_rollout/")]
