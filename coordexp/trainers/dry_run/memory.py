@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 GIB = 2.0**30
+HOST = "host, resident"
+"""Where memory is that is no device's."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ def take(device: torch.device) -> MemoryUse:
         properties = torch.cuda.get_device_properties(device)
         return MemoryUse(peak / GIB, properties.total_memory / GIB, properties.name)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return MemoryUse(peak / GIB, _host_bytes() / GIB, "host, resident")
+    return MemoryUse(peak / GIB, _host_bytes() / GIB, HOST)
 
 
 def _host_bytes() -> int:

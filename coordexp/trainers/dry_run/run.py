@@ -6,6 +6,7 @@ an evaluation where the run has one, and lets nothing be saved.
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from coordexp.errors import DeviceMemoryError
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.keys_rollout import TIME_ROLLOUT_EVAL
-from coordexp.trainers.dry_run.memory import MemoryUse, is_out_of_memory, take
+from coordexp.trainers.dry_run.memory import HOST, MemoryUse, is_out_of_memory, take
 from coordexp.trainers.dry_run.parts import DryRunReport, EvaluationReport, RunShape, StepReport
 from coordexp.trainers.step.plan import StepPlan
 from coordexp.trainers.step.ranks import most_over_ranks
@@ -185,13 +186,15 @@ class DryRun(TrainerCallback):
         self._memory()
         peak_mib = most_over_ranks(int(self._peak.peak_gib * 1024), self._device)
         sample_id, sample = self._sample(self._plan)
+        peak = replace(self._peak, peak_gib=peak_mib / 1024)
         return DryRunReport(
             shape=self._shape,
             steps=tuple(self._steps),
             evaluation=self._evaluation,
             sample_id=sample_id,
             sample=sample,
-            peak=replace(self._peak, peak_gib=peak_mib / 1024),
+            peak=peak,
+            notes=_room(peak),
         )
 
     def _only_evaluate(self, control: TrainerControl, evaluate: bool) -> TrainerControl:
@@ -240,12 +243,10 @@ def _name(plan: StepPlan) -> str:
     return TEACHER_FORCED if plan.channel is None else str(plan.channel)
 
 
-def fits(report: DryRunReport, ranks_of_host: int) -> Sequence[str]:
-    """Sentences on memory that is nearly used up. ranks_of_host: that share a host's memory."""
-    peak = report.peak
-    used = peak.peak_gib * (1 if peak.where != "host, resident" else ranks_of_host)
+def _room(peak: MemoryUse) -> Sequence[str]:
+    """Sentences on memory that is nearly used up; the ranks of a machine share that of the host."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if peak.where == HOST else 1
+    used = peak.peak_gib * ranks
     if used <= 0.9 * peak.total_gib:
         return ()
-    return (
-        f"memory: {used:.1f} of {peak.total_gib:.1f} GiB leaves little room; longer answers may not fit.",
-    )
+    return (f"{used:.1f} of {peak.total_gib:.1f} GiB leave little room; longer answers may not fit.",)
