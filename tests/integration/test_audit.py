@@ -6,11 +6,10 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from support.processes import PLUGIN, ROOT, run_coordexp
+from support.audit import run_file
+from support.processes import ROOT, run_coordexp
 from support.stage2 import two_channel
 from support.vllm import require_vllm
 
@@ -28,23 +27,6 @@ QUESTIONS = {
     ("prompts", "chat template"), ("answers", "stored = generated"), ("answers", "arg-max of a teacher-forced pass"),
     ("packing", "packed = single"), ("telemetry", "payload = float64"), ("weights", "checkpoint = plain transformers"),
 }  # fmt: skip
-
-
-def run_file(folder: Path, model: Path, *, plugins: Sequence[Path] = (), **settings: Any) -> Path:
-    """A flat run file of a small CPU run."""
-    flat = {
-        "external_plugins": [str(path) for path in (PLUGIN, *plugins)],
-        "ignore_args_error": True, "custom_trainer_variant": "stage1_coord",
-        "model": str(model), "model_type": "qwen3_vl", "tuner_type": "full", "torch_dtype": "float32",
-        "attn_impl": "sdpa", "freeze_vit": False, "freeze_aligner": False, "dataset": ["none.jsonl"],
-        "max_length": 512, "strict": True, "load_from_cache_file": False, "lazy_tokenize": True,
-        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1.0e-3,
-        "lr_scheduler_type": "constant", "gradient_checkpointing": False, "use_cpu": True, "fp16": False,
-        "bf16": False, "check_model": False, "max_steps": 2, "output_dir": str(folder / "unused"), **settings,
-    }  # fmt: skip
-    path = folder / "run.yaml"
-    path.write_text(yaml.safe_dump(flat))
-    return path
 
 
 def findings(run: Path, data: Path, work: Path) -> list[AuditLine]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support.audit import run_file
 from support.processes import ROOT, free_port, run_coordexp, swift_environment
 from support.vllm import require_vllm
 
@@ -102,3 +103,28 @@ def test_it_answers_to_the_prompt_of_the_checkpoint_as_transformers_does(
         for key in ("generated_token_text", "num_prompt_tokens"):
             assert ours[key] == theirs[key]
         assert theirs["token_logprobs"] == pytest.approx(ours["token_logprobs"], abs=1e-3)
+
+
+def test_the_audit_asks_the_server_too(
+    served: Served, nano_model: Path, scenes: Path, tmp_path: Path
+) -> None:
+    """Prompt ids, the pictures as they are sent, and greedy answers; a server of another model is noticed by these."""
+    from coordexp.models.tiny import build_tiny_model
+
+    build_tiny_model(tmp_path / "other", preset="nano", seed=1)
+    found = {}
+    for name, model in (("same", nano_model), ("other", tmp_path / "other")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        output = tmp_path / name / "findings.json"
+        done = run_coordexp(
+            "audit", run_file(tmp_path / name, model), scenes / "train.jsonl", "--samples", 4, "--recipe-only",
+            "--max-new-tokens", 16, "--base-url", f"{served.url}/v1", "--served-model", "nano", "--output", output,
+        )  # fmt: skip
+        assert done.returncode == (0 if name == "same" else 1), done.stdout[-3000:] + done.stderr[-3000:]
+        lines = json.loads(output.read_text())["findings"]
+        found[name] = {one["area"]: one for one in lines if one["question"] == "openai = hf"}
+    assert {area: one["passed"] for area, one in found["same"].items()} == dict.fromkeys(
+        ("prompts", "pixels", "answers"), True
+    )
+    assert found["same"]["prompts"]["detail"] == "4 prompts, by the ids that the backend returns"
+    assert {area for area, one in found["other"].items() if one["passed"] is False} == {"answers"}
