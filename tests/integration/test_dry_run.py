@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from support.processes import PLUGIN, ROOT, run_swift, sft_flags, swift_environment
@@ -24,10 +26,18 @@ def facts(console: str) -> dict[str, str]:
     }
 
 
-def test_one_step_of_each_channel_runs_and_nothing_is_left(nano_model: Path, scenes: Path, tmp_path: Path):
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder for TMPDIR with a short name: loader workers have sockets in it, whose paths end at 107 bytes."""
+    with TemporaryDirectory(prefix="dry") as folder:
+        yield Path(folder)
+
+
+def test_one_step_of_each_channel_runs_and_nothing_is_left(
+    nano_model: Path, scenes: Path, tmp_path: Path, temporary: Path
+):
     """By `coordexp train`, in a folder that a real run has used."""
-    run, temporary = tmp_path / "run", tmp_path / "tmp"
-    temporary.mkdir()
+    run = tmp_path / "run"
     run.mkdir()
     (run / "args.json").write_text("of a real run")
     flags = sft_flags(

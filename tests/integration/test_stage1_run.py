@@ -141,7 +141,7 @@ def test_tensorboard_holds_the_numbers(run: Path):
     _, records = payloads(run)
     [events] = list(run.rglob("events.out.tfevents.*"))
     scalars = EventAccumulator(str(events.parent)).Reload()
-    logged = {event.step: event.value for event in scalars.Scalars("train/coord_diag/expected_bin_mae")}
+    logged = {event.step: event.value for event in scalars.Scalars("coord_diag/expected_bin_mae")}
     for record in records:
         if record["mode"] == "train" and "loss" in record["metrics"]:
             value = record["metrics"]["coord_diag/expected_bin_mae"]

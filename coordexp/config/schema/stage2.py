@@ -11,11 +11,13 @@ from pydantic import Field, PlainValidator
 from coordexp.config.schema.pipeline import Pipeline
 from coordexp.config.schema.section import Section
 
+_SHARE = "a number from 0 to 1"
+
 
 def _share_or_points(value: object) -> float | list[tuple[int, float]]:
     """A number from 0 to 1, or points [[step, number], ...] with ascending steps; ValueError for anything else."""
     if not isinstance(value, list):
-        return _share(value)
+        return _share(value, f"expected {_SHARE}, or points [[step, number], ...]")
     if not value:
         raise ValueError("holds no point; expected a number from 0 to 1, or points [[step, number], ...]")
     points = [_point(point) for point in value]
@@ -25,9 +27,9 @@ def _share_or_points(value: object) -> float | list[tuple[int, float]]:
     return points
 
 
-def _share(value: object) -> float:
+def _share(value: object, refusal: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"found {value!r}; expected a number from 0 to 1, or points [[step, number], ...]")
+        raise ValueError(refusal)
     return float(value)
 
 
@@ -37,7 +39,7 @@ def _point(value: object) -> tuple[int, float]:
     step, share = value
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"the step of {list(value)} is {step!r}; expected a whole number from 0")
-    return step, _share(share)
+    return step, _share(share, f"the share of {list(value)} is {share!r}; expected {_SHARE}")
 
 
 class Schedule(Section):

@@ -63,8 +63,10 @@ def test_every_catalogue_key_of_ours_is_a_reference_key_or_health() -> None:
         "rollout/repeat_terminate_triggered_sequences",
         "health/nonfinite_metrics_total",
         "health/nonfinite_loss_total",
+        "health/oom_retries_total",
         "health/samples_replaced_total",
         "health/token_types_skipped_total",
+        "time/rollout_eval_s",
     }
 
 

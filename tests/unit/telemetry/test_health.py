@@ -41,6 +41,7 @@ CASES = {
     "coco_failed": ({"rollout/coco_eval_ok": 0}, {"rollout/coco_eval_ok": 1}, "mAP"),
     "nonfinite_metric": ({"health/nonfinite_metrics_total": 2}, {}, "learning rate"),
     "samples_replaced": ({"health/samples_replaced_total": 3}, {}, "strict: true"),
+    "oom_retries": ({"health/oom_retries_total": 1}, {"health/oom_retries_total": 0}, "lower it"),
     "nonfinite_loss": ({"health/nonfinite_loss_total": 1}, {}, "learning rate"),
 }
 
