@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from support.processes import PLUGIN, free_port, run_coordexp, run_swift, sft_flags
+from support.vllm import require_vllm
 
 from coordexp.eval.on_policy import on_policy_numbers
 from coordexp.eval.predictions.scored import read_predictions
@@ -25,6 +26,7 @@ ASKING = {
     "matching": {"maskiou_gate": GATE},
 }
 
+ENGINE = {"max_model_len": 512, "max_num_seqs": 4, "enforce_eager": True}
 EACH_STEP = {"rollout_eval": {**ASKING, "every_steps": 1}}
 DEEPSPEED_ON_CPU = Path(__file__).with_name("deepspeed_on_cpu_plugin.py")
 
@@ -139,3 +141,18 @@ def test_two_ranks_find_what_one_rank_finds(
     keys = [key for key in alone if key.startswith("eval_rollout/")]
     assert {key: alone[key] for key in keys} == {key: together[key] for key in keys}
     assert alone["eval_rollout/pred_objects"] > 0
+
+
+@pytest.mark.vllm
+def test_a_vllm_engine_finds_what_transformers_finds(
+    alone: dict[str, float], taught_model: Path, scenes: Path, tmp_path: Path
+):
+    require_vllm()
+    custom = {"rollout_eval": {**EACH_STEP["rollout_eval"], "backend": "vllm", "vllm": ENGINE}}
+    train(
+        taught_model, scenes, tmp_path / "engine", custom, learning_rate=0, per_device_train_batch_size=2,
+        environment={"VLLM_CPU_KVCACHE_SPACE": "1"},
+    )  # fmt: skip
+    found = metrics_at(tmp_path / "engine", "eval_rollout/f1")[1]
+    keys = [key for key in alone if key.startswith("eval_rollout/")]
+    assert {key: found[key] for key in keys} == {key: alone[key] for key in keys}
