@@ -354,7 +354,7 @@ def _sizes(images: Sequence[Mapping[str, Any]], place: EntryPlace) -> IntArray:
         fault = first(~np.isnan(found) & ((found != np.floor(found)) | (found == 0)))
         if fault is not None:
             place.fail(fault, key, values[fault], "a whole number of pixels")
-        sizes.append(np.nan_to_num(found).astype(np.int64))
+        sizes.append(np.where(np.isnan(found), 0, found).astype(np.int64))
     return np.stack(sizes, axis=1)
 
 
