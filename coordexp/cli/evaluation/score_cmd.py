@@ -19,9 +19,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "Predictions that cannot be scored are left out, counted by reason.",
     )
     parser.add_argument("--run", type=Path, required=True, help="folder written by `coordexp infer`")
-    parser.add_argument("--method", choices=("logprob", "expected_iou"), default="logprob")
     kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--method", choices=("logprob", "expected_iou"), default="logprob")
     kind.add_argument(
+        "--constant",
+        dest="method",
+        action="store_const",
+        const="constant",
+        help="score 1.0 for all, for answers without log-probabilities",
+    )
+    parser.add_argument(
         "--desc-fusion",
         type=float,
         nargs="?",
@@ -29,9 +36,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=0.0,
         metavar="WEIGHT",
         help="let the tokens of the description count with this weight in [0, 1] (0.5 when none is given)",
-    )
-    kind.add_argument(
-        "--constant", action="store_true", help="score 1.0 for all, for answers without log-probabilities"
     )
     forward = parser.add_argument_group(
         "expected_iou for answers of vllm or a server",
@@ -47,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """Write gt_vs_pred_scored.jsonl; returns the process exit code."""
     from coordexp.eval.predictions.confidence import Scoring, score_directory
 
-    scoring = Scoring(args.desc_fusion, args.constant, args.method == "expected_iou")
-    if scoring.expected_iou:
+    scoring = Scoring(args.method, args.desc_fusion)
+    if scoring.method == "expected_iou":
         _find_distributions(args)
     failures = score_directory(args.run, scoring)
     for reason, count in sorted(failures.items()):

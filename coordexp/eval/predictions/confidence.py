@@ -18,8 +18,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,10 +41,13 @@ from coordexp.eval.predictions.distributions import atoms_by_position, with_dist
 from coordexp.files import write_jsonl
 from coordexp.geometry import quantize_points
 
-SCORE_SOURCE = "coord_token_logprob_mean_exp"
-FUSED_SOURCE = "coord_and_desc_token_logprob_mean_exp"
-CONSTANT_SOURCE = "constant"
-EXPECTED_IOU_SOURCE = "expected_iou_times_desc_probability"
+Method = Literal["logprob", "expected_iou", "constant"]
+_SOURCES: dict[Method, str] = {
+    "logprob": "coord_token_logprob_mean_exp",
+    "expected_iou": "expected_iou_times_desc_probability",
+    "constant": "constant",
+}
+_FUSED_SOURCE = "coord_and_desc_token_logprob_mean_exp"
 SCORE_VERSION = 1
 _LINE_KEYS = ("image_id", "image", "width", "height", "coord_mode", "gt", "pred")
 TRACE_KEYS = ("image_id", "generated_token_text", "token_logprobs", "object_token_positions")
@@ -79,61 +83,88 @@ class ScoreFailure(StrEnum):
 class Scoring:
     """How objects are scored.
 
-    desc_fusion: weight of the description, 0 for coordinates alone.  constant: every score is 1.0, for answers
-    without log-probabilities.  expected_iou: of boxes, from their distributions.
+    method: "logprob", of tokens; "expected_iou", of boxes, from their distributions; "constant", 1.0 for all, for
+    answers without log-probabilities.  desc_fusion: of "logprob", the weight of the description, 0 for coordinates
+    alone.
     """
 
+    method: Method = "logprob"
     desc_fusion: float = 0.0
-    constant: bool = False
-    expected_iou: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.desc_fusion <= 1.0:
             raise ConfigError(f"desc fusion is {self.desc_fusion}: expected a weight in [0, 1]")
-        if self.constant and self.desc_fusion:
+        if self.method == "constant" and self.desc_fusion:
             raise ConfigError("constant scores leave no room for desc fusion: ask for one of them")
-        if self.expected_iou and (self.constant or self.desc_fusion):
+        if self.method == "expected_iou" and self.desc_fusion:
             raise ConfigError("expected IoU has its own part of the description: ask for nothing beside it")
 
     @property
     def source(self) -> str:
         """What `pred_score_source` says."""
-        if self.constant:
-            return CONSTANT_SOURCE
-        if self.expected_iou:
-            return EXPECTED_IOU_SOURCE
-        return FUSED_SOURCE if self.desc_fusion else SCORE_SOURCE
+        return _FUSED_SOURCE if self.desc_fusion else _SOURCES[self.method]
 
 
-def object_score(
-    obj: Mapping[str, Any],
-    index: int,
-    trace: Mapping[str, Any],
-    width: int,
-    height: int,
-    scoring: Scoring | None = None,
-) -> float | ScoreFailure:
-    """Score of the object with this index in its line, in (0, 1], or why it has none."""
-    scoring = scoring or Scoring()
-    if scoring.constant:
-        return 1.0
-    positions = trace["object_token_positions"][index]
-    tokens = _tokens_at(positions, trace)
-    if isinstance(tokens, ScoreFailure):
-        return tokens
-    points = obj["points"]
-    bins = quantize_points([points[i : i + 2] for i in range(0, len(points), 2)], width, height).reshape(-1)
-    if tokens != [f"<|coord_{k}|>" for k in bins]:
-        return ScoreFailure.TOKEN_MISMATCH
-    if scoring.expected_iou:
-        return _expected_iou_score(obj, index, bins.tolist(), trace)
-    mean = mean_logprob(positions, trace["token_logprobs"])
-    if isinstance(mean, ScoreFailure) or not scoring.desc_fusion:
-        return mean if isinstance(mean, ScoreFailure) else math.exp(mean)
-    desc_mean = _desc_mean_logprob(obj, index, trace)
-    if isinstance(desc_mean, ScoreFailure):
-        return desc_mean
-    return math.exp((1.0 - scoring.desc_fusion) * mean + scoring.desc_fusion * desc_mean)
+@dataclass(frozen=True, eq=False)
+class LineScorer:
+    """Scores the objects of one line, in (0, 1], or says why one has none."""
+
+    line: Mapping[str, Any]
+    trace: Mapping[str, Any]
+    scoring: Scoring
+
+    @cached_property
+    def _atoms(self) -> dict[int, tuple[list[int], list[float]]]:
+        return atoms_by_position(self.trace)
+
+    def score(self, index: int) -> float | ScoreFailure:
+        """Of the object with this index in the line."""
+        scoring = self.scoring
+        if scoring.method == "constant":
+            return 1.0
+        obj, positions = self.line["pred"][index], self.trace["object_token_positions"][index]
+        tokens = _tokens_at(positions, self.trace)
+        if isinstance(tokens, ScoreFailure):
+            return tokens
+        points = np.reshape(obj["points"], (-1, 2))
+        bins = quantize_points(points, self.line["width"], self.line["height"]).reshape(-1).tolist()
+        if tokens != [f"<|coord_{k}|>" for k in bins]:
+            return ScoreFailure.TOKEN_MISMATCH
+        if scoring.method == "expected_iou":
+            return self._expected_iou(index, bins)
+        mean = mean_logprob(positions, self.trace["token_logprobs"])
+        if isinstance(mean, ScoreFailure):
+            return mean
+        if not scoring.desc_fusion:
+            return math.exp(mean)
+        desc_mean = self._desc_mean(index)
+        if isinstance(desc_mean, ScoreFailure):
+            return desc_mean
+        return math.exp((1.0 - scoring.desc_fusion) * mean + scoring.desc_fusion * desc_mean)
+
+    def _expected_iou(self, index: int, bins: Sequence[int]) -> float | ScoreFailure:
+        """Expected IoU of a box times the probability of its description, all of its tokens together."""
+        positions = self.trace["object_token_positions"][index]
+        if len(positions) != 4:
+            return ScoreFailure.NOT_A_BOX
+        if any(position not in self._atoms for position in positions):
+            return ScoreFailure.MISSING_DISTRIBUTION
+        desc_mean = self._desc_mean(index)
+        if isinstance(desc_mean, ScoreFailure):
+            return desc_mean
+        probs_14K = np.stack([probs_of_atoms(*self._atoms[position]) for position in positions])[None]
+        iou = float(expected_ious(probs_14K, [bins], num_draws=_NUM_DRAWS)[0])
+        return iou * math.exp(desc_mean * len(self.trace[_DESC_KEY][index]))
+
+    def _desc_mean(self, index: int) -> float | ScoreFailure:
+        """Mean log-probability of the tokens of an object's description, or why there is none."""
+        positions = self.trace[_DESC_KEY][index]
+        tokens = _tokens_at(positions, self.trace)
+        if isinstance(tokens, ScoreFailure):
+            return tokens
+        if not _is_written_by(self.line["pred"][index]["desc"], tokens):
+            return ScoreFailure.DESC_MISMATCH
+        return mean_logprob(positions, self.trace["token_logprobs"])
 
 
 def score_lines(
@@ -152,8 +183,9 @@ def score_lines(
     for line, trace in zip(lines, traces, strict=True):
         _check_alignment(line, trace, scoring)
         kept, own_failures = [], Counter[str]()
+        scorer = LineScorer(line, trace, scoring)
         for index, obj in enumerate(line["pred"]):
-            score = object_score(obj, index, trace, line["width"], line["height"], scoring)
+            score = scorer.score(index)
             if isinstance(score, ScoreFailure):
                 own_failures[str(score)] += 1
             else:
@@ -173,7 +205,7 @@ def score_directory(directory: Path, scoring: Scoring | None = None) -> Counter[
     """Read the two files of an inference run and write `gt_vs_pred_scored.jsonl` beside them."""
     lines = read_jsonl_lines(directory / GT_VS_PRED, _LINE_KEYS)
     traces = read_jsonl_lines(directory / TOKEN_TRACE, TRACE_KEYS)
-    if scoring is not None and scoring.expected_iou:
+    if scoring is not None and scoring.method == "expected_iou":
         traces = with_distributions(directory, traces)
     try:
         scored, failures = score_lines(lines, traces, scoring)
@@ -181,35 +213,6 @@ def score_directory(directory: Path, scoring: Scoring | None = None) -> Counter[
         raise RecordError(f"{directory}: {error}") from None
     write_jsonl(directory / SCORED, scored)
     return failures
-
-
-def _desc_mean_logprob(obj: Mapping[str, Any], index: int, trace: Mapping[str, Any]) -> float | ScoreFailure:
-    """Mean log-probability of the tokens of an object's description, or why there is none."""
-    positions = trace[_DESC_KEY][index]
-    tokens = _tokens_at(positions, trace)
-    if isinstance(tokens, ScoreFailure):
-        return tokens
-    if not _is_written_by(obj["desc"], tokens):
-        return ScoreFailure.DESC_MISMATCH
-    return mean_logprob(positions, trace["token_logprobs"])
-
-
-def _expected_iou_score(
-    obj: Mapping[str, Any], index: int, bins: Sequence[int], trace: Mapping[str, Any]
-) -> float | ScoreFailure:
-    """Expected IoU of a box times the probability of its description, all of its tokens together."""
-    positions = trace["object_token_positions"][index]
-    if len(positions) != 4:
-        return ScoreFailure.NOT_A_BOX
-    atoms = atoms_by_position(trace)
-    if any(position not in atoms for position in positions):
-        return ScoreFailure.MISSING_DISTRIBUTION
-    desc_mean = _desc_mean_logprob(obj, index, trace)
-    if isinstance(desc_mean, ScoreFailure):
-        return desc_mean
-    probs_14K = np.stack([probs_of_atoms(*atoms[position]) for position in positions])[None]
-    iou = float(expected_ious(probs_14K, [bins], num_draws=_NUM_DRAWS)[0])
-    return iou * math.exp(desc_mean * len(trace[_DESC_KEY][index]))
 
 
 def _tokens_at(positions: Sequence[int], trace: Mapping[str, Any]) -> list[str] | ScoreFailure:
@@ -272,7 +275,9 @@ def _check_alignment(line: Mapping[str, Any], trace: Mapping[str, Any], scoring:
             f"{where}: {GT_VS_PRED} holds the answer {_shown(answer)}, {TOKEN_TRACE} another one "
             f"({_shown(trace['text'])}); {_SAME_RUN}."
         )
-    if (scoring.desc_fusion or scoring.expected_iou) and len(trace.get(_DESC_KEY, ())) != len(positions):
+    if (scoring.desc_fusion or scoring.method == "expected_iou") and len(trace.get(_DESC_KEY, ())) != len(
+        positions
+    ):
         raise RecordError(
             f"{where}: {TOKEN_TRACE} has no {_DESC_KEY} for every object, which these scores need; run "
             "`coordexp infer` again, or score without it."

@@ -11,9 +11,9 @@ import pytest
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.artifacts import GT_VS_PRED, SCORED, TOKEN_TRACE
 from coordexp.eval.predictions.confidence import (
+    LineScorer,
     ScoreFailure,
     Scoring,
-    object_score,
     score_directory,
     score_lines,
 )
@@ -41,8 +41,13 @@ def line(**changes):
     return {**base, "pred": [BOX], **changes}
 
 
+def score_of(obj, traced, scoring=None):
+    """Of the only object of a line."""
+    return LineScorer(line(pred=[obj]), traced, scoring or Scoring()).score(0)
+
+
 def test_score_is_the_geometric_mean_probability_of_the_coordinates():
-    assert object_score(BOX, 0, trace(), 1000, 1000) == pytest.approx(math.exp(-0.25))
+    assert score_of(BOX, trace()) == pytest.approx(math.exp(-0.25))
 
 
 @pytest.mark.parametrize(("weight", "mean"), [(0.0, -0.25), (0.5, -0.625), (0.2, -0.4), (1.0, -1.0)])
@@ -55,7 +60,7 @@ def test_desc_fusion_is_a_weighted_geometric_mean(weight, mean):
         object_token_positions=[[p + 2 for p in POSITIONS]],
         object_desc_token_positions=[[0, 1]],
     )
-    assert object_score(BOX, 0, fused, 1000, 1000, Scoring(weight)) == pytest.approx(math.exp(mean))
+    assert score_of(BOX, fused, Scoring(desc_fusion=weight)) == pytest.approx(math.exp(mean))
 
 
 def test_descriptions_are_compared_as_bytes_of_tokens():
@@ -67,8 +72,8 @@ def test_descriptions_are_compared_as_bytes_of_tokens():
         token_logprobs=[-1.0] * 13,
         object_desc_token_positions=[[9, 10, 11, 12]],
     )
-    assert object_score(obj, 0, fused, 1000, 1000, Scoring(0.5)) == pytest.approx(math.exp(-1.0))
-    assert object_score(BOX, 0, fused, 1000, 1000, Scoring(0.5)) is ScoreFailure.DESC_MISMATCH
+    assert score_of(obj, fused, Scoring(desc_fusion=0.5)) == pytest.approx(math.exp(-1.0))
+    assert score_of(BOX, fused, Scoring(desc_fusion=0.5)) is ScoreFailure.DESC_MISMATCH
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_descriptions_are_compared_as_bytes_of_tokens():
     ],
 )
 def test_reasons_for_no_score(positions, changes, reason):
-    assert object_score(BOX, 0, trace(object_token_positions=[positions], **changes), 1000, 1000) is reason
+    assert score_of(BOX, trace(object_token_positions=[positions], **changes)) is reason
 
 
 def test_objects_without_a_score_are_left_out_and_counted():
@@ -101,20 +106,20 @@ def test_objects_without_a_score_are_left_out_and_counted():
 
 def test_the_weight_of_a_fused_score_is_written_down():
     traced = trace(object_desc_token_positions=[[0]], generated_token_text=["cat", *TOKENS[1:]])
-    [scored], _ = score_lines([line()], [traced], Scoring(0.25))
+    [scored], _ = score_lines([line()], [traced], Scoring(desc_fusion=0.25))
     assert scored["pred_score_source"] == "coord_and_desc_token_logprob_mean_exp"
     assert scored["pred_score_desc_fusion"] == 0.25
     with pytest.raises(RecordError, match="object_desc_token_positions"):
-        score_lines([line()], [trace()], Scoring(0.25))
+        score_lines([line()], [trace()], Scoring(desc_fusion=0.25))
     with pytest.raises(ConfigError, match=r"1.5: expected a weight"):
-        Scoring(1.5)
+        Scoring(desc_fusion=1.5)
 
 
 def test_answers_without_log_probabilities():
     traced = trace(token_logprobs=[])
     with pytest.raises(RecordError, match=r"no answer has log-probabilities .*--constant"):
         score_lines([line()], [traced])
-    [scored], failures = score_lines([line()], [traced], Scoring(constant=True))
+    [scored], failures = score_lines([line()], [traced], Scoring("constant"))
     assert [obj["score"] for obj in scored["pred"]] == [1.0]
     assert (scored["pred_score_source"], failures) == ("constant", {})
 
@@ -188,20 +193,18 @@ def traced_box(**changes):
 
 def test_expected_iou_times_the_probability_of_the_description():
     # 20 x 20 against itself and against 40 x 20: (1 + 1/2) / 2; the description has exp(-0.4 - 0.6)
-    scoring = Scoring(expected_iou=True)
-    assert object_score(BOX, 0, traced_box(), 1000, 1000, scoring) == pytest.approx(
-        0.75 * math.exp(-1.0), abs=1e-3
-    )
+    scoring = Scoring("expected_iou")
+    assert score_of(BOX, traced_box(), scoring) == pytest.approx(0.75 * math.exp(-1.0), abs=1e-3)
     [scored], failures = score_lines([line()], [traced_box()], scoring)
     assert scored["pred_score_source"] == "expected_iou_times_desc_probability"
     assert not failures
 
 
 def test_expected_iou_names_what_it_lacks():
-    scoring = Scoring(expected_iou=True)
+    scoring = Scoring("expected_iou")
     without = traced_box()
     del without["coord_distributions"]
-    assert object_score(BOX, 0, without, 1000, 1000, scoring) is ScoreFailure.MISSING_DISTRIBUTION
+    assert score_of(BOX, without, scoring) is ScoreFailure.MISSING_DISTRIBUTION
     with pytest.raises(RecordError, match="score --method expected_iou"):
         score_lines([line()], [without], scoring)
     torn = traced_box()
@@ -209,7 +212,7 @@ def test_expected_iou_names_what_it_lacks():
     with pytest.raises(RecordError, match="of one length"):
         score_lines([line()], [torn], scoring)
     with pytest.raises(ConfigError, match="ask for nothing beside it"):
-        Scoring(0.5, expected_iou=True)
+        Scoring("expected_iou", desc_fusion=0.5)
     polygon = {"type": "poly", "points": [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], "desc": "cat"}
     tokens = [f"<|coord_{k}|>" for k in (10, 20, 30, 40, 50, 60)]
     of_polygon = traced_box() | {
@@ -217,4 +220,4 @@ def test_expected_iou_names_what_it_lacks():
         "token_logprobs": [-0.1] * 8,
         "object_token_positions": [list(range(2, 8))],
     }
-    assert object_score(polygon, 0, of_polygon, 1000, 1000, scoring) is ScoreFailure.NOT_A_BOX
+    assert score_of(polygon, of_polygon, scoring) is ScoreFailure.NOT_A_BOX
