@@ -33,8 +33,8 @@ def predict(
     """Write the lines of every image that `log` does not hold yet, and finish it.
 
     requests: one per record, in order.  on_images: called with the number of images just done.
-    picture_faults: called with the first and the last but one index of the next records; says why each cannot be asked
-        about, None where it can. Those are not asked; their lines have no predictions, and `errors` says so.
+    picture_faults: called with the first index of the next records and the one behind their last; says why each cannot
+        be asked about, None where it can. Those are not asked; their lines have no predictions, and `errors` says so.
     """
     for start in range(log.num_done, len(records), chunk_size):
         stop = min(start + chunk_size, len(records))
