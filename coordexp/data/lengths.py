@@ -29,7 +29,7 @@ from coordexp.data.store.columns import record_from_text
 from coordexp.data.store.locks import one_at_a_time
 from coordexp.data.store.open import cache_folder
 from coordexp.errors import RecordError
-from coordexp.eval.predictions.answer_limit import limit_for
+from coordexp.eval.predictions.answer_limit import CANDIDATES, limit_for
 from coordexp.files import atomic_file
 from coordexp.image_size import PixelLimits
 from coordexp.swift_bridge.lengths import LengthRule, without_limit
@@ -44,7 +44,6 @@ _MAX_LENGTH = "global_max_length (max_length in ms-swift's flat form)"
 SHOWN = 5
 """Samples that are named when some are too long."""
 _CHUNK = 512
-_CANDIDATES = 32  # the longest by their bytes are encoded; the most tokens are those of one of them
 _MEASURED = "lengths"
 """Where ms-swift puts the lengths of samples that it has encoded (`lazy_tokenize: false`)."""
 _BYTES_PER_OBJECT = len('{"desc": , "bbox_2d": []}, ')
@@ -153,13 +152,14 @@ def _most_answer_tokens(rows: Dataset) -> npt.NDArray[np.int64]:
 
 def warn_of_short_answers(rows: Dataset, tokenizer: Any, max_new_tokens: int) -> None:
     """Say so when the longest ground truth is longer than an answer may be. rows: of `data.dataset.RowMaker`."""
-    doubtful = np.flatnonzero(_most_answer_tokens(rows) > max_new_tokens)
+    most = _most_answer_tokens(rows)
+    doubtful = np.flatnonzero(most > max_new_tokens)
     if not len(doubtful):
         return
-    order = np.argsort(_most_answer_tokens(rows)[doubtful], kind="stable")[::-1]
+    order = np.argsort(most[doubtful], kind="stable")[::-1]
     lengths = {
         index: len(tokenizer.encode(rows[index]["messages"][-1]["content"], add_special_tokens=False)) + 1
-        for index in doubtful[order[:_CANDIDATES]].tolist()
+        for index in doubtful[order[:CANDIDATES]].tolist()
     }
     index, length = max(lengths.items(), key=lambda item: item[1])
     if length > max_new_tokens:

@@ -12,16 +12,17 @@ from coordexp.codec.serialize import serialize
 
 LEAST_LIMIT = 1024
 """Tokens of about 40 boxes; no limit is below it."""
+CANDIDATES = 32
+"""The longest texts by their bytes are encoded; the most tokens are those of one of them."""
 
 _ROOM = 1.5  # answers may be longer than the longest ground truth by half
 _MULTIPLE = 64
-_CANDIDATES = 32  # the longest texts are encoded; the most tokens are those of one of them
 
 
 def answer_limit(records: Sequence[Record], tok: Tokenizer, *, field_order: str = "desc_first") -> int:
     """A `max_new_tokens` that every ground truth of `records` fits in, with room for half as many objects again."""
     texts = (serialize(record.objects, field_order) for record in records)
-    longest = nlargest(_CANDIDATES, texts, key=lambda text: len(text.encode()))
+    longest = nlargest(CANDIDATES, texts, key=lambda text: len(text.encode()))
     return limit_for(max((len(tok.encode(text, add_special_tokens=False)) for text in longest), default=0))
 
 
