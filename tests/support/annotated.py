@@ -10,10 +10,27 @@ import numpy as np
 from PIL import Image
 
 from coordexp.data.check.source import Source
+from coordexp.data.formats.options import ImportOptions
+from coordexp.data.formats.readers.builder import Faults
+from coordexp.data.formats.readers.sources import read_sources
 from coordexp.eval.coco.annotations import read_dataset
 from coordexp.geometry import xywh_to_xyxy
 
 NAMES = ("cat", "dog", "Äpfel & Birnen")
+SIZE = (100, 50)
+"""Of the pictures beside files written by hand."""
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    """A file with its folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def read(path: Path, faults: Faults | None = None, **options: Any) -> list[Source]:
+    """The sources of a file or folder of any format, with their pictures."""
+    return read_sources(path, ImportOptions(find_pictures=True, **options), faults=faults)
 
 
 def noise(path: Path, size: tuple[int, int], seed: int = 0) -> Path:
