@@ -7,112 +7,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.stage2 import objective_spec
+from support.objective import (
+    COLUMNS,
+    COORD_ATOMS,
+    COORD_REG,
+    PROVENANCES,
+    SCALES,
+    START,
+    K,
+    V,
+    evaluate,
+    make_batch,
+    make_spec,
+)
 from torchvision.ops import complete_box_iou_loss
 
 from coordexp.errors import ContractError
-from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import LossInputs, SupervisedRows, TextRole
 from coordexp.losses.modules import ForwardKind
-from coordexp.losses.objective import Stage2Objective, Stage2Terms, check_atoms_sum
-
-K, V, START = 1000, 1030, 20
-COLUMNS = CoordColumns(range(START, START + K))
-TOKEN_CE = {
-    "desc_ce_weight": 0.7,
-    "self_context_struct_ce_weight": 0.3,
-    "rollout_fn_desc_weight": 0.4,
-    "rollout_matched_prefix_struct_weight": 0.6,
-    "rollout_drop_invalid_struct_ce_multiplier": 2.5,
-}
-BBOX_GEO = {"smoothl1_weight": 1.5, "ciou_weight": 0.8}
-COORD_REG = {
-    "coord_ce_weight": 0.1,
-    "coord_el1_weight": 0.2,
-    "coord_ehuber_weight": 0.3,
-    "coord_huber_delta": 0.05,
-    "coord_entropy_weight": 0.4,
-    "coord_gate_weight": 0.5,
-    "text_gate_weight": 0.6,
-    "soft_ce_weight": 0.7,
-    "self_context_soft_ce_weight": 0.05,
-    "w1_weight": 0.9,
-    "temperature": 1.5,
-    "target_sigma": 3.0,
-    "target_truncate": 12,
-}
-SCALES = {"token_ce": 1.1, "bbox_geo": 1.2, "coord_reg": 1.3}
-COORD_ATOMS = [
-    "bbox_smoothl1",
-    "bbox_ciou",
-    "coord_token_ce",
-    "coord_soft_ce",
-    "coord_w1",
-    "coord_el1",
-    "coord_ehuber",
-    "coord_entropy",
-    "coord_gate",
-    "text_gate",
-]
-PROVENANCES = {
-    ForwardKind.ANCHOR: {"A1_text/struct_ce", "A1_text/desc_ce"},
-    ForwardKind.SELF_CONTEXT: {"A2_text/struct_ce", *(f"A2_coord/{atom}" for atom in COORD_ATOMS)},
-    ForwardKind.TEACHER_FORCED: {
-        "A1_text/struct_ce",
-        "A1_text/desc_ce",
-        *(f"A2_coord/{atom}" for atom in COORD_ATOMS),
-    },
-    ForwardKind.ROLLOUT: {
-        "B_rollout_text/struct_ce",
-        "B_rollout_text/desc_ce",
-        *(f"B_coord/{atom}" for atom in COORD_ATOMS),
-    },
-}
-
-
-def make_spec(token_ce=None, bbox_geo=None, coord_reg=None, channels=("A", "B"), diagnostics=True, skip=()):
-    configs = {
-        "token_ce": TOKEN_CE | (token_ce or {}),
-        "bbox_geo": BBOX_GEO | (bbox_geo or {}),
-        "coord_reg": COORD_REG | (coord_reg or {}),
-    }
-    entries = [
-        {"name": name, "enabled": True, "weight": SCALES[name], "channels": list(channels), "config": config}
-        for name, config in configs.items()
-        if name not in skip
-    ]
-    diag = {"name": "coord_diag", "enabled": diagnostics, "weight": 1.0, "channels": ["A", "B"], "config": {}}
-    return objective_spec(entries, [diag])
-
-
-def make_batch(seed=0, num_tokens=50, num_boxes=3, num_vertices=3, rollout=True):
-    """Logits of a flattened batch, and its rows at scattered positions: text of all roles, boxes, a polygon."""
-    g = torch.Generator().manual_seed(seed)
-    logits = torch.randn(num_tokens, V, generator=g) * 3
-    order = torch.randperm(num_tokens, generator=g)
-    num_slots = 4 * num_boxes + 2 * num_vertices
-    slots_at, text_at = order[:num_slots], order[num_slots : num_slots + 13]
-    low = torch.randint(0, 400, (num_boxes, 2), generator=g)
-    bins_B4 = torch.cat([low, low + torch.randint(1, 500, (num_boxes, 2), generator=g)], 1)
-    poly_bins_N = torch.randint(0, K, (2 * num_vertices,), generator=g)
-    roles = [TextRole.STRUCT] * 4 + [TextRole.DESC] * 3 + [TextRole.CLOSE, TextRole.EOS] * 2
-    roles += [TextRole.MATCHED_STRUCT if rollout else TextRole.STRUCT] * 2
-    rows = SupervisedRows.from_slots(
-        text_positions_R=text_at,
-        text_targets_R=torch.randint(0, START, (13,), generator=g),
-        roles_R=torch.tensor(roles),
-        dropped_invalid_R=torch.rand(13, generator=g) < 0.5,
-        slot_positions_N=slots_at,
-        bins_N=torch.cat([bins_B4.flatten(), poly_bins_N]),
-        columns=COLUMNS,
-        num_boxes=num_boxes,
-    )
-    return logits, rows
-
-
-def evaluate(objective, logits, rows, forward, counts=None):
-    inputs = LossInputs.from_logits(logits[rows.positions_R], rows, COLUMNS, objective.needs(forward))
-    return objective(inputs, forward, counts or objective.counts(rows, forward))
+from coordexp.losses.objective import Stage2Objective, check_atoms_sum
 
 
 def role_weight(forward, role, dropped):
@@ -291,37 +204,6 @@ def test_unsupervised_tokens_cannot_change_anything(forward):
 
 
 @pytest.mark.parametrize("forward", ForwardKind)
-def test_a_step_may_be_cut_into_any_packs(forward):
-    """Two packs with the counts of both: loss and logged atoms are those of one batch with all rows."""
-    objective = Stage2Objective(make_spec())
-    logits_a, rows_a = make_batch(seed=1)
-    logits_b, rows_b = make_batch(seed=2, num_tokens=60, num_boxes=7)
-    parts = [objective.counts(rows, forward) for rows in (rows_a, rows_b)]
-    counts = {name: parts[0][name] + parts[1][name] for name in parts[0]}
-    losses, terms = zip(
-        *(
-            evaluate(objective, logits, rows, forward, counts)
-            for logits, rows in ((logits_a, rows_a), (logits_b, rows_b))
-        ),
-        strict=True,
-    )
-    step = {key: value.mean().item() for key, value in Stage2Terms.merge(terms).metrics().items()}
-
-    rows = join(rows_a, rows_b, len(logits_a))
-    whole_loss, whole_terms = evaluate(objective, torch.cat([logits_a, logits_b]), rows, forward)
-    whole = {key: value.mean().item() for key, value in whole_terms.metrics().items()}
-
-    assert sum(losses).item() == pytest.approx(whole_loss.item(), rel=1e-5)
-    totals = {key for key in whole if key.endswith("_total")}  # counters: summed, not averaged
-    assert {key: step[key] for key in step if key not in totals} == pytest.approx(
-        {key: whole[key] for key in whole if key not in totals}, rel=1e-5
-    )
-    assert sum(losses).item() == pytest.approx(
-        sum(value for key, value in step.items() if key.startswith("loss/")), rel=1e-5
-    )
-
-
-@pytest.mark.parametrize("forward", ForwardKind)
 @pytest.mark.parametrize("coord_reg", [{}, {"text_gate_weight": 0.0}], ids=["all", "without_text_gate"])
 def test_atoms_over_one_denominator_can_be_computed_alone(forward, coord_reg):
     """Other counts infinite: what is left adds up, over all denominators, to loss and gradient of the whole."""
@@ -342,102 +224,6 @@ def test_atoms_over_one_denominator_can_be_computed_alone(forward, coord_reg):
     assert sum(loss for loss, _ in parts).item() == pytest.approx(whole.item(), rel=1e-6)
     torch.testing.assert_close(sum(z_grad for _, z_grad in parts), gradient, rtol=1e-6, atol=1e-9)
     assert all(loss.item() > 0 for loss, _ in parts)  # no pass without an atom
-
-
-def join(a, b, offset):
-    """Rows of two batches laid end to end."""
-    text = lambda name: torch.cat([getattr(rows, name)[: rows.num_text] for rows in (a, b)])  # noqa: E731
-    shifted = replace(b, positions_R=b.positions_R + offset)
-
-    def slots(of_a, of_b):
-        """Boxes of both, then the other slots of both."""
-        cut_a, cut_b = 4 * a.num_boxes, 4 * b.num_boxes
-        return torch.cat([of_a[:cut_a], of_b[:cut_b], of_a[cut_a:], of_b[cut_b:]])
-
-    return SupervisedRows.from_slots(
-        torch.cat([a.positions_R[: a.num_text], shifted.positions_R[: b.num_text]]),
-        text("targets_R"),
-        torch.cat([a.roles_R, b.roles_R]),
-        torch.cat([a.dropped_invalid_R, b.dropped_invalid_R]),
-        slots(a.positions_R[a.num_text :], shifted.positions_R[b.num_text :]),
-        slots(a.bins_N, b.bins_N),
-        COLUMNS,
-        num_boxes=a.num_boxes + b.num_boxes,
-    )
-
-
-@pytest.mark.parametrize("forward", ForwardKind)
-def test_a_pack_without_slots_contributes_no_coordinate_term(forward):
-    logits, rows = make_batch(num_boxes=0, num_vertices=0)
-    z = logits.clone().requires_grad_()
-    loss, terms = evaluate(Stage2Objective(make_spec()), z, rows, forward)
-    loss.backward()
-
-    assert torch.isfinite(z.grad).all()
-    present = {key for key, value in terms.metrics().items() if value.count > 0}
-    assert {key.split("/")[-1] for key in present} <= {"struct_ce", "desc_ce", "text_gate"}
-    assert not any(key.startswith("coord_diag") for key in terms.metrics())
-
-
-def without_polygons(rows):
-    """The same rows up to the last box."""
-    end = rows.num_text + 4 * rows.num_boxes
-    return replace(
-        rows,
-        positions_R=rows.positions_R[:end],
-        targets_R=rows.targets_R[:end],
-        bins_N=rows.bins_N[: 4 * rows.num_boxes],
-    )
-
-
-def test_polygons_change_nothing_for_the_boxes_beside_them():
-    """Box losses, their gradient and denominators are the same; what is summed over slots is added to."""
-    objective = Stage2Objective(make_spec())
-    logits, rows = make_batch()
-    found = {}
-    for name, some in (("both", rows), ("boxes", without_polygons(rows))):
-        z = logits.clone().requires_grad_()
-        counts = objective.counts(some, ForwardKind.ROLLOUT)
-        _, terms = evaluate(objective, z, some, ForwardKind.ROLLOUT)
-        spec = make_spec(skip=("token_ce", "coord_reg"))
-        geo_loss, _ = evaluate(Stage2Objective(spec), z, some, ForwardKind.ROLLOUT)
-        found[name] = terms.atoms, counts, torch.autograd.grad(geo_loss, z)[0]
-    (both, both_counts, both_grad), (boxes, boxes_counts, boxes_grad) = found["both"], found["boxes"]
-    torch.testing.assert_close(both_grad, boxes_grad, rtol=1e-6, atol=1e-9)
-    for name in ("B_coord/boxes", "B_coord/text_gate", "B_rollout_text"):
-        assert both_counts[name] == boxes_counts[name]
-    assert (both_counts["B_coord/slots"], boxes_counts["B_coord/slots"]) == (18, 12)
-    for key in boxes:
-        if key.split("/")[-1] in ("bbox_smoothl1", "bbox_ciou", "text_gate", "struct_ce", "desc_ce"):
-            torch.testing.assert_close(both[key], boxes[key])
-        else:
-            assert both[key].sum > boxes[key].sum
-            assert (both[key].count, boxes[key].count) == (18, 12)
-
-
-@pytest.mark.parametrize("decode_mode", ["exp", "st"])
-def test_a_pack_of_polygons_alone_has_every_slot_loss_and_no_box_loss(decode_mode):
-    logits, rows = make_batch(num_boxes=0, num_vertices=5)
-    z = logits.clone().requires_grad_()
-    loss, terms = evaluate(Stage2Objective(make_spec(), decode_mode), z, rows, ForwardKind.ROLLOUT)
-    loss.backward()
-    assert torch.isfinite(z.grad).all()
-    assert (z.grad[rows.positions_R[rows.num_text :]].abs().sum(1) > 0).all()
-    for name in COORD_ATOMS:
-        assert (terms.atoms[f"loss/B_coord/{name}"].sum > 0) == (not name.startswith("bbox"))
-
-
-def test_a_pack_without_any_row():
-    nothing = torch.zeros(0, dtype=torch.int64)
-    rows = SupervisedRows.from_slots(
-        nothing, nothing, nothing, nothing.bool(), nothing, nothing, COLUMNS, num_boxes=0
-    )
-    z = torch.randn(5, V, requires_grad=True)
-    loss, terms = evaluate(Stage2Objective(make_spec()), z, rows, ForwardKind.ROLLOUT)
-    loss.backward()
-    assert loss.item() == 0
-    assert z.grad.abs().max() == 0
-    assert all(value.count == 0 for value in terms.metrics().values())
 
 
 # --- diagnostics ---------------------------------------------------------------------------------------
