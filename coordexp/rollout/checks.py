@@ -69,7 +69,7 @@ def refuse_empty(backend: str, requests: Sequence[RolloutRequest], rollouts: Seq
         if not rollout.response_token_ids:
             raise RolloutError(
                 f"{backend} backend: the answer to {name_of(request, index)} has no token, not even <|im_end|>; check "
-                "that prompt and rollout_matching.max_new_tokens fit rollout_matching.vllm.max_model_len."
+                "that prompt and max_new_tokens fit max_model_len."
             )
 
 

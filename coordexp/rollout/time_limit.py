@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
-
-GENERATE_TIMEOUT_KEY = "rollout_matching.generate_timeout_s"
-PREFLIGHT_TIMEOUT_KEY = "rollout_matching.preflight_timeout_s"
 
 
 @dataclass(frozen=True)
@@ -38,3 +36,13 @@ class TimeLimit:
             f"{what} took longer than {self.seconds:g} s ({self.key}). Is the device shared with another process? "
             "Lower decode_batch_size or max_new_tokens beside it, or raise the limit."
         )
+
+
+def generate_limit(settings: RolloutMatching) -> TimeLimit:
+    """`generate_timeout_s` from now, under the name that the run file has for it."""
+    return TimeLimit(settings.generate_timeout_s, f"{settings.where}.generate_timeout_s")
+
+
+def no_limit() -> TimeLimit:
+    """All the time that it takes."""
+    return TimeLimit(None, "no limit")

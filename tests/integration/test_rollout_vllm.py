@@ -121,7 +121,7 @@ def test_a_seed_makes_the_answer_whatever_the_order(facts):
             r"request val:0 to request val:1\) took longer than 1e-09 s \(rollout_matching\.generate_timeout_s",
         ),
         ("closed", r"request val:0 came after the backend was closed"),
-        ("two images", r"request val:0 has 2 images, the engine takes 1; use rollout_matching\.backend: hf"),
+        ("two images", r"request val:0 has 2 images, the engine takes 1; use backend hf\."),
     ],
 )
 def test_a_failing_engine_or_push_stops_with_what_to_check(facts, fault: str, says: str):

@@ -209,8 +209,7 @@ def _rollout_eval(
     if stage2:
         yield here, "has no effect in stage 2, whose evaluation asks the model anyway; remove it."
         return
-    for path, text in contradictions(settings.rollouts):
-        yield (*here, *path[1:]), text
+    yield from contradictions(settings.rollouts)
     fusion = sections.custom.fusion
     given = swift.get("val_dataset") or swift.get("split_dataset_ratio") or (fusion and fusion.evaluated)
     if not given:

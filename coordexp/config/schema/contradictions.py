@@ -7,16 +7,21 @@ from collections.abc import Iterator
 from coordexp.config.checks.problems import KeyPath
 from coordexp.config.schema.rollout import RolloutMatching
 
-_SECTION = "rollout_matching"
-
 
 def contradictions(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
-    """The path of every setting that the others leave without meaning, and what to do."""
+    """The path in the run file of every setting that the others leave without meaning, and what to do."""
+    section = settings.where.split(".")
+    for path, text in _within(settings):
+        yield (*section, *path), text
+
+
+def _within(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
+    """The same, with paths inside the section."""
     if settings.decode_mode == "beam" and settings.num_beams == 1:
-        yield (_SECTION, "num_beams"), "1 with decode_mode: beam; give 2 or more, or use decode_mode: greedy."
+        yield ("num_beams",), "1 with decode_mode: beam; give 2 or more, or use decode_mode: greedy."
     if settings.decode_mode == "beam" and settings.repeat_terminate.enabled:
         yield (
-            (_SECTION, "repeat_terminate", "enabled"),
+            ("repeat_terminate", "enabled"),
             "beams change places, so no beam can be ended for its repetition; use decode_mode: greedy.",
         )
     yield from _offload(settings)
@@ -30,29 +35,29 @@ def _offload(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
         return
     if not (offload.offload_model or offload.offload_optimizer):
         text = "true moves nothing; set offload_model or offload_optimizer."
-        yield (_SECTION, "offload", "enabled"), text
+        yield ("offload", "enabled"), text
     if offload.offload_model and settings.backend == "hf":
         text = "backend hf generates with that model; set it to false."
-        yield (_SECTION, "offload", "offload_model"), text
+        yield ("offload", "offload_model"), text
     if offload.offload_model and settings.backend == "vllm" and settings.vllm.sleep_level == 2:
         yield (
-            (_SECTION, "offload", "offload_model"),
+            ("offload", "offload_model"),
             "with vllm.sleep_level 2 the engine needs the model to get its weights back; use sleep_level 1, or "
             "offload_model: false.",
         )
 
 
 def _engine(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
-    vllm, path = settings.vllm, (_SECTION, "vllm")
+    vllm, path = settings.vllm, ("vllm",)
     if vllm.max_model_len is not None and settings.max_new_tokens >= vllm.max_model_len:
         yield (
             (*path, "max_model_len"),
-            f"{vllm.max_model_len} leaves no room for a prompt beside rollout_matching.max_new_tokens: "
+            f"{vllm.max_model_len} leaves no room for a prompt beside {settings.where}.max_new_tokens: "
             f"{settings.max_new_tokens}; raise it.",
         )
     if settings.decoding.temperature > 2:
         yield (
-            (_SECTION, "decoding", "temperature"),
+            ("decoding", "temperature"),
             f"{settings.decoding.temperature:g}: vLLM takes 2 at most; lower it, or use backend: hf.",
         )
     if vllm.server is None:

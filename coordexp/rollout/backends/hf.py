@@ -24,7 +24,7 @@ from coordexp.rollout.decoding.distributions import NotedDistributions
 from coordexp.rollout.decoding.readout import CoordReadout
 from coordexp.rollout.decoding.repetition import RepeatTermination, was_terminated
 from coordexp.rollout.decoding.sampling import Deadline, RepetitionPenalty, TokenLogprobs, samplers
-from coordexp.rollout.time_limit import TimeLimit
+from coordexp.rollout.time_limit import TimeLimit, generate_limit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weights.policy_model import borrowed_for_generation
 from coordexp.swift_bridge.generation_prompts import (
@@ -157,8 +157,7 @@ class HfBackend(PolicyBackend):
         time_limit: TimeLimit | None,
     ) -> list[Rollout]:
         """Of one piece of a batch."""
-        key = f"{self.settings.where}.generate_timeout_s"
-        time_limit = time_limit or TimeLimit(self.settings.generate_timeout_s, key)
+        time_limit = time_limit or generate_limit(self.settings)
         started = time.perf_counter()
         questions = questions_template(self._template, self._model)
         encoded = []

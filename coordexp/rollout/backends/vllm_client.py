@@ -31,7 +31,7 @@ from coordexp.rollout.checks import (
 )
 from coordexp.rollout.server.http_client import ServerClient
 from coordexp.rollout.server.wire import Answer, WeightsReply
-from coordexp.rollout.time_limit import GENERATE_TIMEOUT_KEY, TimeLimit
+from coordexp.rollout.time_limit import TimeLimit, generate_limit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weights.connection import send_to_all
 from coordexp.rollout.weights.policy_model import fingerprint
@@ -47,7 +47,6 @@ from coordexp.rollout.weights.sync import (
 )
 from coordexp.swift_bridge.generation_prompts import stop_token_ids
 
-INFER_TIMEOUT_KEY = "rollout_matching.vllm.server.infer_timeout_s"
 AFTERMATH_S = 10.0  # how long a server gets to say why a push broke off
 
 
@@ -90,12 +89,11 @@ class VllmClientBackend(PolicyBackend):
         token_logprobs: bool = False,
     ) -> None:
         super().__init__()
-        servers = settings.vllm.server
+        servers, section = settings.vllm.server, f"{settings.where}.vllm.server"
         if servers is None:
-            raise ConfigError(
-                "rollout_matching.vllm.server is missing: mode: server needs the servers' addresses."
-            )
+            raise ConfigError(f"{section} is missing: mode: server needs the servers' addresses.")
         self.settings = settings
+        self._section = section
         self.policy_checksum = ""
         self.token_logprobs = token_logprobs
         self._model = model
@@ -110,9 +108,9 @@ class VllmClientBackend(PolicyBackend):
         self._pushed_fingerprint: tuple[int, ...] = ()
         self._spare_seeds = itertools.count()
         self._rank, self._distributed = _rank()
-        key = api_key_from("rollout_matching.vllm.server.api_key_env", servers.api_key_env)
+        key = api_key_from(f"{section}.api_key_env", servers.api_key_env)
         self._servers = [
-            ServerClient(server, backend=self.name, api_key=key, timeout_s=servers.timeout_s)
+            ServerClient(server, backend=self.name, api_key=key, timeout_s=servers.timeout_s, section=section)
             for server in servers.servers
         ]
         try:
@@ -224,7 +222,7 @@ class VllmClientBackend(PolicyBackend):
         except TimeoutError as error:
             raise RolloutError(
                 f"{self.name} backend: {server.url} got policy version {version}, but did not serve it within "
-                f"{server.timeout_s:g} s (rollout_matching.vllm.server.timeout_s). Look into its log, or raise the "
+                f"{server.timeout_s:g} s ({self._section}.timeout_s). Look into its log, or raise the "
                 "limit."
             ) from error
 
@@ -298,10 +296,10 @@ class VllmClientBackend(PolicyBackend):
 
     def _limit_of_one(self) -> TimeLimit:
         servers = self.settings.vllm.server
-        limits = [(self.settings.generate_timeout_s, GENERATE_TIMEOUT_KEY)]
+        limits = [generate_limit(self.settings)]
         if servers is not None:
-            limits.append((servers.infer_timeout_s, INFER_TIMEOUT_KEY))
-        return TimeLimit(*min(limits, key=lambda limit: float("inf") if limit[0] is None else limit[0]))
+            limits.append(TimeLimit(servers.infer_timeout_s, f"{self._section}.infer_timeout_s"))
+        return min(limits, key=lambda limit: float("inf") if limit.seconds is None else limit.seconds)
 
     def _release(self) -> None:
         for server in self._servers:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
 from coordexp.rollout.backend import PolicyBackend
 from coordexp.rollout.checks import batch_name, refuse_stale, timed
-from coordexp.rollout.time_limit import TimeLimit
+from coordexp.rollout.time_limit import TimeLimit, generate_limit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.rollout.weights.policy_model import fingerprint, preserved_random_state
 from coordexp.rollout.weights.sync import (
@@ -97,7 +98,7 @@ class VllmColocateBackend(PolicyBackend):
             self._engine,
             self.name,
             num_running=settings.decode_batch_size,
-            timeout_s=settings.generate_timeout_s,
+            fresh_limit=partial(generate_limit, settings),
         )
         self._sleep()
 

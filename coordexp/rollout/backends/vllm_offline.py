@@ -13,7 +13,7 @@ from coordexp.config.schema.rollout import Readout
 from coordexp.errors import ConfigError, RolloutError
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.checks import timed
-from coordexp.rollout.time_limit import TimeLimit
+from coordexp.rollout.time_limit import TimeLimit, no_limit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.swift_bridge.generation_prompts import stop_token_ids
 from coordexp.swift_bridge.vllm_engine import (
@@ -83,7 +83,7 @@ class VllmOfflineBackend(RolloutBackend):
                 f"{checkpoint}: the vLLM engine did not start: {type(error).__name__}: {error}. Its own message is "
                 "above; where memory is short, give --max-model-len or a smaller --batch-size, or use --backend hf."
             ) from error
-        self._runner = RequestRunner(self._engine, self.name, num_running=batch_size, timeout_s=None)
+        self._runner = RequestRunner(self._engine, self.name, num_running=batch_size, fresh_limit=no_limit)
         self._stop_ids = stop_token_ids(template, None)
         self._max_new_tokens = max_new_tokens
         self._coord: Readout = coord

@@ -19,7 +19,7 @@ from coordexp.rollout.checks import batch_name, check_prompt, encoding, name_of
 from coordexp.rollout.decoding.repetition import was_terminated
 from coordexp.rollout.decoding.vllm_readout import EXTRA_ARG as READOUT_ARG
 from coordexp.rollout.decoding.vllm_repetition import EXTRA_ARG as REPEAT_ARG
-from coordexp.rollout.time_limit import GENERATE_TIMEOUT_KEY, TimeLimit
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import RequestError, Rollout, RolloutRequest
 from coordexp.swift_bridge.vllm_engine import MAX_IMAGES, encode_for_vllm, submit
 
@@ -62,7 +62,7 @@ def encode_request(engine: Any, backend: str, name: str, request: RolloutRequest
     if len(request.images) > MAX_IMAGES:
         raise RequestError(
             f"{backend} backend: {name} has {len(request.images)} images, the engine takes {MAX_IMAGES}; use "
-            "rollout_matching.backend: hf."
+            "backend hf."
         )
     with encoding(backend, name):
         return encode_for_vllm(engine, request.messages, request.images)
@@ -123,13 +123,16 @@ class RequestRunner:
 
     Arguments:
         engine: a GRPOVllmEngine (`coordexp.swift_bridge.vllm_engine.build_vllm_engine`).
+        fresh_limit: makes the limit of each next answer, where a call has none.
     """
 
-    def __init__(self, engine: Any, backend: str, *, num_running: int, timeout_s: float | None) -> None:
+    def __init__(
+        self, engine: Any, backend: str, *, num_running: int, fresh_limit: Callable[[], TimeLimit]
+    ) -> None:
         self._engine = engine
         self._backend = backend
         self._num_running = num_running
-        self._timeout_s = timeout_s
+        self._fresh_limit = fresh_limit
         self._numbers = itertools.count()
 
     def run(
@@ -140,7 +143,7 @@ class RequestRunner:
     ) -> list[RequestOutput]:
         """Finished outputs in the order of `requests`.
 
-        time_limit: of the whole call; None allows `timeout_s` for each next answer.
+        time_limit: of the whole call; None gives each next answer one of its own.
 
         Raises:
             RolloutError: the engine fails, loses a request, takes too long, or answers another prompt.
@@ -188,12 +191,9 @@ class RequestRunner:
         except Exception as error:
             raise RolloutError(
                 f"{self._backend} backend: the engine failed at {doing}: {type(error).__name__}: {error}. Look for its "
-                "own message above; out of memory calls for a lower rollout_matching.vllm.gpu_memory_utilization, "
+                "own message above; out of memory calls for a lower gpu_memory_utilization, "
                 "max_num_seqs or decode_batch_size."
             ) from error
-
-    def _fresh_limit(self) -> TimeLimit:
-        return TimeLimit(self._timeout_s, GENERATE_TIMEOUT_KEY)
 
     def _refill(
         self, encoded: Iterator[dict[str, Any]], next_index: int, num_running: int

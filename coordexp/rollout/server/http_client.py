@@ -41,21 +41,25 @@ class ServerClient:
         backend: what errors call the backend.
         api_key: None sends none.
         timeout_s: longest wait for the server to answer at start, and for its weight connection.
+        section: what a run file calls the settings of its servers.
 
     Raises ConfigError for an address that is none.
     """
 
-    def __init__(self, server: VllmServer, *, backend: str, api_key: str | None, timeout_s: float) -> None:
+    def __init__(
+        self, server: VllmServer, *, backend: str, api_key: str | None, timeout_s: float, section: str
+    ) -> None:
         address = urlsplit(server.base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ConfigError(
-                f"rollout_matching.vllm.server.servers: base_url {server.base_url!r} is no address; write it as "
+                f"{section}.servers: base_url {server.base_url!r} is no address; write it as "
                 "http://HOST:PORT."
             )
         self.url = server.base_url.rstrip("/")
         self._host = address.hostname
         self._group_port = server.group_port
         self._backend = backend
+        self._section = section
         self.timeout_s = timeout_s
         self._connection: WeightConnection | None = None
         self._http = requests.Session()
@@ -67,7 +71,7 @@ class ServerClient:
 
     def wait_until_healthy(self) -> None:
         """Raises RolloutError when the server does not answer in time or says that it is broken."""
-        limit = TimeLimit(self.timeout_s, "rollout_matching.vllm.server.timeout_s")
+        limit = TimeLimit(self.timeout_s, f"{self._section}.timeout_s")
         while True:
             try:
                 response = self._http.get(self.url + HEALTH, timeout=HEALTH_TIMEOUT_S)
@@ -118,7 +122,7 @@ class ServerClient:
         if reply.group_port != self._group_port:
             raise RolloutError(
                 f"{self._backend} backend: {self.url} takes weights at port {reply.group_port}, but its group_port in "
-                f"rollout_matching.vllm.server.servers is {self._group_port}; make the two equal."
+                f"{self._section}.servers is {self._group_port}; make the two equal."
             )
 
     def connect(self, session: str, device: torch.device) -> WeightConnection:
@@ -203,9 +207,7 @@ class ServerClient:
         sentence = sentence.removeprefix(f"{self._backend} backend: ")
         advice = ""
         if response.status_code == 401:
-            advice = (
-                " Set rollout_matching.vllm.server.api_key_env to the variable that holds the server's key."
-            )
+            advice = f" Set {self._section}.api_key_env to the variable that holds the server's key."
         return RolloutError(
             f"{self._backend} backend: {self.url} answered {response.status_code} to {doing}: {sentence}{advice}"
         )

@@ -96,7 +96,7 @@ def check_settings(
 ) -> None:
     """ConfigError for settings that cannot take effect here; says what to use instead."""
     for path, text in contradictions(settings):
-        raise ConfigError(f"{dotted(path).replace(RolloutMatching.where, settings.where, 1)}: {text}")
+        raise ConfigError(f"{dotted(path)}: {text}")
     _warn_of_greedy(settings)
     _check_offload(settings, device_type, deepspeed)
     if settings.backend == "vllm":

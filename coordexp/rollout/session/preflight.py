@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.rollout.backend import PolicyBackend
 from coordexp.rollout.checks import check_prompt, name_of
-from coordexp.rollout.time_limit import PREFLIGHT_TIMEOUT_KEY, TimeLimit
+from coordexp.rollout.time_limit import TimeLimit
 from coordexp.rollout.types import Rollout, RolloutRequest
 from coordexp.swift_bridge.generation_prompts import (
     encode_question,
@@ -20,13 +21,18 @@ PREFLIGHT_TOKENS = 4
 
 
 def preflight(
-    backend: PolicyBackend, request: RolloutRequest, template: Any, *, timeout_s: float | None = 300.0
+    backend: PolicyBackend,
+    request: RolloutRequest,
+    template: Any,
+    *,
+    timeout_s: float | None = 300.0,
+    section: str = RolloutMatching.where,
 ) -> Rollout:
     """Push the weights, generate a few tokens, compare the engine's prompt with the template's. All ranks call it.
 
     Arguments:
         request: any question of the data set, with its image.
-        timeout_s: `rollout_matching.preflight_timeout_s`.
+        timeout_s: `preflight_timeout_s` of `section`, as a run file calls the settings of rollouts.
 
     Returns the short answer.
 
@@ -34,7 +40,7 @@ def preflight(
         RolloutError: the backend does not answer in time, not once, with other weights, or to another prompt.
     """
     backend.push_policy(backend.policy_version)
-    limit = TimeLimit(timeout_s, PREFLIGHT_TIMEOUT_KEY)
+    limit = TimeLimit(timeout_s, f"{section}.preflight_timeout_s")
     rollouts = backend.generate([request], max_new_tokens=PREFLIGHT_TOKENS, time_limit=limit)
     name = f"{name_of(request, 0)} (preflight)"
     limit.check(backend.name, name)

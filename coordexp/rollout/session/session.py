@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.control.schedule import request_seed
 from coordexp.errors import RolloutError
 from coordexp.rollout.backend import PolicyBackend
@@ -50,7 +51,7 @@ class RolloutSession:
         build: makes the backend, on all ranks.
         first_question: what the backend is asked before it is trusted.
         template: of the training run, for the preflight.
-        preflight_timeout_s: `rollout_matching.preflight_timeout_s`.
+        preflight_timeout_s: of the settings.  section: what a run file calls them.
         agree: from this rank's number to the largest of all ranks.
         at_once: questions in one call of the backend.
         pushing: what the time of a weight push is taken with.
@@ -63,13 +64,15 @@ class RolloutSession:
         first_question: Callable[[], RolloutQuestion],
         template: Any,
         preflight_timeout_s: float,
+        section: str = RolloutMatching.where,
         agree: Callable[[int], int],
         at_once: int = REQUESTS_AT_ONCE,
         pushing: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._pushing = pushing
         self._build, self._first_question, self._template = build, first_question, template
-        self._preflight_timeout_s, self._agree, self._at_once = preflight_timeout_s, agree, at_once
+        self._preflight_timeout_s, self._section = preflight_timeout_s, section
+        self._agree, self._at_once = agree, at_once
         self._backend: PolicyBackend | None = None
 
     @property
@@ -132,7 +135,9 @@ class RolloutSession:
         try:
             question = self._first_question()
             request = RolloutRequest(question.messages, question.images, request_id=question.sample_id)
-            preflight(backend, request, self._template, timeout_s=self._preflight_timeout_s)
+            preflight(
+                backend, request, self._template, timeout_s=self._preflight_timeout_s, section=self._section
+            )
         except BaseException:
             backend.close()
             raise

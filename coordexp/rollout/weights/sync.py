@@ -48,7 +48,7 @@ def base_model(model: nn.Module) -> nn.Module:
         return model
     if model.active_peft_config.is_prompt_learning:
         raise ConfigError(
-            f"rollout_matching.backend: vllm gets merged weights, which {model.active_peft_config.peft_type} has not; "
+            f"backend: vllm gets merged weights, which {model.active_peft_config.peft_type} has not; "
             "use backend: hf."
         )
     inner: nn.Module = model.get_base_model()
@@ -72,7 +72,7 @@ def policy_tensors(model: nn.Module, fold: FoldModule = as_it_is) -> Iterator[tu
             for name, tensor in fold(plain, tensors).items():
                 if not tensor.is_floating_point():
                     raise ConfigError(
-                        f"{prefix}{name} is {tensor.dtype}: rollout_matching.backend: vllm cannot take the weights of "
+                        f"{prefix}{name} is {tensor.dtype}: backend: vllm cannot take the weights of "
                         "a quantised model; load it unquantised, or use backend: hf."
                     )
                 yield prefix + name, tensor.detach()

@@ -73,6 +73,7 @@ def make_session(
         first_question=first_question,
         template=trainer.template,
         preflight_timeout_s=settings.preflight_timeout_s,
+        section=settings.where,
         agree=partial(most_over_ranks, device=trainer.args.device),
         pushing=partial(trainer.pace.timer.phase, "push"),
     )

@@ -114,6 +114,12 @@ NOT_MEANT = [
         aligned("max_new_tokens: 600\n  vllm: {max_model_len: 512}", "vllm"),
         "rollout_matching.vllm.max_model_len in run.yaml:5: 512 leaves no room for a prompt beside",
     ),
+    (
+        "custom: {val_jsonl: a.jsonl, rollout_eval: {enabled: true, backend: vllm, max_new_tokens: 600,\n"
+        "  vllm: {max_model_len: 512}}}\n",
+        "custom.rollout_eval.vllm.max_model_len in run.yaml:2: 512 leaves no room for a prompt beside "
+        "custom.rollout_eval.max_new_tokens: 600",
+    ),
     (aligned("vllm: {gpu_memory_utilization: 1.5}", "vllm"), "rollout_matching.vllm.gpu_memory_utilization = 1.5"),
     (two_channel("1.5"), "stage2_ab.schedule.b_ratio = 1.5 in run.yaml:4: expected"),
     (two_channel(".nan"), "stage2_ab.schedule.b_ratio = NaN in run.yaml:4: expected"),

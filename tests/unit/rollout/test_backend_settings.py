@@ -9,6 +9,7 @@ import pytest
 from support.processes import free_port
 
 from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.config.schema.rollout_eval import EvalRollouts
 from coordexp.errors import ConfigError, RolloutError
 from coordexp.rollout.backends.hf import HfBackend
 from coordexp.rollout.backends.vllm_client import VllmClientBackend
@@ -18,6 +19,8 @@ HF: dict[str, Any] = {"backend": "hf"}
 VLLM: dict[str, Any] = {"backend": "vllm"}
 ADDRESS = {"base_url": "http://127.0.0.1:8000"}
 SERVER: dict[str, Any] = {"mode": "server", "server": {"servers": [ADDRESS]}}
+SECTIONS = [RolloutMatching, EvalRollouts]
+"""Of stage 2 and of stage 1; errors name the one that the run file has."""
 BEAM: dict[str, Any] = {**HF, "decode_mode": "beam"}
 
 
@@ -137,22 +140,27 @@ def test_engine_settings_that_belong_to_the_server_are_said(caplog):
         ),
     ],
 )
-def test_a_server_that_cannot_be_asked_is_refused(policy, servers: dict[str, Any], says: str):
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_server_that_cannot_be_asked_is_refused(
+    policy, section: type[RolloutMatching], servers: dict[str, Any], says: str
+):
     import torch
 
-    settings = RolloutMatching(backend="vllm", vllm={"mode": "server", "server": servers})
-    with pytest.raises(ConfigError, match=says):
+    settings = section(backend="vllm", vllm={"mode": "server", "server": servers})
+    with pytest.raises(ConfigError, match=rf"{section.where}\.vllm\.server\..*{says}"):
         VllmClientBackend(settings, policy.model, policy.template, dtype=torch.float32)
 
 
-def test_a_server_that_is_not_there_is_named(policy):
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_server_that_is_not_there_is_named(policy, section: type[RolloutMatching]):
     import torch
 
     address = f"http://127.0.0.1:{free_port()}"
     servers = {"servers": [{"base_url": address}], "timeout_s": 0.6}
-    settings = RolloutMatching(backend="vllm", vllm={"mode": "server", "server": servers})
+    settings = section(backend="vllm", vllm={"mode": "server", "server": servers})
+    key = rf"{section.where}\.vllm\.server\.timeout_s"
     with pytest.raises(
-        RolloutError, match=rf"{address} did not answer within 0\.6 s \(.*timeout_s.*rollout-server"
+        RolloutError, match=rf"{address} did not answer within 0\.6 s \({key}.*rollout-server"
     ):
         VllmClientBackend(settings, policy.model, policy.template, dtype=torch.float32)
 
