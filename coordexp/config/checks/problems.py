@@ -92,3 +92,9 @@ def closest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str | No
     """The known name most like `name`, or None when nothing is close. cutoff: likeness in [0, 1] that it takes."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return matches[0] if matches else None
+
+
+def one_of(value: object, choices: Sequence[str]) -> str:
+    """`expected one of a, b (did you mean a?)`, for a value that is none of them; without a full stop."""
+    near = closest(str(value), choices)
+    return f"expected one of {', '.join(choices)}" + (f" (did you mean {near}?)" if near else "")

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from coordexp.config.run.effects import ends_in
 from coordexp.config.schema.optimizer import COORD_MUON
 
 TRAINED_MARK = "coordexp_prompt.json"
 """A model folder that holds it was trained here before."""
-_ENDS = {"embed_tokens", "lm_head", "all-embedding"}
 _LOW_PRECISION = ("bfloat16", "float16")
 
 
@@ -30,8 +30,8 @@ def advice(swift: Mapping[str, Any], *, coord_offset: bool) -> list[str]:
 def untrained_rows(swift: Mapping[str, Any], *, coord_offset: bool) -> Iterator[str]:
     """The part of `advice` that is about the rows of the coordinate tokens."""
     tuner = swift.get("tuner_type") or "lora"
-    named = {*_listed(swift.get("target_modules")), *_listed(swift.get("modules_to_save"))}
-    if tuner == "full" or coord_offset or named & _ENDS:
+    named = any(ends_in(swift.get(key)) for key in ("target_modules", "modules_to_save"))
+    if tuner == "full" or coord_offset or named:
         return
     start = [swift.get("model"), *_listed(swift.get("adapters"))]
     if any((Path(str(folder)) / TRAINED_MARK).is_file() for folder in start if folder):

@@ -6,7 +6,6 @@ import glob
 import os
 from collections.abc import Sequence
 
-from coordexp.config.schema.custom import Custom
 from coordexp.config.schema.fusion import Fusion
 
 
@@ -24,18 +23,10 @@ def expanded(patterns: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def train_files(custom: Custom) -> list[str]:
-    """All training files, source by source; empty where `custom` names none."""
-    if custom.fusion is not None:
-        return [file for source in custom.fusion.sources for file in expanded(source.train_jsonl)]
-    return expanded(custom.train_jsonl or [])
-
-
-def val_files(custom: Custom) -> list[str]:
-    """All validation files, as `train_files`."""
-    if custom.fusion is not None:
-        return [file for source in custom.fusion.sources for file in expanded(source.val_jsonl or [])]
-    return expanded(custom.val_jsonl or [])
+def files_of_mixture(fusion: Fusion, *, validation: bool) -> list[str]:
+    """All training or validation files, source by source."""
+    of_sources = files_of_sources(fusion, validation=validation)
+    return [file for files in of_sources.values() for file in files]
 
 
 def files_of_sources(fusion: Fusion, *, validation: bool) -> dict[str, list[str]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted
-from coordexp.config.run.data_files import files_of_sources, train_files, val_files
+from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted, one_of
+from coordexp.config.run.data_files import files_of_mixture, files_of_sources
 from coordexp.config.run.optimizers import has_other_plugins, optimizer_problems, options_without_effect
 from coordexp.config.schema.contradictions import contradictions
 from coordexp.config.schema.sections import Sections
@@ -59,16 +59,18 @@ def _fusion(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyP
     if custom.fusion is None:
         return
     here = ("custom", "fusion")
-    for key in ("train_jsonl", "val_jsonl"):
-        if getattr(custom, key) is not None:
+    for key, argument, given in (
+        ("train_jsonl", "dataset", custom.train_jsonl),
+        ("val_jsonl", "val_dataset", custom.val_jsonl),
+    ):
+        files = files_of_mixture(custom.fusion, validation=key == "val_jsonl")
+        if given is not None:
             yield (
                 ("custom", key),
                 f"custom.fusion names the data sets of the run; write {key} in its sources.",
             )
-    if custom.train_jsonl is None and (swift.get("dataset") or []) != train_files(custom):
-        yield (here, _other_files("dataset", train_files(custom)))
-    if custom.val_jsonl is None and (swift.get("val_dataset") or []) != val_files(custom):
-        yield (here, _other_files("val_dataset", val_files(custom)))
+        elif (swift.get(argument) or []) != files:
+            yield (here, _other_files(argument, files))
     owners: dict[str, str] = {}
     for name, files in files_of_sources(custom.fusion, validation=False).items():
         for file in files:
@@ -102,7 +104,7 @@ def _rows_trained_twice(sections: Sections, swift: Mapping[str, Any]) -> Iterato
     """Offsets of the coordinate rows beside another training of embedding or head that they cannot be merged with."""
     if not sections.custom.coord_offset.enabled:
         return
-    saved, targets = (_ends_in(swift.get(key)) for key in ("modules_to_save", "target_modules"))
+    saved, targets = (ends_in(swift.get(key)) for key in ("modules_to_save", "target_modules"))
     if saved:
         yield (
             ("custom", "coord_offset"),
@@ -117,7 +119,7 @@ def _rows_trained_twice(sections: Sections, swift: Mapping[str, Any]) -> Iterato
         )
 
 
-def _ends_in(names: Any) -> list[str]:
+def ends_in(names: Any) -> list[str]:
     """What of ms-swift's module names is the embedding or the head."""
     listed = names if isinstance(names, list | tuple) else [names]
     return [name for name in ("embed_tokens", "lm_head", "all-embedding") if name in listed]
@@ -185,13 +187,7 @@ def _tuner(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     name = swift.get("tuner_type")
     if name is None or name in SWIFT_TUNERS or has_other_plugins(swift):
         return
-    near = closest(str(name), SWIFT_TUNERS)
-    yield (
-        "tuner_type",
-        f"expected one of {', '.join(SWIFT_TUNERS)}"
-        + (f" (did you mean {near}?)" if near else "")
-        + ", or one that a file of external_plugins registers.",
-    )
+    yield "tuner_type", f"{one_of(name, SWIFT_TUNERS)}, or one that a file of external_plugins registers."
 
 
 def _rollout_eval(

@@ -15,12 +15,13 @@ from coordexp.config.checks.problems import KeyPath, Place, Problem, dotted, rai
 from coordexp.config.checks.removed import find_removed
 from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree, read_yaml
-from coordexp.config.run.data_files import expanded, train_files, val_files
+from coordexp.config.run.data_files import expanded, files_of_mixture
 from coordexp.config.run.draft import Draft, Written, draft_of
 from coordexp.config.run.overrides import apply_overrides
 from coordexp.config.run.run_config import RunConfig, is_our_plugin
 from coordexp.config.run.run_problems import RunCheck, run_problems
-from coordexp.config.schema.custom import DEFAULT_VARIANT, Custom
+from coordexp.config.schema.custom import DEFAULT_VARIANT
+from coordexp.config.schema.fusion import Fusion
 from coordexp.config.schema.sections import Sections, check_sections_fit, check_variant
 from coordexp.config.schema.training import DeepSpeed, accumulation_steps
 from coordexp.errors import ConfigError
@@ -240,14 +241,15 @@ def _derive_swift(
         swift[name] = value
         draft.derived[name] = Written(value, dotted(key_path), draft.ours.place(key_path))
     if custom.fusion is not None:
-        _derive_mixed_files(draft, custom, swift)
+        _derive_mixed_files(draft, custom.fusion, swift)
     return problems
 
 
-def _derive_mixed_files(draft: Draft, custom: Custom, swift: dict[str, Any]) -> None:
+def _derive_mixed_files(draft: Draft, fusion: Fusion, swift: dict[str, Any]) -> None:
     """Files of `custom.fusion` for ms-swift, where nothing else names any (what does is refused: effects.py)."""
     path: KeyPath = ("custom", "fusion")
-    for name, files in (("dataset", train_files(custom)), ("val_dataset", val_files(custom))):
+    for name, validation in (("dataset", False), ("val_dataset", True)):
+        files = files_of_mixture(fusion, validation=validation)
         if files and name not in swift:
             swift[name] = files
             draft.derived[name] = Written(files, dotted(path), draft.ours.place(path))

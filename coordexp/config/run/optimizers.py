@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from coordexp.config.checks.problems import KeyPath, closest
+from coordexp.config.checks.problems import KeyPath, one_of
 from coordexp.config.run.run_config import is_our_plugin
 from coordexp.config.schema.optimizer import COORD_ADAMW, COORD_MUON
 from coordexp.config.schema.sections import Sections
@@ -38,12 +38,10 @@ def optimizer_problems(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if name == "lorap" and swift.get("lorap_lr_ratio") is None:
         yield "optimizer", "has no effect without lorap_lr_ratio."
     if name not in SWIFT_OPTIMIZERS and not has_other_plugins(swift):
-        near = closest(str(name), _EXPECTED)
         yield (
             "optimizer",
-            f"nobody registers an optimizer of that name; expected one of {', '.join(_EXPECTED)}"
-            + (f" (did you mean {near}?)" if near else "")
-            + ", or one that a file of external_plugins registers.",
+            f"nobody registers an optimizer of that name; {one_of(name, _EXPECTED)}, or one that a file of "
+            "external_plugins registers.",
         )
 
 

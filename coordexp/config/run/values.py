@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coordexp.config.checks.problems import Problem, WrittenOf, closest
+from coordexp.config.checks.problems import Problem, WrittenOf, one_of
 from coordexp.config.run.packing import FLASH_ATTENTION
 
 
@@ -137,11 +137,11 @@ def _not_among(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, choices in CHOICES.items():
         value = swift.get(name)
         if value is not None and value not in choices and not (name == "attn_impl" and "/" in str(value)):
-            yield name, _expected(value, choices)
+            yield name, f"{one_of(value, choices)}."
     deepspeed = swift.get("deepspeed")
     is_file = isinstance(deepspeed, str) and deepspeed.endswith((".json", "}"))  # or JSON itself, from a flag
     if isinstance(deepspeed, str) and deepspeed not in DEEPSPEED and not is_file:
-        yield "deepspeed", _expected(deepspeed, DEEPSPEED).removesuffix(".") + ", or a .json file."
+        yield "deepspeed", f"{one_of(deepspeed, DEEPSPEED)}, or a .json file."
     if isinstance(deepspeed, Mapping) and "enabled" in deepspeed:
         yield (
             "deepspeed",
@@ -154,11 +154,6 @@ def _not_among(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("dataset", "val_dataset"):
         if "" in (swift.get(name) or ()):
             yield name, "expected the path of a JSONL file."
-
-
-def _expected(value: Any, choices: tuple[str, ...]) -> str:
-    near = closest(str(value), choices)
-    return f"expected one of {', '.join(choices)}" + (f" (did you mean {near}?)." if near else ".")
 
 
 def _contradictions(swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

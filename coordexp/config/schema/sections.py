@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from coordexp.config.checks.not_built import find_not_built
-from coordexp.config.checks.problems import Place, Problem, closest, raise_problems
+from coordexp.config.checks.problems import Place, Problem, one_of, raise_problems
 from coordexp.config.checks.removed import removed_variant
 from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree, read_yaml
@@ -109,9 +109,7 @@ def check_variant(name: object) -> str:
     full = VARIANT_ALIASES.get(name, name) if isinstance(name, str) else name
     if isinstance(full, str) and full in VARIANTS:
         return full
-    near = closest(str(name), VARIANTS)
-    hint = f" (did you mean {near}?)" if near else ""
-    raise ValueError(removed_variant(name) or f"expected one of {', '.join(VARIANTS)}{hint}")
+    raise ValueError(removed_variant(name) or one_of(name, VARIANTS))
 
 
 _SECTIONS_OF = {
