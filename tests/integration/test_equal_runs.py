@@ -38,24 +38,33 @@ def assert_equal_weights(one: Path, other: Path) -> None:
     assert [name for name in left if not left[name].equal(right[name])] == []
 
 
-@pytest.mark.parametrize("variant", list(VARIANTS))
-def test_runs_are_equal_to_the_bit_and_so_is_a_resumed_one(variant, taught_model, scenes, tmp_path):
-    first, again, resumed = (tmp_path / name for name in ("first", "again", "resumed"))
-    losses = train(taught_model, scenes, first, variant)
-    derived = json.loads((first / "resolved_config.json").read_text())["derived"]
+@pytest.fixture(scope="module")
+def first(request, taught_model, scenes, tmp_path_factory) -> tuple[str, Path, dict[int, float]]:
+    """A run of a variant, with its losses."""
+    output = tmp_path_factory.mktemp("equal") / "first"
+    return request.param, output, train(taught_model, scenes, output, request.param)
+
+
+@pytest.mark.parametrize("first", list(VARIANTS), indirect=True)
+def test_runs_are_equal_to_the_bit_and_so_is_a_resumed_one(first, taught_model, scenes, tmp_path):
+    variant, output, losses = first
+    again, resumed = tmp_path / "again", tmp_path / "resumed"
+    derived = json.loads((output / "resolved_config.json").read_text())["derived"]
     assert (derived["deterministic"], derived["total_steps"]) == (True, 4)
     assert train(taught_model, scenes, again, variant) == losses
-    assert_equal_weights(first, again)
-    rest = train(taught_model, scenes, resumed, variant, resume_from_checkpoint=first / "checkpoint-2")
+    assert_equal_weights(output, again)
+    rest = train(taught_model, scenes, resumed, variant, resume_from_checkpoint=output / "checkpoint-2")
     assert rest == {step: losses[step] for step in (3, 4)}
-    assert_equal_weights(first, resumed)
+    assert_equal_weights(output, resumed)
 
 
-def test_the_seed_chooses_the_order_unless_data_seed_is_given(nano_model, scenes, tmp_path):
+@pytest.mark.parametrize("first", ["stage1_coord"], indirect=True)
+def test_the_seed_chooses_the_order_unless_data_seed_is_given(first, taught_model, scenes, tmp_path):
+    _, _, of_42 = first
     runs = {
-        name: train(nano_model, scenes, tmp_path / name, save_strategy="no", max_steps=2, **flags)
-        for name, flags in {"42": {}, "2": {"seed": 2}, "2 of 42": {"seed": 2, "data_seed": 42}}.items()
+        name: train(taught_model, scenes, tmp_path / name, save_strategy="no", **flags)
+        for name, flags in {"2": {"seed": 2}, "2 of 42": {"seed": 2, "data_seed": 42}}.items()
     }
-    assert runs["2"] != runs["42"] == runs["2 of 42"]
+    assert runs["2"] != of_42 == runs["2 of 42"]
     derived = json.loads((tmp_path / "2" / "resolved_config.json").read_text())["derived"]
     assert derived["data_seed"] == 2

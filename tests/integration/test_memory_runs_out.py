@@ -12,6 +12,10 @@ from support.tight_runs import TIGHT, tight, vocabulary
 
 pytestmark = pytest.mark.slow
 
+EVALUATING = {
+    "eval_on_start": True, "eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 4,
+}  # fmt: skip
+
 
 def run(
     model: Path, scenes: Path, output: Path, *, head: str, rows: int, times: int, **flags: Any
@@ -31,8 +35,16 @@ def retries(records: list[dict[str, float]]) -> float:
     return sum(record.get("health/oom_retries_total", 0) for record in records)
 
 
-def test_half_a_chunk_of_the_head_gives_the_same_losses(nano_model: Path, scenes: Path, tmp_path: Path):
-    roomy, _ = run(nano_model, scenes, tmp_path / "roomy", head="fused", rows=32, times=0)
+@pytest.fixture(scope="module")
+def roomy(nano_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    """The records of a run that has all the memory it wants."""
+    output = tmp_path_factory.mktemp("runs") / "roomy"
+    return run(nano_model, scenes, output, head="plain", rows=8, times=0, **EVALUATING)[0]
+
+
+def test_half_a_chunk_of_the_head_gives_the_same_losses(
+    roomy, nano_model: Path, scenes: Path, tmp_path: Path
+):
     tight_, console = run(nano_model, scenes, tmp_path / "tight", head="fused", rows=32, times=1)
     losses = [[record["loss"] for record in records if "loss" in record] for records in (roomy, tight_)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -40,15 +52,10 @@ def test_half_a_chunk_of_the_head_gives_the_same_losses(nano_model: Path, scenes
     assert console.count("the fused head, which computes chunks of rows: memory ran out with pieces of") == 1
 
 
-def test_half_a_batch_of_an_evaluation_gives_the_same_numbers(nano_model: Path, scenes: Path, tmp_path: Path):
-    flags = {
-        "eval_on_start": True,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "per_device_eval_batch_size": 4,
-    }
-    roomy, _ = run(nano_model, scenes, tmp_path / "roomy", head="plain", rows=8, times=0, **flags)
-    tight_, console = run(nano_model, scenes, tmp_path / "tight", head="plain", rows=8, times=1, **flags)
+def test_half_a_batch_of_an_evaluation_gives_the_same_numbers(
+    roomy, nano_model: Path, scenes: Path, tmp_path: Path
+):
+    tight_, console = run(nano_model, scenes, tmp_path / "tight", head="plain", rows=8, times=1, **EVALUATING)
     assert (retries(roomy), retries(tight_)) == (0, 1)
     evaluations = [[record for record in records if "eval_loss" in record] for records in (roomy, tight_)]
     keys = [
