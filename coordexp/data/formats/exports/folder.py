@@ -10,6 +10,7 @@ import numpy as np
 
 from coordexp.data.check.source import Source
 from coordexp.errors import ConfigError, RecordError
+from coordexp.eval.coco.segmentation import is_run_length, read_outlines
 from coordexp.files import is_file
 from coordexp.geometry import FloatArray, xywh_to_xyxy
 
@@ -77,6 +78,15 @@ def boxes_in_picture(source: Source) -> FloatArray:
     limits = np.tile(dataset.sizes_N2[dataset.image_M], 2).astype(np.float64)
     boxes: FloatArray = np.clip(xywh_to_xyxy(dataset.boxes_xywh_M4), 0, limits)
     return boxes
+
+
+def one_outline(source: Source, m: int) -> FloatArray | None:
+    """The outline of an object that has exactly one, pixels [V, 2]; None for a box, run lengths or several parts."""
+    segmentation = source.dataset.segmentations[m]
+    if segmentation is None or is_run_length(segmentation):
+        return None
+    parts = read_outlines(segmentation, f"{source.dataset.place(m)}.segmentation")
+    return parts[0] if len(parts) == 1 else None
 
 
 def split_name(source: Source) -> str:

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from coordexp.data.check.source import Source
 from coordexp.data.formats.exports.folder import (
     boxes_in_picture,
     check_target,
     flat_names,
     objects_by_image,
+    one_outline,
     place_picture,
     split_name,
 )
-from coordexp.data.formats.exports.xml import one_outline
 from coordexp.files import atomic_folder, write_json
 
 
@@ -53,10 +55,10 @@ def export_labelme(sources: Sequence[Source], output: Path, *, pictures: str = "
 
 def _shape(source: Source, m: int, box: Sequence[float]) -> dict[str, Any]:
     outline = one_outline(source, m)
-    values, kind = (box, "rectangle") if outline is None else (outline, "polygon")
+    points, kind = (np.reshape(box, (2, 2)), "rectangle") if outline is None else (outline, "polygon")
     return {
         "label": source.dataset.category_names[source.dataset.category_M[m]],
-        "points": [[round(x, 3), round(y, 3)] for x, y in zip(values[0::2], values[1::2], strict=True)],
+        "points": [[round(x, 3), round(y, 3)] for x, y in points.tolist()],
         "group_id": None,
         "shape_type": kind,
         "flags": {},

@@ -13,10 +13,10 @@ from coordexp.data.formats.exports.folder import (
     check_target,
     flat_names,
     objects_by_image,
+    one_outline,
     place_picture,
     split_name,
 )
-from coordexp.eval.coco.segmentation import is_run_length, read_outlines
 from coordexp.files import atomic_folder, write_text
 
 
@@ -82,15 +82,6 @@ def export_cvat(sources: Sequence[Source], output: Path, *, pictures: str = "lin
     return counts
 
 
-def one_outline(source: Source, m: int) -> list[float] | None:
-    """The outline of an object that has exactly one, flat; None for a box, run lengths or several parts."""
-    segmentation = source.dataset.segmentations[m]
-    if segmentation is None or is_run_length(segmentation):
-        return None
-    parts = read_outlines(segmentation, f"{source.dataset.place(m)}.segmentation")
-    return parts[0].reshape(-1).tolist() if len(parts) == 1 else None
-
-
 def _voc_image(source: Source, row: int, name: str) -> Element:
     root = Element("annotation")
     SubElement(root, "folder").text = "JPEGImages"
@@ -118,7 +109,7 @@ def _cvat_shape(image: Element, source: Source, m: int, box: Sequence[float]) ->
     label = source.dataset.category_names[source.dataset.category_M[m]]
     outline = one_outline(source, m)
     if outline is not None:
-        points = ";".join(f"{x:.2f},{y:.2f}" for x, y in zip(outline[0::2], outline[1::2], strict=True))
+        points = ";".join(f"{x:.2f},{y:.2f}" for x, y in outline.tolist())
         SubElement(image, "polygon", label=label, occluded="0", points=points, z_order="0")
         return
     corners = {key: f"{value:.2f}" for key, value in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True)}

@@ -15,11 +15,12 @@ from coordexp.data.formats.exports.folder import (
     check_target,
     flat_names,
     objects_by_image,
+    one_outline,
     place_picture,
     split_name,
 )
 from coordexp.errors import RecordError
-from coordexp.eval.coco.segmentation import clip_outline, is_run_length, read_outlines
+from coordexp.eval.coco.segmentation import clip_outline
 from coordexp.files import atomic_folder, write_text
 
 
@@ -115,11 +116,8 @@ def _write_split(
 
 def _outline(source: Source, m: int, width: int, height: int) -> list[float] | None:
     """The one outline of an object in shares of the picture's size, None where it is a box or has several."""
-    segmentation = source.dataset.segmentations[m]
-    if segmentation is None or is_run_length(segmentation):
-        return None
-    parts = read_outlines(segmentation, f"{source.dataset.place(m)}.segmentation")
-    inside = clip_outline(parts[0], (0, 0), (width, height)) if len(parts) == 1 else ()
+    outline = one_outline(source, m)
+    inside = clip_outline(outline, (0, 0), (width, height)) if outline is not None else ()
     return (
         [float(v) for point in inside for v in (point[0] / width, point[1] / height)]
         if len(inside) >= 3
