@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from coordexp.eval.coco.evaluate import CocoEvaluation
+from coordexp.eval.coco.evaluate import CocoEvaluation, defined
+from coordexp.eval.coco.sizes import SIZES, size_classes
 from coordexp.eval.detection import Counts, DetectionSummary, ImageMatch, ThresholdSummary
 from coordexp.eval.predictions.image_result import ImageResult
 from coordexp.files import atomic_file
@@ -34,7 +35,6 @@ PER_CLASS_COLUMNS = (
     "recall",
     "f1",
 )
-_SMALL, _LARGE = 32.0**2, 96.0**2  # square pixels, where COCO's size classes meet
 
 
 def threshold_row(summary: ThresholdSummary) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def class_rows(
         numbers = {**coco, "AR": coco.get(f"AR{evaluation.max_dets[-1]}"), **counts._asdict(), **scores}
         row = {
             "desc": desc, "num_gt": counts.tp + counts.fn, "num_pred": num_pred[desc],
-            **{name: _measured(numbers.get(name)) for name in PER_CLASS_COLUMNS[3:]},
+            **{name: defined(numbers.get(name)) for name in PER_CLASS_COLUMNS[3:]},
         }  # fmt: skip
         rows.append(row)
     return rows
@@ -106,12 +106,11 @@ def size_table(evaluation: CocoEvaluation, area_M: FloatArray) -> dict[str, Any]
 
     area_M: square pixels of the objects.
     """
-    class_M = np.searchsorted([_SMALL, _LARGE], area_M, side="right")
-    counts = dict(zip(("small", "medium", "large"), np.bincount(class_M, minlength=3).tolist(), strict=True))
+    counts = np.bincount(size_classes(area_M), minlength=len(SIZES)).tolist()
     metrics = evaluation.metrics
     return {
-        size: {"num_gt": counts[size], "AP": metrics[f"AP_{size}"], "AR": metrics[f"AR_{size}"]}
-        for size in ("small", "medium", "large")
+        size: {"num_gt": count, "AP": metrics[f"AP_{size}"], "AR": metrics[f"AR_{size}"]}
+        for size, count in zip(SIZES, counts, strict=True)
     }
 
 
@@ -131,7 +130,3 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, An
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-
-
-def _measured(value: float | None) -> float | None:
-    return None if value is None or value < 0 else value

@@ -10,10 +10,9 @@ import numpy as np
 
 from coordexp.data.check.names import written_names
 from coordexp.data.check.source import Source
+from coordexp.eval.coco.sizes import SIZES, size_classes
 from coordexp.geometry import FloatArray
 
-SIZES = ("small", "medium", "large")
-_SMALL, _LARGE = 32.0**2, 96.0**2
 QUANTILES = (0, 5, 50, 95, 100)
 
 
@@ -75,8 +74,7 @@ def class_rows(source: Source) -> list[ClassCounts]:
         if not len(chosen):
             continue
         sides = dataset.boxes_xywh_M4[chosen, 2:]
-        size = np.searchsorted([_SMALL, _LARGE], sides.prod(axis=1), side="right")
-        small, medium, large = np.bincount(size, minlength=3).tolist()
+        small, medium, large = np.bincount(size_classes(sides.prod(axis=1)), minlength=len(SIZES)).tolist()
         width, height = np.median(sides, axis=0).tolist()
         images = len(np.unique(dataset.image_M[chosen]))
         rows.append(ClassCounts(name, len(chosen), images, small, medium, large, width, height))

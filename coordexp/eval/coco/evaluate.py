@@ -26,6 +26,7 @@ from coordexp.errors import ConfigError
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results, read_dataset, read_results
 from coordexp.eval.coco.engine_input import engine_columns, engine_dataset, engine_results
 from coordexp.eval.coco.federation import FREQUENCIES, LVIS_MAX_DETS, Federation, read_federation
+from coordexp.eval.coco.sizes import SIZES
 from coordexp.geometry import FloatArray
 
 ENGINES = ("hotcoco", "faster-coco-eval", "pycocotools")
@@ -61,7 +62,7 @@ LVIS_NAMES = {
 """What the lvis package calls the numbers -> what they are called here."""
 
 MAX_DETS = (1, 10, 100)
-AREAS = ("all", "small", "medium", "large")
+AREAS = ("all", *SIZES)
 
 
 @dataclass(frozen=True)
@@ -127,14 +128,13 @@ class CocoEvaluation:
         def ar(limit: int = -1, area: str = "all") -> float:
             return _mean_of_measured(self.recall[:, categories, AREAS.index(area), limit])
 
-        sizes = AREAS[1:]
         return {
             "AP": ap(),
             "AP50": ap(iou=0.5),
             "AP75": ap(iou=0.75),
-            **{f"AP_{size}": ap(area=size) for size in sizes},
+            **{f"AP_{size}": ap(area=size) for size in SIZES},
             **{f"AR{most}": ar(index) for index, most in enumerate(self.max_dets)},
-            **{f"AR_{size}": ar(area=size) for size in sizes},
+            **{f"AR_{size}": ar(area=size) for size in SIZES},
         }
 
     def _thresholds(self, iou: float | None) -> slice | NDArray[np.bool_]:
@@ -215,6 +215,11 @@ def _evaluation(evaluator: Any, dataset: Dataset, max_dets: tuple[int, ...]) -> 
         recall_points=np.asarray(evaluator.params.recThrs),
         max_dets=max_dets,
     )
+
+
+def defined(value: float | None) -> float | None:
+    """A COCO number; None for -1, which stands for "no ground truth"."""
+    return None if value is None or value < 0 else value
 
 
 def _mean_of_measured(table: FloatArray) -> float:

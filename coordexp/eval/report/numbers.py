@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coordexp.eval.box_matching import BoxSet
-from coordexp.eval.coco.evaluate import DEFAULT_ENGINE
+from coordexp.eval.coco.evaluate import DEFAULT_ENGINE, defined
+from coordexp.eval.coco.sizes import SIZES, size_classes
 from coordexp.eval.detection import Counts, ImageMatch, match_boxes, scores_of
 from coordexp.eval.evaluate import EvalSettings, Evaluation, evaluate
 from coordexp.eval.predictions.image_result import ImageResult, Objects
@@ -22,8 +23,6 @@ from coordexp.eval.report.data import ReportRun
 from coordexp.geometry import FloatArray, pairwise_iou
 
 MATCH_IOU = 0.5
-SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**2, float("inf")))
-"""COCO's size classes: name, smallest area, first area beyond (square pixels)."""
 
 
 class ConfidenceCurve(NamedTuple):
@@ -125,7 +124,9 @@ def confidence_curve(images: Sequence[ImageResult]) -> ConfidenceCurve:
 def size_rows(numbers: RunNumbers) -> list[SizeRow]:
     """Recall by the size of the objects and precision by the size of the predictions."""
     gts, preds = [image.gt for image in numbers.images], [image.pred for image in numbers.images]
-    gt_area, pred_area = (np.concatenate([objects.areas_N for objects in side]) for side in (gts, preds))
+    gt_size, pred_size = (
+        size_classes(np.concatenate([objects.areas_N for objects in side])) for side in (gts, preds)
+    )
     is_gt = np.concatenate([~gt.crowd_N for gt in gts])
     found, right, counted = [], [], []
     for gt, pred, match in zip(gts, preds, numbers.matches, strict=True):
@@ -135,9 +136,8 @@ def size_rows(numbers: RunNumbers) -> list[SizeRow]:
     found_G, right_P, counted_P = (np.concatenate(flags) for flags in (found, right, counted))
     metrics = numbers.evaluation.coco.metrics
     rows = []
-    for name, low, high in SIZES:
-        of_size_G = (gt_area >= low) & (gt_area < high)
-        of_size_P = (pred_area >= low) & (pred_area < high)
+    for size, name in enumerate(SIZES):
+        of_size_G, of_size_P = gt_size == size, pred_size == size
         rows.append(
             SizeRow(
                 name=name,
@@ -166,11 +166,6 @@ def drop_reasons(numbers: RunNumbers) -> dict[str, int]:
     """What the parser and the scoring left out, by reason; most frequent first."""
     reasons: dict[str, int] = numbers.evaluation.metrics["drop_reasons"]
     return dict(sorted(reasons.items(), key=lambda item: -item[1]))
-
-
-def defined(value: float | None) -> float | None:
-    """A COCO number; None for -1, which stands for "no ground truth"."""
-    return None if value is None or value < 0 else value
 
 
 def _flags(size: int, indices: Sequence[int]) -> NDArray[np.bool_]:
