@@ -19,67 +19,19 @@ policy. Exit status 1 if vllm ours is below 0.9 of vllm direct (wall time).
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from rollout_setup import parser, prepared, settings
 
-from coordexp.config.schema.rollout import RolloutMatching
-from coordexp.data.shapes import PRESETS as SCENES
-from coordexp.data.shapes import generate_shapes
-from coordexp.models.tiny import build_tiny_model
-from coordexp.rollout.session.build import build_policy_backend
 from coordexp.rollout.types import Rollout, RolloutRequest
 
 BOUND = 0.9
 Answers = list[tuple[int, ...]]
-PROMPT = "<image>Find all objects."
-
-
-def load_policy(model_dir: str, *, dtype: str, device: str) -> tuple[Any, Any]:
-    """The model and its template, as a trainer holds them."""
-    from swift.model import get_model_processor
-    from swift.template import get_template
-
-    from coordexp.swift_bridge.checkpoint import quiet
-    from coordexp.swift_bridge.template import register_coord_template
-
-    quiet()
-    register_coord_template()
-    model, processor = get_model_processor(
-        model_dir,
-        model_type="qwen3_vl",
-        torch_dtype=getattr(torch, dtype),
-        attn_impl="sdpa",
-        device_map=device,
-    )
-    return model.train(), get_template(processor, max_length=4096)
-
-
-def read_requests(data: Path, count: int) -> list[RolloutRequest]:
-    rows = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()][:count]
-    message = {"role": "user", "content": PROMPT}
-    return [
-        RolloutRequest((message,), (str(data.parent / row["images"][0]),), seed=index)
-        for index, row in enumerate(rows)
-    ]
-
-
-def settings(args: argparse.Namespace, backend: str) -> RolloutMatching:
-    vllm = {
-        "max_model_len": args.max_model_len, "max_num_seqs": args.batch_size, "enforce_eager": args.device == "cpu",
-    }  # fmt: skip
-    return RolloutMatching(
-        backend=backend, decode_batch_size=args.batch_size, max_new_tokens=args.max_new_tokens, vllm=vllm
-    )
 
 
 def vllm_direct(
@@ -206,52 +158,23 @@ def paired_ratio(others: Sequence[float], ours: Sequence[float]) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--backends", nargs="+", default=["vllm", "hf"], choices=("vllm", "hf"))
-    parser.add_argument("--model", help="checkpoint folder; without it a random tiny model is made")
-    parser.add_argument("--data", type=Path, help="JSONL with images; without it scenes are drawn")
-    parser.add_argument("--preset", default="nano", help="size of the tiny model")
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--max-model-len", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument(
+    arguments = parser(__doc__, rounds=11)
+    arguments.add_argument(
         "--weights-changed", action="store_true", help="push the policy in every round of ours"
     )
-    args = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with tempfile.TemporaryDirectory() as scratch:
-        model_dir, data = (
-            args.model or f"{scratch}/model",
-            args.data or Path(scratch) / "scenes" / "val.jsonl",
-        )
-        if args.model is None:
-            build_tiny_model(model_dir, preset=args.preset)
-        if args.data is None:
-            generate_shapes(data.parent, SCENES["demo"], num_train=0, num_val=args.requests)
-        requests = read_requests(data, args.requests)
-        model, template = load_policy(model_dir, dtype=args.dtype, device=args.device)
-        ratios = {}
+    args = arguments.parse_args()
+    ratios = {}
+    with prepared(args) as setup:
         for name in args.backends:
-            backend: Any = build_policy_backend(
-                settings(args, name), model=model, template=template, model_dir=model_dir,
-                torch_dtype=getattr(torch, args.dtype),
-            )  # fmt: skip
-            backend.push_policy(1)
-            limit = args.max_new_tokens
-            ways = {"ours": ours(backend, requests, push=args.weights_changed)}
-            if name == "vllm":
-                ways["direct"] = vllm_direct(backend._engine, requests, limit, backend._stop_ids)
-                ways["swift"] = vllm_swift(backend._engine, requests, limit)
-            else:
-                ways["direct"] = hf_direct(model, template, requests, limit, args.batch_size)
-            ratios[name] = measure(name, ways, args.rounds)
-            backend.close()
+            with setup.backend(settings(args, name)) as backend:
+                requests, limit = setup.requests, args.max_new_tokens
+                ways = {"ours": ours(backend, requests, push=args.weights_changed)}
+                if name == "vllm":
+                    ways["direct"] = vllm_direct(backend._engine, requests, limit, backend._stop_ids)
+                    ways["swift"] = vllm_swift(backend._engine, requests, limit)
+                else:
+                    ways["direct"] = hf_direct(setup.model, setup.template, requests, limit, args.batch_size)
+                ratios[name] = measure(name, ways, args.rounds)
     return 1 if ratios.get("vllm", BOUND) < BOUND else 0
 
 
