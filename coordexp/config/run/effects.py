@@ -9,6 +9,7 @@ from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf
 from coordexp.config.run.data_files import files_of_mixture, files_of_sources
 from coordexp.config.run.optimizers import has_other_plugins, optimizer_problems, options_without_effect
 from coordexp.config.schema.contradictions import contradictions
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.sections import Sections
 
 SWIFT_TUNERS = (
@@ -134,30 +135,36 @@ def _ours_without_effect(
     yield from _rows_trained_twice(sections, swift)
     stage2 = variant != "stage1_coord"
     yield from _rollout_eval(stage2, sections, swift)
-    if stage2 and sections.custom.coord_soft_ce_w1.model_fields_set:
-        objective = (
-            "rollout_matching.pipeline" if variant == "stage2_rollout_aligned" else "stage2_ab.pipeline"
-        )
+    yield from _objective_of_stage1(variant, sections)
+    least, most = sections.custom.min_pixels, swift.get("max_pixels")
+    if least is not None and isinstance(most, int) and least > most:
+        yield ("custom", "min_pixels"), f"{least} is more than max_pixels {most}."
+    if sections.rollout_matching is not None:
+        yield from _rollouts(variant, sections.rollout_matching, sections.custom.prompt_variants)
+
+
+def _objective_of_stage1(variant: str, sections: Sections) -> Iterator[tuple[KeyPath, str]]:
+    here, loss = ("custom", "coord_soft_ce_w1"), sections.custom.coord_soft_ce_w1
+    if variant != "stage1_coord":
+        if loss.model_fields_set:
+            objective = (
+                "rollout_matching.pipeline" if variant == "stage2_rollout_aligned" else "stage2_ab.pipeline"
+            )
+            yield here, f"is the objective of stage 1; that of {variant} is {objective}. Remove it."
+        return
+    if loss.enabled and not any((loss.soft_ce_weight, loss.w1_weight, loss.ce_weight, loss.gate_weight)):
         yield (
-            ("custom", "coord_soft_ce_w1"),
-            f"is the objective of stage 1; that of {variant} is {objective}. Remove it.",
-        )
-    loss = sections.custom.coord_soft_ce_w1
-    weights = (loss.soft_ce_weight, loss.w1_weight, loss.ce_weight, loss.gate_weight)
-    if not stage2 and loss.enabled and not any(weights):
-        yield (
-            ("custom", "coord_soft_ce_w1"),
+            here,
             "every weight is 0, so that coordinates are never trained; give one of them a weight, or write enabled: "
             "false for cross-entropy on every token.",
         )
-    most = swift.get("max_pixels")
-    if sections.custom.min_pixels is not None and isinstance(most, int) and sections.custom.min_pixels > most:
-        yield ("custom", "min_pixels"), f"{sections.custom.min_pixels} is more than max_pixels {most}."
-    rollout = sections.rollout_matching
-    if rollout is None:
-        return
+
+
+def _rollouts(
+    variant: str, rollout: RolloutMatching, variants: Mapping[str, str]
+) -> Iterator[tuple[KeyPath, str]]:
     yield from contradictions(rollout)
-    name, variants = rollout.eval_prompt_variant, sections.custom.prompt_variants
+    name = rollout.eval_prompt_variant
     if name is not None and name not in variants:
         near = closest(name, variants)
         yield (
