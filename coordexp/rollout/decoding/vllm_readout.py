@@ -30,7 +30,7 @@ class VllmCoordReadout(RowsProcessor[Readout]):
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
         """ValueError for a readout that does not exist (vLLM asks when a request comes in)."""
-        asked = (sampling_params.extra_args or {}).get(EXTRA_ARG)
+        asked = cls.asked(sampling_params)
         if asked is not None and asked not in get_args(Readout):
             raise ValueError(f"{EXTRA_ARG} is {asked!r}: expected one of {', '.join(get_args(Readout))}")
 

@@ -34,7 +34,6 @@ class RowsProcessor(LogitsProcessor, Generic[Row]):
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self.rows: dict[int, Row] = {}
-        self.device = device
         self._tokenizer_path = vllm_config.model_config.tokenizer
         self._trust_remote_code = vllm_config.model_config.trust_remote_code
         self._tokenizer: Any = None
@@ -45,6 +44,11 @@ class RowsProcessor(LogitsProcessor, Generic[Row]):
 
         asked: the request's value under `EXTRA_ARG`.  output_ids: the engine's own list of its answer, which grows.
         """
+
+    @classmethod
+    def asked(cls, params: SamplingParams) -> Any:
+        """The request's value under `EXTRA_ARG`, None where it has none."""
+        return (params.extra_args or {}).get(cls.EXTRA_ARG)
 
     def is_argmax_invariant(self) -> bool:
         return False
@@ -57,7 +61,7 @@ class RowsProcessor(LogitsProcessor, Generic[Row]):
             self.rows.pop(index, None)
         for index, params, _prompt_ids, output_ids in batch_update.added:
             self.rows.pop(index, None)
-            asked = self._asked(params)
+            asked = self.asked(params)
             if asked is not None:
                 self.rows[index] = self.row(asked, output_ids)
         for source, target, direction in batch_update.moved:
@@ -74,9 +78,6 @@ class RowsProcessor(LogitsProcessor, Generic[Row]):
                 self._tokenizer_path, trust_remote_code=self._trust_remote_code
             )
         return self._tokenizer
-
-    def _asked(self, params: SamplingParams) -> Any:
-        return (params.extra_args or {}).get(self.EXTRA_ARG)
 
 
 def rows_index(rows: Sequence[int], num_rows: int, device: torch.device) -> torch.Tensor | None:
