@@ -109,8 +109,7 @@ def test_samples_stand_in_the_run_folder_on_the_console_and_in_tensorboard(run: 
     assert width > 2 * height * 0.8  # two panels side by side
     console = (run / "console.txt").read_text()
     assert console.count("step 6: ") == 2
-    (events,) = (run / "runs").glob("events*") if (run / "runs").is_dir() else (run / "logs").rglob("events*")
-    found = EventAccumulator(str(events), size_guidance={"images": 0})
+    found = EventAccumulator(str(run / "runs"), size_guidance={"images": 0})
     found.Reload()
     assert [event.step for event in found.Images("samples/00")] == [2, 4, 6]
 
