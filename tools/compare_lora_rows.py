@@ -16,15 +16,16 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from training_run import run_training
+
+from coordexp.files import read_json, write_json
 
 RECIPE = Path("configs/demo/stage1.yaml")
 TUNER = Path("tools/token_rows_tuner.py")
@@ -78,9 +79,7 @@ def main() -> int:
         rate = ["--model", str(start), "--learning_rate", str(args.rate)]
         run = train(args.output / name.replace(" ", "_"), args.steps, [*rate, *batch, *flags])
         results[name] = {**run, **numbers_of(run["checkpoint"], args.data)}
-    (args.output / "results.json").write_text(
-        json.dumps(results, indent=1, default=str) + "\n", encoding="utf-8"
-    )
+    write_json(args.output / "results.json", results, default=str)
     show(results)
     return 0
 
@@ -89,19 +88,10 @@ def train(folder: Path, steps: int, flags: list[str]) -> dict[str, Any]:
     """What the run left, trained now unless it is there: its checkpoint and what it cost."""
     checkpoint, facts = folder / f"checkpoint-{steps}", folder / "facts.json"
     if not facts.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable, "-m", "coordexp.cli.main", "train", str(RECIPE), "--output_dir", str(folder), "--max_steps",
-            str(steps), "--eval_steps", str(steps), "--save_steps", str(steps), "--report_to", "none", *flags,
-        ]  # fmt: skip
-        with (folder / "train.log").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-            _, status, usage = os.wait4(process.pid, 0)
-        if status != 0:
-            raise SystemExit(f"{' '.join(command)} failed; see {folder / 'train.log'}")
-        cost = {"peak_mib": usage.ru_maxrss / 1024, "cpu_s": usage.ru_utime + usage.ru_stime}
-        facts.write_text(json.dumps(cost), encoding="utf-8")
-    return {**json.loads(facts.read_text(encoding="utf-8")), "checkpoint": checkpoint}
+        length = [flag for name in ("max", "eval", "save") for flag in (f"--{name}_steps", str(steps))]
+        cost = run_training(RECIPE, folder, [*length, "--report_to", "none", *flags])
+        write_json(facts, cost._asdict())
+    return {**read_json(facts), "checkpoint": checkpoint}
 
 
 def forgetful(model_dir: Path, output: Path) -> Path:

@@ -12,13 +12,11 @@ is written below `--output`.
 from __future__ import annotations
 
 import argparse
-import os
-import resource
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+
+from training_run import run_training
 
 from coordexp.files import read_json, write_json
 
@@ -77,25 +75,13 @@ def run(args: argparse.Namespace, optimizer: str, scale: float | None, seed: int
 
 def train(folder: Path, optimizer: str, seed: int, steps: int, batch: int, flags: list[str]) -> float:
     """Train, and return the CPU seconds it took, its start among them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable, "-m", "coordexp.cli.main", "train", str(CONFIG), "--output_dir", str(folder),
+    all_flags = [
         "--optimizer", optimizer, "--seed", str(seed), "--data_seed", str(seed), "--max_steps", str(steps),
         "--per_device_train_batch_size", str(batch), "--eval_steps", str(steps), "--save_steps", str(steps),
         "--save_only_model", "true", "--logging_steps", "20", *flags,
     ]  # fmt: skip
-    environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    before = _child_seconds()
-    with (folder / "train.log").open("w", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed; see {folder / 'train.log'}")
-    return _child_seconds() - before
-
-
-def _child_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    return run_training(CONFIG, folder, all_flags, threads).cpu_s
 
 
 def teacher_forced(folder: Path) -> dict[str, float]:

@@ -10,16 +10,16 @@ not repeated. Everything is written below `--output`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from training_run import run_training
+
+from coordexp.files import write_json
 
 CONFIGS = {
     "stage 1 continued": Path("configs/demo/stage1_continued.yaml"),
@@ -55,7 +55,7 @@ def main() -> int:
             seeds = ["--seed", str(seed), "--data_seed", str(seed)]  # the second orders the training samples
             checkpoint = train(CONFIGS[name], run_dir, ["--model", str(args.start), *seeds, *args.flags])
             results[name].append(numbers_of(checkpoint, args.data, run_dir / "eval"))
-    (args.output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(args.output / "results.json", results)
     show(results)
     return 0
 
@@ -65,18 +65,11 @@ def train(config: Path, run_dir: Path, flags: list[str]) -> Path:
     found = sorted(run_dir.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
     if found:
         return found[-1]
-    run_dir.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable, "-m", "coordexp.cli.main", "train", str(config), "--output_dir", str(run_dir),
+    saving = [
         "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", "100000", "--save_only_model", "true",
-        *flags,
     ]  # fmt: skip
-    threads = str(os.cpu_count() or 1)
-    environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    with (run_dir / "train.log").open("w", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} failed; see {run_dir / 'train.log'}")
+    threads = {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "OMP_WAIT_POLICY": "PASSIVE"}
+    run_training(config, run_dir, [*saving, *flags], threads)
     return train(config, run_dir, flags)
 
 
