@@ -12,13 +12,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from coordexp.data.scene_config import COLORS, Box, Scene, SceneObject, ShapesConfig, background, jittered
-from coordexp.errors import ConfigError
+from coordexp.data.scene_config import (
+    COLORS,
+    LAYOUT_TRIES,
+    Box,
+    Scene,
+    SceneObject,
+    ShapesConfig,
+    background,
+    jittered,
+    no_room,
+)
 from coordexp.geometry import FloatArray
 
 _SAMPLES = 8  # per pixel and axis, where an edge runs across pixels at an angle
 _PLACEMENT_TRIES = 60
-_LAYOUT_TRIES = 100
 
 
 def draw_real_scene(config: ShapesConfig, rng: random.Random) -> Scene:
@@ -100,7 +108,7 @@ def _layout(config: ShapesConfig, rng: random.Random) -> list[SceneObject]:
     random.Random("coordexp-shapes/names").shuffle(names)  # which names are rare: the same in every scene
     weights = [(rank + 1) ** -config.name_skew for rank in range(len(names))]
     num_objects = rng.randint(config.min_objects, config.max_objects)
-    for _ in range(_LAYOUT_TRIES):
+    for _ in range(LAYOUT_TRIES):
         objects: list[SceneObject] = []
         for _ in range(num_objects):
             color, kind = _free_name(names, weights, objects, rng)
@@ -109,11 +117,7 @@ def _layout(config: ShapesConfig, rng: random.Random) -> list[SceneObject]:
                 objects.append(SceneObject(f"{color} {kind}", box))
         if len(objects) >= config.min_objects:
             return objects
-    raise ConfigError(
-        f"shapes: {config.min_objects} objects of {config.min_side}..{config.max_side} px do not fit a "
-        f"{config.width}x{config.height} image with max_overlap {config.max_overlap}. "
-        "Lower min_objects or max_side, or raise max_overlap or the image size."
-    )
+    raise no_room(config)
 
 
 def _free_name(

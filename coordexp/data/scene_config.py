@@ -22,6 +22,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "cyan": (20, 185, 200),
     "black": (30, 30, 30),
 }
+LAYOUT_TRIES = 100
 KINDS = ("box", "circle", "ellipse", "triangle", "diamond", "cross")
 
 _COLOR_JITTER = 14  # per channel, so that one colour name covers a small ball of RGB values
@@ -140,6 +141,15 @@ class Scene:
 def with_overrides(config: ShapesConfig, overrides: Mapping[str, Any]) -> ShapesConfig:
     """`config` with every override that is not None, checked again."""
     return replace(config, **{key: value for key, value in overrides.items() if value is not None})
+
+
+def no_room(config: ShapesConfig) -> ConfigError:
+    """What is raised when no layout was found in `LAYOUT_TRIES`."""
+    return ConfigError(
+        f"shapes: {config.min_objects} objects of {config.min_side}..{config.max_side} px do not fit a "
+        f"{config.width}x{config.height} image with max_overlap {config.max_overlap}. "
+        "Lower min_objects or max_side, or raise max_overlap or the image size."
+    )
 
 
 def background(config: ShapesConfig, rng: random.Random) -> NDArray[np.uint8]:

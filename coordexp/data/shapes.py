@@ -25,12 +25,14 @@ from coordexp.data.real_scenes import draw_real_scene
 from coordexp.data.scene_config import (
     COLORS,
     KINDS,
+    LAYOUT_TRIES,
     PRESETS,
     Scene,
     SceneObject,
     ShapesConfig,
     background,
     jittered,
+    no_room,
     with_overrides,
 )
 from coordexp.errors import ConfigError
@@ -51,7 +53,6 @@ __all__ = [
 
 STAMP_NAME = "shapes.json"
 _PLACEMENT_TRIES = 40
-_LAYOUT_TRIES = 100
 _LATER = ("real_valued", "unlabelled", "name_skew")
 
 Mask = NDArray[np.bool_]
@@ -156,7 +157,7 @@ def _write_split(
 def _layout(config: ShapesConfig, rng: random.Random) -> tuple[NDArray[np.int16], list[str]]:
     """Owner of every pixel (0: background, n: object n) and the objects' descriptions."""
     num_objects = rng.randint(config.min_objects, config.max_objects)
-    for _ in range(_LAYOUT_TRIES):
+    for _ in range(LAYOUT_TRIES):
         owner_HW = np.zeros((config.height, config.width), dtype=np.int16)
         descs: list[str] = []
         areas: list[int] = []
@@ -171,11 +172,7 @@ def _layout(config: ShapesConfig, rng: random.Random) -> tuple[NDArray[np.int16]
             owner_HW[mask] = len(descs)
         if len(descs) >= config.min_objects:
             return owner_HW, descs
-    raise ConfigError(
-        f"shapes: {config.min_objects} objects of {config.min_side}..{config.max_side} px do not fit a "
-        f"{config.width}x{config.height} image with max_overlap {config.max_overlap}. "
-        "Lower min_objects or max_side, or raise max_overlap or the image size."
-    )
+    raise no_room(config)
 
 
 def _place(
