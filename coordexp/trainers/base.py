@@ -99,7 +99,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self._own_optimizer: Optimizer | None = None
         self.dry_run = self._start_dry_run()
         self._sink: MetricsSink | None = None
-        self._trackers = use_payloads(self, self.settings.swift)
+        self.trackers = use_payloads(self, self.settings.swift)
         use_console_lines(self, console_line)
         self._health = HealthWatch()
         self._reported_nonfinite: set[str] = set()
@@ -236,7 +236,7 @@ class CoordTrainer(SwiftTrainerBridge):
             return
         self.state.stateful_callbacks[PROGRESS_KEY] = self.pace.state(self._sum_on_host)
         self.state.stateful_callbacks[HEALTH_KEY] = {"args": {}, "attributes": self._health.state_dict()}
-        self.state.stateful_callbacks[TRACKERS_KEY] = ids_of(self._trackers)
+        self.state.stateful_callbacks[TRACKERS_KEY] = ids_of(self.trackers)
         super()._save_checkpoint(*args, **kwargs)
         if self.is_world_process_zero():
             link_best(Path(self.args.output_dir), self.state.best_global_step)
@@ -315,7 +315,7 @@ class CoordTrainer(SwiftTrainerBridge):
             meta = {"config_hash": self._resolved["config_hash"], "variant": self.settings.variant}
             self._sink = MetricsSink(self.args.output_dir, meta=meta)
         self._sink.write(payload)
-        for tracker in self._trackers.values():
+        for tracker in self.trackers.values():
             tracker.send(payload["metrics"], payload["global_step"])
         for advice in self._health.due(self.state.global_step, payload["metrics"]):
             logger.warning(advice.message)

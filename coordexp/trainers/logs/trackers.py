@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL import Image
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback, TrackioCallback, WandbCallback
 
@@ -30,6 +32,9 @@ class Tracker(Protocol):
 
     def send(self, metrics: Mapping[str, float], step: int) -> None:
         """The metrics of a payload."""
+
+    def show(self, tag: str, pictures: Sequence[Image.Image], captions: Sequence[str], step: int) -> None:
+        """Pictures under `tag` at optimizer step `step`; nothing before the tracker has started."""
 
     def run_id(self) -> str | None:
         """By which the tracker goes on with the run; None where it needs none, or has no run yet."""
@@ -58,6 +63,13 @@ class TensorBoardPayloads(TensorBoardCallback):
         if self.tb_writer is not None:
             for key, value in metrics.items():
                 self.tb_writer.add_scalar(key, value, step)
+            self.tb_writer.flush()
+
+    def show(self, tag: str, pictures: Sequence[Image.Image], captions: Sequence[str], step: int) -> None:
+        if self.tb_writer is not None:
+            for index, picture in enumerate(pictures):
+                pixels_HW3 = np.asarray(picture.convert("RGB"))
+                self.tb_writer.add_image(f"{tag}/{index:02d}", pixels_HW3, step, dataformats="HWC")
             self.tb_writer.flush()
 
     def run_id(self) -> str | None:
@@ -93,6 +105,12 @@ class WandbPayloads(WandbCallback):
         if self._wandb.run is not None:
             self._wandb.log({**metrics, X_AXIS: step})
 
+    def show(self, tag: str, pictures: Sequence[Image.Image], captions: Sequence[str], step: int) -> None:
+        if self._initialized:
+            pairs = zip(pictures, captions, strict=True)
+            images = [self._wandb.Image(picture, caption=caption) for picture, caption in pairs]
+            self._wandb.log({tag: images, X_AXIS: step})
+
     def run_id(self) -> str | None:
         return None if self._wandb.run is None else str(self._wandb.run.id)
 
@@ -115,6 +133,9 @@ class TrackioPayloads(TrackioCallback):
     def send(self, metrics: Mapping[str, float], step: int) -> None:
         if self._initialized:
             self._trackio.log(dict(metrics), step=step)
+
+    def show(self, *args: Any, **kwargs: Any) -> None:
+        """No pictures here."""
 
     def run_id(self) -> str | None:
         return None
@@ -156,11 +177,21 @@ def swanlab_payloads(config: Path, options: Mapping[str, Any]) -> Any:
             if self._get_active_run() is not None:
                 swanlab.log(dict(metrics), step=step)
 
+        def show(self, *args: Any, **kwargs: Any) -> None:
+            """No pictures here."""
+
         def run_id(self) -> str | None:
             run = self._get_active_run()
             return None if run is None else str(run.id)
 
     return SwanLabPayloads()
+
+
+_REPLACED: dict[type[TrainerCallback], tuple[str, Any]] = {
+    TensorBoardCallback: ("tensorboard", TensorBoardPayloads),
+    WandbCallback: ("wandb", WandbPayloads),
+    TrackioCallback: ("trackio", TrackioPayloads),
+}
 
 
 def use_payloads(trainer: Any, options: Mapping[str, Any]) -> dict[str, Tracker]:
@@ -170,33 +201,18 @@ def use_payloads(trainer: Any, options: Mapping[str, Any]) -> dict[str, Tracker]
     """
     config = Path(trainer.args.output_dir) / RESOLVED_FILE
     found: dict[str, Tracker] = {}
-    for name, given in list(_given(trainer)):
-        tracker = swanlab_payloads(config, options) if name == "swanlab" else _MADE[name](config)
+    for given in list(trainer.callback_handler.callbacks):
+        if type(given).__name__ == "SwanLabCallback":  # transformers' and SwanLab's own
+            name, tracker = "swanlab", swanlab_payloads(config, options)
+        elif type(given) in _REPLACED:
+            name, make = _REPLACED[type(given)]
+            tracker = make(config)
+        else:
+            continue
         trainer.remove_callback(given)
         trainer.add_callback(tracker)
         found[name] = tracker
     return found
-
-
-_MADE: dict[str, Any] = {
-    "tensorboard": TensorBoardPayloads,
-    "wandb": WandbPayloads,
-    "trackio": TrackioPayloads,
-}
-
-
-def _given(trainer: Any) -> Iterator[tuple[str, TrainerCallback]]:
-    kinds: dict[str, type[TrainerCallback]] = {
-        "tensorboard": TensorBoardCallback,
-        "wandb": WandbCallback,
-        "trackio": TrackioCallback,
-    }
-    for callback in trainer.callback_handler.callbacks:
-        if type(callback).__name__ == "SwanLabCallback":  # transformers' and SwanLab's own
-            yield "swanlab", callback
-        for name, kind in kinds.items():
-            if type(callback) is kind:
-                yield name, callback
 
 
 def ids_of(trackers: Mapping[str, Tracker]) -> dict[str, Any]:

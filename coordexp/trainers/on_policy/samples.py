@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from rich.console import Console
 from coordexp.config.schema.rollout_eval import GenerationSamples
 from coordexp.errors import CoordExpError
 from coordexp.files import atomic_folder, write_json
+from coordexp.trainers.logs.trackers import Tracker
 from coordexp.trainers.on_policy.panel import sample_panel
-from coordexp.trainers.on_policy.trackers import show_in_trackers
 from coordexp.trainers.rollouts.answers import JudgedAnswer
 from coordexp.trainers.rollouts.dumps import answer_picture
 
@@ -36,17 +36,17 @@ CONSOLE_SAMPLES = 2
 class GenerationSampler:
     """Shows the first answers of each evaluation.
 
-    folder: of all steps; made when it is needed.  callbacks: of the HF Trainer; trackers are found among them.
+    folder: of all steps; made when it is needed.  trackers: which get the pictures, too.
     """
 
     def __init__(
         self,
         settings: GenerationSamples,
         folder: Path,
-        callbacks: Sequence[Any] = (),
+        trackers: Collection[Tracker] = (),
         console: Console | None = None,
     ) -> None:
-        self._settings, self._folder, self._callbacks = settings, folder, callbacks
+        self._settings, self._folder, self._trackers = settings, folder, trackers
         self._console = console or Console(stderr=True)
         self._kept: list[JudgedAnswer] = []
         self._is_on = settings.num_images > 0
@@ -56,9 +56,8 @@ class GenerationSampler:
         """None on processes that show nothing."""
         if settings.num_images == 0 or not trainer.is_world_process_zero():
             return None
-        return cls(
-            settings, Path(trainer.args.output_dir) / SAMPLES_FOLDER, trainer.callback_handler.callbacks
-        )
+        folder = Path(trainer.args.output_dir) / SAMPLES_FOLDER
+        return cls(settings, folder, trainer.trackers.values())
 
     def watch(self, answer: JudgedAnswer) -> None:
         """Keep the answer if it is one of the first of this evaluation."""
@@ -81,7 +80,8 @@ class GenerationSampler:
             self._is_on = False
             return
         captions = [answer.raw.sample_id for answer in answers]
-        show_in_trackers(self._callbacks, SAMPLES_FOLDER, pictures, captions, step)
+        for tracker in self._trackers:
+            tracker.show(SAMPLES_FOLDER, pictures, captions, step)
 
     def _write(
         self,
