@@ -47,9 +47,10 @@ def _schedule(step: DumpedStep) -> dict[str, float]:
     last = range(max(0, now + 1 - WINDOW), now + 1)
     if isinstance(ratio, list):
         steps, shares = zip(*ratio, strict=True)
-        sums = np.concatenate([[0.0], np.cumsum(np.interp(np.arange(now + 1), steps, shares))])
+        of_steps = np.interp(np.arange(now + 1), steps, shares)
+        sums = [math.fsum(of_steps[:s]) for s in range(now + 2)]
     else:
-        sums = np.arange(now + 2) * ratio
+        sums = [s * ratio for s in range(now + 2)]
     is_b = [math.floor(sums[s + 1]) > math.floor(sums[s]) for s in last]
     return {
         stage2.STAGE2_CHANNEL_B: float(step.channel == "B"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import StrEnum
+from fractions import Fraction
 from itertools import pairwise
 
 from coordexp.errors import ConfigError
@@ -34,20 +35,23 @@ Points = Sequence[tuple[int, float]]
 def channel_share(step: int, points: Points) -> float:
     """Accumulated share of channel B before optimizer step `step`: the sum of the shares at steps 0 .. step - 1.
 
+    Added up exactly and rounded once: equal shares r give `step * r`, however many points say so.
+
     Raises:
         ConfigError: points that `check_points` refuses, or a negative step.
     """
     check_points(points)
     if step < 0:
         raise ConfigError(f"optimizer step {step}: expected 0 or more.")
-    first_step, first_ratio = points[0]
-    knots = [(0, first_ratio), *points] if first_step > 0 else list(points)
-    total = 0.0
+    exact = [(at, Fraction(ratio)) for at, ratio in points]
+    first_step, first_ratio = exact[0]
+    knots = [(0, first_ratio), *exact] if first_step > 0 else exact
+    total = Fraction(0)
     for (start, low), (stop, high) in pairwise(knots):
         count = max(0, min(step, stop) - start)
-        total += count * low + (high - low) / (stop - start) * (count * (count - 1) / 2)
+        total += count * low + (high - low) / (stop - start) * Fraction(count * (count - 1), 2)
     last_step, last_ratio = knots[-1]
-    return total + max(0, step - last_step) * last_ratio
+    return float(total + max(0, step - last_step) * last_ratio)
 
 
 def check_points(points: Points) -> None:

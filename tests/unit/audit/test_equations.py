@@ -16,6 +16,7 @@ from coordexp.audit.rollout_equations import _share_repeated, rollout_equations
 from coordexp.audit.run_equations import NOT_RECOMPUTED, DumpedStep, learning_rate, run_equations
 from coordexp.codec.token_types import TokenType
 from coordexp.metrics.catalog import lookup
+from coordexp.metrics.keys_stage2 import B_RATIO_REALIZED, STAGE2_CHANNEL_B
 from coordexp.targets.roles import TokenRole
 
 SWIFT = {
@@ -166,6 +167,15 @@ def answer(**changes: Any) -> dict[str, Any]:
         },
     }  # fmt: skip
     return {**plain, **changes}
+
+
+@pytest.mark.parametrize("b_ratio", [0.1, [[0, 0.1]], [[0, 0.1], [100, 0.1]]])
+def test_the_tenth_step_of_a_tenth_is_channel_b(b_ratio: Any):
+    """Ten times 0.1, added one after another in floating point, stays below 1."""
+    plans = [{"step": 9, "channel": "B", "answers": []}]
+    config = {"stage2_ab": {"schedule": {"b_ratio": b_ratio}}}
+    values = rollout_equations(DumpedStep(plans, plans, {}, config))
+    assert values == {STAGE2_CHANNEL_B: 1.0, B_RATIO_REALIZED: 0.1}
 
 
 def test_repeated_objects_by_hand():

@@ -6,7 +6,7 @@ from math import floor
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coordexp.control import channel_share
@@ -112,6 +112,7 @@ def test_b_steps_of_points_follow_their_share_and_the_window_counts_them(points)
 
 
 @given(ratios, st.integers(0, 400))
+@example(0.145, 199)  # 7 r + 193 r would be the next number after 200 r, a whole one
 def test_one_point_is_the_constant_ratio(b_ratio, step):
     assert channel_at(step, [(0, b_ratio)]) == channel_at(step, b_ratio)
     assert channel_at(step, [(7, b_ratio)]) == channel_at(step, b_ratio)
