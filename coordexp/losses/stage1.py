@@ -129,7 +129,7 @@ class Stage1Terms:
             raw={name: add_up(part.raw[name] for part in parts) for name in parts[0].raw},
             monitors={name: add_up(part.monitors[name] for part in parts) for name in parts[0].monitors},
             abs_err_N=torch.cat([part.abs_err_N for part in parts]),
-            by_part={name: _add_vectors([part.by_part[name] for part in parts]) for name in parts[0].by_part},
+            by_part={name: add_up(part.by_part[name] for part in parts) for name in parts[0].by_part},
         )
 
     def metrics(self) -> dict[str, SumCount]:
@@ -195,11 +195,6 @@ def _sum_by(values_R: Tensor, parts_R: Tensor, num_parts: int) -> SumCount:
     members_PR = parts_R == torch.arange(num_parts, device=parts_R.device)[:, None]
     members_PR = members_PR.to(values_R.dtype)
     return SumCount((members_PR * values_R.detach()).sum(-1), members_PR.sum(-1))
-
-
-def _add_vectors(parts: Sequence[SumCount]) -> SumCount:
-    sums, counts = zip(*parts, strict=True)
-    return SumCount(torch.stack(sums).sum(0), torch.stack(counts).sum(0))
 
 
 def combine(terms: Stage1Terms, text_count: Tensor | float, coord_count: Tensor | float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class SumCount(NamedTuple):
-    """A sum over terms and how many terms there were, both 0-dim tensors of one device.
+    """A sum over terms and how many terms there were, both 0-dim tensors of one device; of several sums, vectors.
 
     `count` is a float so that it can also be a total weight. An atom over no rows has sum 0, still
     connected to the graph, and count 0.
@@ -34,9 +34,9 @@ def sum_count(values: Tensor) -> SumCount:
 
 
 def add_up(parts: Iterable[SumCount]) -> SumCount:
-    """Sums and counts of several pieces of one atom added up. Needs at least one piece."""
+    """Sums and counts of several pieces of one atom added up, entry by entry. Needs at least one piece."""
     sums, counts = zip(*parts, strict=True)
-    return SumCount(torch.stack(sums).sum(), torch.stack(counts).sum())
+    return SumCount(torch.stack(sums).sum(0), torch.stack(counts).sum(0))
 
 
 def divide(total: Tensor, count: Tensor | float) -> Tensor:

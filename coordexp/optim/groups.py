@@ -124,12 +124,12 @@ def _label(rule: GroupRule, part: Part, decays: bool) -> str:
 
 
 def _refuse_empty(named: Named, rules: Sequence[GroupRule], used: set[int]) -> None:
+    lora = any(".lora_" in name for name, _ in named)
     for number, rule in enumerate(rules):
         if number in used or rule.pattern == REST:
             continue
         matched = [(name, p) for name, p in named if fnmatchcase(name, rule.pattern)]
         if not matched:
-            lora = any(".lora_" in name for name, _ in named)
             names = [name for name, p in named if p.requires_grad][:3]
             raise ConfigError(
                 f"{rule.setting}: {rule.pattern!r} matches no parameter of the model; the names of trained ones look "
@@ -137,7 +137,6 @@ def _refuse_empty(named: Named, rules: Sequence[GroupRule], used: set[int]) -> N
                 + (" Under LoRA these are *.lora_A.* and *.lora_B.*." if lora else "")
             )
         if not any(p.requires_grad for _, p in matched):
-            lora = any(".lora_" in name for name, _ in named)
             raise ConfigError(
                 f"{rule.setting}: all that {rule.pattern!r} matches is frozen ({matched[0][0]}); "
                 + (

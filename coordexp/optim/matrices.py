@@ -73,7 +73,9 @@ def muon_step(
     if parameter.grad is None:
         return
     momentum, grad = group["momentum"], parameter.grad
-    buffer = state.setdefault("momentum_buffer", torch.zeros_like(grad))
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(grad)
+    buffer = state["momentum_buffer"]
     buffer.lerp_(grad, 1 - momentum)
     update = (grad.lerp(buffer, momentum) if group["nesterov"] else buffer).reshape(-1)
     weights = parameter.detach().view(-1)
