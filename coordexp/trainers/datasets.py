@@ -36,7 +36,7 @@ def encode_datasets(arguments: dict[str, Any], settings: RunSettings) -> None:
     samples_per_step = _keep_order(arguments, settings)
 
     def encoded(lazy: Any, *, name: str) -> EncodedSamples:
-        shown = shown_rows(rows_of(lazy), settings, name, 1, samples_per_step)
+        shown = shown_rows(rows_of(lazy), settings, name, samples_per_step)
         if strict:
             check_lengths(shown.rows, template, largest_scale=_largest_scale(settings, name))
         return EncodedSamples(shown, template, strict=strict, seed=_data_seed(settings))
@@ -62,7 +62,7 @@ def question_datasets(
             arguments[name] = None
             continue
         prompt = settings.eval_prompt if name == EVAL and settings.eval_prompt_variant is not None else None
-        shown = shown_rows(rows, settings, name, multiple_of, multiple_of, prompt)
+        shown = shown_rows(rows, settings, name, multiple_of, prompt)
         if name == TRAIN:
             check_lengths(
                 shown.rows,
@@ -103,14 +103,12 @@ def shown_rows(
     settings: RunSettings,
     name: str,
     multiple_of: int = 1,
-    mixed_multiple_of: int = 1,
     prompt: Prompt | None = None,
 ) -> ShownRows:
     """The rows of one of the data sets as they are shown in training or in evaluation.
 
     name: TRAIN or EVAL; pictures of training alone are changed.
-    multiple_of, mixed_multiple_of: of the length of an epoch, without and with `custom.fusion`, which has rows of its
-        own in place of `rows`.
+    multiple_of: of the length of an epoch; `custom.fusion` has rows of its own in place of `rows`.
     prompt: in place of the run's.
     """
     seed = _data_seed(settings)
@@ -137,7 +135,7 @@ def shown_rows(
             seed=seed,
             stopping_strategy=fusion.stopping_strategy,
             samples_per_epoch=fusion.samples_per_epoch,
-            multiple_of=mixed_multiple_of,
+            multiple_of=multiple_of,
             shuffled=bool(settings.swift["train_dataloader_shuffle"]),
         )
     )
