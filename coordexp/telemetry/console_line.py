@@ -37,16 +37,13 @@ _TRAIN: tuple[Shown, ...] = (
     (keys_run.PACKING_UTILIZATION, lambda value: f"{value:.0%} filled"),
     (keys_run.MEMORY_PEAK, lambda value: f"{value:.3g} GB"),
 )
-_EVAL: tuple[Shown, ...] = tuple(
-    (key if key == keys_run.EVAL_LOSS else EVAL_PREFIX + key, show)
-    for key, show in (
-        (keys_run.EVAL_LOSS, _number("loss")),
-        (keys_rollout.F1, _number("f1")),
-        (keys_rollout.PRECISION, _number("precision")),
-        (keys_rollout.RECALL, _number("recall")),
-        (keys_rollout.MAP, _number("mAP")),
-        (keys_run.EVAL_RUNTIME.removeprefix(EVAL_PREFIX), lambda value: f"{value:.3g} s"),
-    )
+_EVAL: tuple[Shown, ...] = (
+    (keys_run.EVAL_LOSS, _number("loss")),
+    (EVAL_PREFIX + keys_rollout.F1, _number("f1")),
+    (EVAL_PREFIX + keys_rollout.PRECISION, _number("precision")),
+    (EVAL_PREFIX + keys_rollout.RECALL, _number("recall")),
+    (EVAL_PREFIX + keys_rollout.MAP, _number("mAP")),
+    (keys_run.EVAL_RUNTIME, lambda value: f"{value:.3g} s"),
 )
 _END: tuple[Shown, ...] = (
     (keys_run.TRAIN_LOSS, _number("mean loss")),

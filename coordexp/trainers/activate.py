@@ -72,7 +72,7 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
     check_versions()
     register_coord_template()
     log_to_console()
-    if Path(sys.argv[0]).name != "sft.py":
+    if not trains(sys.argv):
         load = read_load_flags(argv)
         refuse_unmerged(load.adapters)
         trusted = _sections(load).custom.trust_remote_code

@@ -250,10 +250,10 @@ class CoordTrainer(SwiftTrainerBridge):
         settings = self.settings.sections.custom.coord_offset
         if not settings.enabled:
             return None
-        return OffsetTraining(self.model, settings, self.args.learning_rate, self._deepspeed_config)
+        return OffsetTraining(self.model, settings, self.args.learning_rate, self.deepspeed_config)
 
     @property
-    def _deepspeed_config(self) -> dict[str, Any] | None:
+    def deepspeed_config(self) -> dict[str, Any] | None:
         """What DeepSpeed's engine is configured with; None when it does not run."""
         return self.args.hf_deepspeed_config.config if self.is_deepspeed_enabled else None
 
@@ -261,7 +261,7 @@ class CoordTrainer(SwiftTrainerBridge):
         optimizer = super().create_optimizer(model=model)
         if self._offset is not None:
             self._offset.use_own_rates(optimizer)
-        sentence = lost_updates(self.model, optimizer, self._deepspeed_config)
+        sentence = lost_updates(self.model, optimizer, self.deepspeed_config)
         if sentence is not None and self.is_world_process_zero():
             logger.warning(sentence)
         if self.args.optimizer in OURS:

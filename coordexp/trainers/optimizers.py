@@ -16,7 +16,6 @@ from coordexp.models.coord_offset import TABLE
 from coordexp.optim.composed import MuonAdamW, param_groups_of
 from coordexp.optim.groups import (
     REST,
-    Algorithm,
     GroupRule,
     Named,
     Part,
@@ -43,8 +42,7 @@ def register_optimizers() -> None:
 
 def _create(trainer: Any, model: nn.Module) -> Optimizer:
     args = trainer.args
-    deepspeed = args.hf_deepspeed_config.config if trainer.is_deepspeed_enabled else None
-    _refuse_sharded_weights(args.optimizer, deepspeed, is_fsdp=trainer.is_fsdp_enabled)
+    _refuse_sharded_weights(args.optimizer, trainer.deepspeed_config, is_fsdp=trainer.is_fsdp_enabled)
     options = active().sections.custom.optimizer
     named = list(model.named_parameters(remove_duplicate=False))
     groups = parameter_groups(
@@ -83,15 +81,12 @@ def rules_of(options: OptimizerOptions, *, with_muon: bool) -> list[GroupRule]:
         for pattern in group.patterns
     ]
     if with_muon:
-        muon, algorithm = options.muon, _MUON
+        muon = options.muon
         rules += [
-            GroupRule(pattern, f"{here}.muon.matrices", algorithm, muon.lr_scale, muon.weight_decay_mult)
+            GroupRule(pattern, f"{here}.muon.matrices", "muon", muon.lr_scale, muon.weight_decay_mult)
             for pattern in muon.matrices
         ]
     return [*rules, GroupRule(REST, here)]
-
-
-_MUON: Algorithm = "muon"
 
 
 def no_hidden_matrices(model: nn.Module, named: Named) -> dict[int, str]:

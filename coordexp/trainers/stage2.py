@@ -10,13 +10,12 @@ The two variants differ in what plans a step.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from coordexp.control.schedule import Channel, channel_at
+from coordexp.control.schedule import Channel, num_b_steps
 from coordexp.data.raw_samples import RawSample
 from coordexp.errors import ConfigError
 from coordexp.trainers.base import CoordTrainer
@@ -160,5 +159,6 @@ class Stage2TwoChannelTrainer(Stage2Trainer):
     def step_kinds(self, total_steps: int) -> dict[str, int]:
         two_channel = self.settings.sections.stage2_ab
         ratio = 0.0 if two_channel is None else two_channel.schedule.b_ratio
-        counts = Counter(str(channel_at(step, ratio)) for step in range(total_steps))
-        return dict(sorted(counts.items()))
+        num_b = num_b_steps(total_steps, ratio)
+        counts = {Channel.A: total_steps - num_b, Channel.B: num_b}
+        return {str(channel): number for channel, number in counts.items() if number}

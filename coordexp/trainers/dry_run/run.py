@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from coordexp.errors import DeviceMemoryError
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.keys_rollout import TIME_ROLLOUT_EVAL
+from coordexp.metrics.keys_run import EVAL_RUNTIME
 from coordexp.trainers.dry_run.memory import HOST, MemoryUse, is_out_of_memory, take
 from coordexp.trainers.dry_run.parts import DryRunReport, EvaluationReport, RunShape, StepReport
 from coordexp.trainers.step.plan import StepPlan
@@ -130,7 +131,7 @@ class DryRun(TrainerCallback):
     def evaluated(self, metrics: dict[str, float]) -> None:
         """An evaluation has ended. metrics: what it logs."""
         rollout_s = metrics.get(EVAL_PREFIX + TIME_ROLLOUT_EVAL, 0.0)
-        whole_s = metrics.get("eval_runtime", 0.0)
+        whole_s = metrics.get(EVAL_RUNTIME, 0.0)
         if self._rollouts_only:
             rollout_s = whole_s
         world = self._shape.world_size

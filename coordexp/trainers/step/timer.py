@@ -35,9 +35,8 @@ class StepTimer:
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
         self._uses_events = device.type == "cuda"
-        self._borders: list[tuple[str, Stamp]] | None = (
-            None  # phases of the running step, each with its begin
-        )
+        self._borders: list[tuple[str, Stamp]] | None = None
+        """Phases of the running step, each with its begin."""
         self._finished: list[tuple[list[tuple[str, Stamp]], Stamp]] = []
         self._early: list[float] | None = []  # seconds of the first steps; None once they are compared
 
