@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from coordexp.targets.sample import EncodedSample, Media
 MOST_STEPS = 6
 PACKED_TOLERANCE = 1e-3
 RELOAD_TOLERANCE = 1e-5
+NO_ANSWERS = "the checkpoint cannot be asked: see prompts, training = infer"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Audit:
     def _ask_checkpoint(self, area: str, question: str, check: Callable[[], str]) -> AuditLine:
         """A question that needs answers of the checkpoint; where there are none, the line on its prompts says why."""
         if isinstance(self._opened, CoordExpError):
-            return skip(area, question, "the checkpoint cannot be asked: see prompts, training = infer")
+            return skip(area, question, NO_ANSWERS)
         return ask(area, question, check)
 
     def findings(self) -> list[AuditLine]:
@@ -148,13 +149,15 @@ class Audit:
         return found
 
     def _answers(self) -> list[AuditLine]:
-        questions: dict[str, Callable[[Answered], str]] = {
-            "stored = generated": answers.check_stored,
-            "arg-max of a teacher-forced pass": answers.check_teacher_forced,
-        }
         return [
-            self._ask_checkpoint("answers", question, lambda check=check: check(self.answered))  # type: ignore[misc]
-            for question, check in questions.items()
+            self._ask_checkpoint(
+                "answers", "stored = generated", lambda: answers.check_stored(self.answered)
+            ),
+            self._ask_checkpoint(
+                "answers",
+                "arg-max of a teacher-forced pass",
+                lambda: answers.check_teacher_forced(self.answered),
+            ),
         ]
 
     def _flow(self, name: str, run: ShortRun) -> list[AuditLine]:
@@ -235,17 +238,14 @@ class Audit:
         """Of the checkpoint; where it holds adapters, hf answers with them and vLLM with the merged weights."""
         name = "vllm = hf" if self.merged == self.checkpoint else "vllm, merged = hf"
         if isinstance(self._opened, CoordExpError):
-            return [self._ask_checkpoint("prompts, pixels, answers", name, str)]
+            return [skip("prompts, pixels, answers", name, NO_ANSWERS)]
         try:
             other = self._infer("vllm", self.merged)
         except CoordExpError as error:
             return [AuditLine("answers", name, False, str(error))]
         with closing(other.backend):
-            return [
-                ask("prompts", name, lambda: backends.check_backend_prompts(self.answered, other, "vllm")),
-                ask("pixels", name, lambda: backends.check_engine_pixels(self.answered, other, "vllm")),
-                ask("answers", name, lambda: backends.check_same_answers(self.answered, other, "vllm")),
-            ]
+            pixels = partial(backends.check_engine_pixels, self.answered, other, "vllm")
+            return _compared(name, self.answered, other, "vllm", pixels)
 
     def _server(self, server: Mapping[str, str]) -> list[AuditLine]:
         """Of the model that the recipe starts from, which is what the server must serve."""
@@ -256,11 +256,8 @@ class Audit:
         except CoordExpError as error:
             return [AuditLine("answers", name, False, str(error))]
         with closing(own.backend), closing(other.backend):
-            return [
-                ask("prompts", name, lambda: backends.check_backend_prompts(own, other, "the server")),
-                ask("pixels", name, lambda: backends.check_sent_pixels(own, "what is sent")),
-                ask("answers", name, lambda: backends.check_same_answers(own, other, "the server")),
-            ]
+            pixels = partial(backends.check_sent_pixels, own, "what is sent")
+            return _compared(name, own, other, "the server", pixels)
 
     @torch.no_grad()
     def _packed(self) -> str:
@@ -342,6 +339,17 @@ class Audit:
         if difference > RELOAD_TOLERANCE:
             raise DifferenceError(f"logits of {folder.name} differ by {difference:.2g} of the largest")
         return f"largest difference {difference:.1g} of the largest logit"
+
+
+def _compared(
+    question: str, own: Answered, other: Answered, who: str, pixels: Callable[[], str]
+) -> list[AuditLine]:
+    """Another backend, called `who`, against hf."""
+    return [
+        ask("prompts", question, lambda: backends.check_backend_prompts(own, other, who)),
+        ask("pixels", question, pixels),
+        ask("answers", question, lambda: backends.check_same_answers(own, other, who)),
+    ]
 
 
 def _is_lora(run: ShortRun) -> bool:
