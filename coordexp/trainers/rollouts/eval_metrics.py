@@ -1,7 +1,7 @@
 """Evaluation by rollouts: the image results of all ranks become the `rollout/*` keys.
 
     images = [image_result(index, answer) for index, answer in enumerate(answers)]     # on every rank
-    metrics = eval_metrics(images_of_all_ranks, desc=..., iou_type="bbox")              # {"rollout/f1": ..., ...}
+    metrics = eval_metrics(images_of_all_ranks, settings, desc=...)                    # {"rollout/f1": ..., ...}
 
 Keys carry their training names; whoever logs them adds `eval_`.
 """
