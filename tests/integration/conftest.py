@@ -24,7 +24,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from coordexp.data.shapes import PRESETS, generate_shapes, with_overrides
 
     path = tmp_path_factory.mktemp("assets") / "scenes"
-    config = with_overrides(PRESETS["demo"], {"max_objects": 3, "min_side": 10, "max_side": 30})
+    config = with_overrides(PRESETS["pixels"], {"max_objects": 3, "min_side": 10, "max_side": 30})
     generate_shapes(path, config, num_train=8, num_val=4, seed=3)
     return path
 

@@ -43,7 +43,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from coordexp.data.shapes import PRESETS, generate_shapes
 
     root = tmp_path_factory.mktemp("rollout_server") / "scenes"
-    generate_shapes(root, PRESETS["demo"], num_train=0, num_val=NUM_SCENES, seed=3)
+    generate_shapes(root, PRESETS["pixels"], num_train=0, num_val=NUM_SCENES, seed=3)
     return root / "val.jsonl"
 
 

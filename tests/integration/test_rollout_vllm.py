@@ -25,7 +25,7 @@ def facts(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     from coordexp.data.shapes import PRESETS, generate_shapes
 
     root = tmp_path_factory.mktemp("rollout_vllm")
-    generate_shapes(root / "scenes", PRESETS["demo"], num_train=0, num_val=NUM_SCENES, seed=3)
+    generate_shapes(root / "scenes", PRESETS["pixels"], num_train=0, num_val=NUM_SCENES, seed=3)
     program = Path(__file__).parent / "rollout_vllm_program.py"
     env = {
         **os.environ,

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 def test_a_partitioned_model_answers_and_is_exported_like_the_whole_one(nano_model: Path, tmp_path: Path):
     from coordexp.data.shapes import PRESETS, generate_shapes
 
-    generate_shapes(tmp_path / "scenes", PRESETS["demo"], num_train=0, num_val=20, seed=3)
+    generate_shapes(tmp_path / "scenes", PRESETS["pixels"], num_train=0, num_val=20, seed=3)
     here = Path(__file__).parent
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
     program = [str(here / "rollout_zero3_rank.py"), str(nano_model), str(tmp_path / "scenes" / "val.jsonl")]

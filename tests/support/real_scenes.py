@@ -13,7 +13,7 @@ NAMES = ("猫", "naïve 🐱", 'say "hi"', "line\nbreak", "قطة", "red box!")
 def real_scenes(folder: Path) -> Path:
     """4 training and 2 validation scenes of 416 x 320 pixels."""
     size = {"width": 416, "height": 320, "max_objects": 3, "min_side": 40, "max_side": 120}
-    generate_shapes(folder, with_overrides(PRESETS["demo"], size), num_train=4, num_val=2, seed=3)
+    generate_shapes(folder, with_overrides(PRESETS["pixels"], size), num_train=4, num_val=2, seed=3)
     for path in folder.glob("*.jsonl"):
         records = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
         for number, obj in enumerate(obj for record in records for obj in record["objects"]):

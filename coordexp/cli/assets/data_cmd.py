@@ -38,9 +38,9 @@ def _add_shapes_parser(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--preset",
-        choices=("demo", "medium", "hard", "few", "crowded", "partial", "long_tail"),
+        choices=("demo", "few", "crowded", "partial", "long_tail", "pixels", "medium", "hard"),
         default="demo",
-        help="demo, medium, hard: on whole pixels; the others between them, with soft edges (default demo)",
+        help="pixels, medium, hard: on whole pixels; the others between them, with soft edges (default demo)",
     )
     parser.add_argument("--force", action="store_true", help="replace scenes made from other parameters")
     scene = parser.add_argument_group("scene (each overrides the preset)")

@@ -24,7 +24,7 @@ from coordexp.data.shapes import (
 )
 from coordexp.errors import ConfigError
 
-DEMO = PRESETS["demo"]
+PIXELS = PRESETS["pixels"]
 WHOLE_PIXELS = sorted(name for name, config in PRESETS.items() if not config.real_valued)
 
 
@@ -41,9 +41,9 @@ def _pixels_near_color(pixels: np.ndarray, color: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def demo_dir(tmp_path_factory) -> Path:
-    output_dir = tmp_path_factory.mktemp("shapes") / "demo"
-    assert generate_shapes(output_dir, DEMO, num_train=300, num_val=60)
+def pixels_dir(tmp_path_factory) -> Path:
+    output_dir = tmp_path_factory.mktemp("shapes") / "pixels"
+    assert generate_shapes(output_dir, PIXELS, num_train=300, num_val=60)
     return output_dir
 
 
@@ -65,7 +65,7 @@ def test_every_box_is_the_tight_box_of_that_objects_visible_pixels(index, seed, 
 @settings(max_examples=60, deadline=None)
 @given(index=st.integers(0, 10**6))
 def test_lone_objects_fill_their_box_and_nothing_lies_outside(index):
-    scene = render_scene(replace(DEMO, max_objects=1), seed=3, split="val", index=index)
+    scene = render_scene(replace(PIXELS, max_objects=1), seed=3, split="val", index=index)
     [scene_object] = scene.objects
     rows, columns = np.nonzero(_pixels_near_color(scene.pixels, scene_object.desc.split()[0]))
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == scene_object.box_xyxy
@@ -94,7 +94,7 @@ def test_kinds_cover_the_share_of_their_box_that_geometry_says(kind, share):
 
 def test_hidden_share_of_an_object_stays_below_max_overlap():
     """A box that lost a share h of its pixels shows 1 - h; overlap 0.2 leaves 80 % of every rectangle."""
-    config = replace(DEMO, kinds=("box",), min_objects=2, colors=("red", "blue"))
+    config = replace(PIXELS, kinds=("box",), min_objects=2, colors=("red", "blue"))
     touched = 0
     for index in range(300):
         scene = render_scene(config, seed=0, split="train", index=index)
@@ -107,7 +107,7 @@ def test_hidden_share_of_an_object_stays_below_max_overlap():
 
 
 def test_neighbours_never_share_a_colour_while_colours_are_left():
-    config = replace(DEMO, min_objects=2, kinds=("box",))
+    config = replace(PIXELS, min_objects=2, kinds=("box",))
     for index in range(200):
         first, second = render_scene(config, seed=1, split="train", index=index).objects
         (a1, b1, a2, b2), (c1, d1, c2, d2) = first.box_xyxy, second.box_xyxy
@@ -115,14 +115,14 @@ def test_neighbours_never_share_a_colour_while_colours_are_left():
             assert first.desc != second.desc
 
 
-def test_records_state_what_the_image_shows(demo_dir):
+def test_records_state_what_the_image_shows(pixels_dir):
     for split, count in (("train", 300), ("val", 60)):
-        records = _records(demo_dir, split)
+        records = _records(pixels_dir, split)
         assert len(records) == count
         for index, record in enumerate(records):
             assert set(record) == {"images", "width", "height", "objects"}
-            scene = render_scene(DEMO, seed=0, split=split, index=index)
-            with Image.open(demo_dir / record["images"][0]) as image:
+            scene = render_scene(PIXELS, seed=0, split=split, index=index)
+            with Image.open(pixels_dir / record["images"][0]) as image:
                 assert image.size == (record["width"], record["height"]) == (64, 64)
                 np.testing.assert_array_equal(np.asarray(image), scene.pixels)
             found = Counter((o["desc"], *o["bbox_2d"]) for o in record["objects"])
@@ -130,8 +130,8 @@ def test_records_state_what_the_image_shows(demo_dir):
             assert found == expected
 
 
-def test_objects_are_sorted_and_boxes_have_area_in_bins(demo_dir):
-    for record in _records(demo_dir, "train") + _records(demo_dir, "val"):
+def test_objects_are_sorted_and_boxes_have_area_in_bins(pixels_dir):
+    for record in _records(pixels_dir, "train") + _records(pixels_dir, "val"):
         keys = [(o["bbox_2d"][1], o["bbox_2d"][0]) for o in record["objects"]]
         assert keys == sorted(keys)
         for x1, y1, x2, y2 in (o["bbox_2d"] for o in record["objects"]):
@@ -150,55 +150,55 @@ def test_bins_use_width_for_x_and_height_for_y():
     assert {tuple(o["bbox_2d"]) for o in record["objects"]} == expected
 
 
-def test_every_kind_colour_and_count_appears_about_evenly(demo_dir):
-    records = _records(demo_dir, "train")
+def test_every_kind_colour_and_count_appears_about_evenly(pixels_dir):
+    records = _records(pixels_dir, "train")
     descs = Counter(o["desc"] for r in records for o in r["objects"])
-    assert set(descs) == {f"{color} {kind}" for color in DEMO.colors for kind in DEMO.kinds}
+    assert set(descs) == {f"{color} {kind}" for color in PIXELS.colors for kind in PIXELS.kinds}
     assert max(descs.values()) < 3 * min(descs.values())
     counts = Counter(len(r["objects"]) for r in records)
     assert set(counts) == {1, 2}
     assert 0.3 < counts[1] / len(records) < 0.7
 
 
-def test_positions_spread_over_the_whole_image(demo_dir):
-    boxes = np.array([o["bbox_2d"] for r in _records(demo_dir, "train") for o in r["objects"]])
+def test_positions_spread_over_the_whole_image(pixels_dir):
+    boxes = np.array([o["bbox_2d"] for r in _records(pixels_dir, "train") for o in r["objects"]])
     assert boxes[:, :2].min() == 0
     assert boxes[:, 2:].max() == 999
     assert boxes.std(axis=0).min() > 150  # bins; a generator stuck in one corner would be far below
 
 
-def test_splits_share_no_image(demo_dir):
-    train, val = ({p.read_bytes() for p in (demo_dir / "images" / s).iterdir()} for s in ("train", "val"))
+def test_splits_share_no_image(pixels_dir):
+    train, val = ({p.read_bytes() for p in (pixels_dir / "images" / s).iterdir()} for s in ("train", "val"))
     assert len(train) == 300
     assert len(val) == 60
     assert not train & val
 
 
-def test_same_parameters_give_the_same_bytes(demo_dir, tmp_path):
-    generate_shapes(tmp_path / "again", DEMO, num_train=300, num_val=60)
-    assert _tree(tmp_path / "again") == _tree(demo_dir)
+def test_same_parameters_give_the_same_bytes(pixels_dir, tmp_path):
+    generate_shapes(tmp_path / "again", PIXELS, num_train=300, num_val=60)
+    assert _tree(tmp_path / "again") == _tree(pixels_dir)
 
 
-def test_more_scenes_leave_the_earlier_ones_as_they_were(demo_dir, tmp_path):
-    generate_shapes(tmp_path / "more", DEMO, num_train=310, num_val=70)
+def test_more_scenes_leave_the_earlier_ones_as_they_were(pixels_dir, tmp_path):
+    generate_shapes(tmp_path / "more", PIXELS, num_train=310, num_val=70)
     for split, count in (("train", 300), ("val", 60)):
-        assert _records(tmp_path / "more", split)[:count] == _records(demo_dir, split)
-    few, more = _tree(demo_dir), _tree(tmp_path / "more")
+        assert _records(tmp_path / "more", split)[:count] == _records(pixels_dir, split)
+    few, more = _tree(pixels_dir), _tree(tmp_path / "more")
     assert all(more[name] == data for name, data in few.items() if name.startswith("images/"))
 
 
-def test_another_seed_gives_other_scenes(demo_dir, tmp_path):
-    generate_shapes(tmp_path / "seed1", DEMO, num_train=20, num_val=0, seed=1)
+def test_another_seed_gives_other_scenes(pixels_dir, tmp_path):
+    generate_shapes(tmp_path / "seed1", PIXELS, num_train=20, num_val=0, seed=1)
     assert not set(map(str, _records(tmp_path / "seed1", "train"))) & set(
-        map(str, _records(demo_dir, "train"))
+        map(str, _records(pixels_dir, "train"))
     )
 
 
 def test_empty_fraction_gives_scenes_without_objects(tmp_path):
-    generate_shapes(tmp_path / "half", replace(DEMO, empty_fraction=0.5), num_train=400, num_val=0)
+    generate_shapes(tmp_path / "half", replace(PIXELS, empty_fraction=0.5), num_train=400, num_val=0)
     num_empty = sum(not r["objects"] for r in _records(tmp_path / "half", "train"))
     assert 150 < num_empty < 250
-    generate_shapes(tmp_path / "all", replace(DEMO, empty_fraction=1.0), num_train=3, num_val=1)
+    generate_shapes(tmp_path / "all", replace(PIXELS, empty_fraction=1.0), num_train=3, num_val=1)
     assert [r["objects"] for r in _records(tmp_path / "all", "train")] == [[], [], []]
 
 
@@ -207,31 +207,31 @@ def test_backgrounds_vary_unless_plain_is_asked_for():
         scenes = (render_scene(config, seed=0, split="train", index=i) for i in range(50))
         return {tuple(scene.pixels.reshape(-1, 3).max(axis=0)) for scene in scenes}
 
-    assert len(corners(DEMO)) > 25
-    assert corners(replace(DEMO, varied_background=False, max_objects=1)) == {(240, 240, 240)}
+    assert len(corners(PIXELS)) > 25
+    assert corners(replace(PIXELS, varied_background=False, max_objects=1)) == {(240, 240, 240)}
 
 
 def test_rerun_is_up_to_date_and_other_parameters_are_refused(tmp_path):
     out = tmp_path / "s"
-    assert generate_shapes(out, DEMO, num_train=2, num_val=1) is True
+    assert generate_shapes(out, PIXELS, num_train=2, num_val=1) is True
     stamp_time = (out / "train.jsonl").stat().st_mtime_ns
-    assert generate_shapes(out, DEMO, num_train=2, num_val=1) is False
+    assert generate_shapes(out, PIXELS, num_train=2, num_val=1) is False
     assert (out / "train.jsonl").stat().st_mtime_ns == stamp_time
     with pytest.raises(ConfigError, match=r"max_side: 40 there, 20 asked for; train: 2 there, 3 asked for"):
-        generate_shapes(out, replace(DEMO, max_side=20), num_train=3, num_val=1)
-    assert generate_shapes(out, DEMO, num_train=1, num_val=1, force=True) is True
+        generate_shapes(out, replace(PIXELS, max_side=20), num_train=3, num_val=1)
+    assert generate_shapes(out, PIXELS, num_train=1, num_val=1, force=True) is True
     assert len(_records(out, "train")) == 1
 
 
 def test_force_never_replaces_a_directory_of_something_else(tmp_path):
     (tmp_path / "precious.txt").write_text("keep me")
     with pytest.raises(ConfigError, match="not empty"):
-        generate_shapes(tmp_path, DEMO, num_train=1, num_val=1, force=True)
+        generate_shapes(tmp_path, PIXELS, num_train=1, num_val=1, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
 
 
 def test_scenes_that_cannot_be_drawn_leave_no_directory(tmp_path):
-    config = replace(DEMO, min_objects=8, max_objects=8, max_overlap=0.0)
+    config = replace(PIXELS, min_objects=8, max_objects=8, max_overlap=0.0)
     with pytest.raises(ConfigError, match=r"8 objects of 20\.\.40 px do not fit a 64x64 image"):
         generate_shapes(tmp_path / "out", config, num_train=1, num_val=1)
     assert list(tmp_path.iterdir()) == []
@@ -250,7 +250,7 @@ def test_scenes_that_cannot_be_drawn_leave_no_directory(tmp_path):
 )
 def test_unusable_configurations_name_the_field(change, message):
     with pytest.raises(ConfigError, match=message):
-        replace(DEMO, **change)
+        replace(PIXELS, **change)
 
 
 def test_presets_use_image_sides_that_the_tiny_model_takes_without_resizing():

@@ -38,5 +38,5 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> list[RolloutRequest]:
     from coordexp.data.shapes import PRESETS, generate_shapes
 
     root = tmp_path_factory.mktemp("rollout") / "scenes"
-    generate_shapes(root, PRESETS["demo"], num_train=0, num_val=7, seed=5)
+    generate_shapes(root, PRESETS["pixels"], num_train=0, num_val=7, seed=5)
     return read_requests(root / "val.jsonl")

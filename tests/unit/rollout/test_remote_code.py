@@ -85,7 +85,7 @@ def test_a_command_runs_it_where_the_user_allows_it_and_says_so(nano_dir: Path, 
     """In processes of their own: the code would stay in this one."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = plant(nano_dir, tmp_path / "planted", *PLACES)
-    generate_shapes(tmp_path / "scenes", PRESETS["demo"], num_train=0, num_val=1, seed=5)
+    generate_shapes(tmp_path / "scenes", PRESETS["pixels"], num_train=0, num_val=1, seed=5)
     flags = ["--model", folder, "--data", tmp_path / "scenes" / "val.jsonl", "--output", tmp_path / "out"]
     refused = run_coordexp("infer", *flags, "--max-new-tokens", 2)
     assert refused.returncode == 2

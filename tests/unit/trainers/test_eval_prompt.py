@@ -45,7 +45,7 @@ class Listening(HfBackend):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("scenes")
-    generate_shapes(root, PRESETS["demo"], num_train=2, num_val=2, seed=1)
+    generate_shapes(root, PRESETS["pixels"], num_train=2, num_val=2, seed=1)
     return root
 
 

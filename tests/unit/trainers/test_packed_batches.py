@@ -45,7 +45,7 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A nano model, and 5 scenes of 1 to 3 objects as ms-swift encodes them."""
     folder = tmp_path_factory.mktemp("packs")
     build_tiny_model(folder / "nano", preset="nano", seed=0)
-    scenes = with_overrides(PRESETS["demo"], {"max_objects": 3, "min_side": 10, "max_side": 30})
+    scenes = with_overrides(PRESETS["pixels"], {"max_objects": 3, "min_side": 10, "max_side": 30})
     generate_shapes(folder / "scenes", scenes, num_train=5, num_val=1, seed=3)
     register_coord_template()
     model, processor = get_model_processor(
