@@ -278,7 +278,7 @@ class Audit:
         return f"{len(samples)} samples, largest difference {worst:.1g} of the largest logit"
 
     def _encoded_samples(self) -> list[EncodedSample]:
-        builder = TargetBuilder(self.answered.tokenizer)
+        builder = TargetBuilder(self.answered.tokenizer, form=self.run.form)
         samples = []
         for record, question in zip(self.subject.records, self.answered.encoded, strict=True):
             media = None
@@ -299,7 +299,7 @@ class Audit:
 
         Under LoRA not the very first: no file holds its random start.
         """
-        ids_K, seen, found = torch.tensor(self.subject.vocab.ids), set(), []
+        ids_K, seen, found = torch.tensor(self.subject.coord_ids(run.form), dtype=torch.int64), set(), []
         for plan in run.plans:
             step = plan["step"]
             if plan["channel"] in seen or (step == 0 and _is_lora(run)):
@@ -321,7 +321,7 @@ class Audit:
         plain: Any = _plain_model(self.subject.model if is_adapter(folder) else folder)
         model: nn.Module = with_adapter(plain, folder)
         if settings["enabled"] and coord_offset_of(model) is None:
-            attach_coord_offset(plain, self.subject.vocab.ids, tie_head=settings["tie_head"])
+            attach_coord_offset(plain, self.subject.coord_ids(run.form), tie_head=settings["tie_head"])
         return model.double().eval()
 
     def _weights_before(self, run: ShortRun, step: int) -> Path:

@@ -19,9 +19,12 @@ from typing import Any
 import yaml
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.records import Record, read_jsonl
 from coordexp.config import load_run_config
 from coordexp.config.run.resolved import RESOLVED_FILE
+from coordexp.config.schema.answer_form import form_name
 from coordexp.errors import EXIT_BAD_INPUT, ConfigError, CoordExpError
 from coordexp.files import read_json, write_text
 from coordexp.metrics.keys_run import LOSS
@@ -64,6 +67,13 @@ class ShortRun:
         found: dict[str, Any] = read_json(self.folder / RESOLVED_FILE, error=ConfigError)
         return found
 
+    @cached_property
+    def form(self) -> AnswerForm:
+        """How the run's answers are written."""
+        custom = self.config["custom"]
+        name = form_name(custom["answer_format"], custom["coord_tokens"]["enabled"])
+        return form_of(name, custom["object_field_order"])
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -88,9 +98,9 @@ class Subject:
 
         return AutoTokenizer.from_pretrained(self.model)
 
-    @cached_property
-    def vocab(self) -> CoordVocab:
-        return CoordVocab.from_tokenizer(self.tokenizer)
+    def coord_ids(self, form: AnswerForm) -> tuple[int, ...]:
+        """The coordinate tokens that a form uses, in bin order; none where it writes numbers."""
+        return CoordVocab.from_tokenizer(self.tokenizer).ids if form.has_coord_tokens else ()
 
     def train(self, name: str, *, steps: int, num_ranks: int = 1, extra: Sequence[str] = ()) -> ShortRun:
         """`steps` optimizer steps of the run file on the data.

@@ -48,7 +48,8 @@ def token_equations(sums: Sums, rows: Rows, settings: Mapping[str, Any]) -> None
     types_R = rows.raw["types_R"]
     if types_R is None:
         return
-    if rows.num_text:
+    has_tokens = rows.ids_K.numel() > 0  # else answers write numbers
+    if rows.num_text and has_tokens:
         sums.add(keys_tokens.TEXT_TOKEN_ACC, hits_R[: rows.num_text].sum(), rows.num_text)
     desc, coord = types_R == TokenType.DESC, types_R == TokenType.COORD
     formats = (types_R == TokenType.STRUCT) | (types_R == TokenType.EOS)
@@ -59,18 +60,19 @@ def token_equations(sums: Sums, rows: Rows, settings: Mapping[str, Any]) -> None
         for name, key in names.items():
             sums.add(key, (values_R * groups[name]).sum(), groups[name].sum())
 
-    split(ACC, hits_R)
+    split(ACC if has_tokens else ACC | {"text": keys_tokens.TEXT_TOKEN_ACC}, hits_R)
     for name, key in FRAC.items():
         sums.add(key, groups[name].sum(), num_included)
-    is_coord_R = torch.isin(predicted_R, rows.ids_K).double()
-    split(TO_COORD, is_coord_R)
-    split({"coord": keys_tokens.FLIP_COORD_TO_NONCOORD}, 1 - is_coord_R)
+    if has_tokens:
+        is_coord_R = torch.isin(predicted_R, rows.ids_K).double()
+        split(TO_COORD, is_coord_R)
+        split({"coord": keys_tokens.FLIP_COORD_TO_NONCOORD}, 1 - is_coord_R)
     if settings["log_top5"]:
         at_target = rows.logits_RV.gather(1, rows.targets_R[:, None])
         top5_R = (rows.logits_RV > at_target).sum(-1).lt(5).double()
         sums.add(keys_tokens.TOKEN_ACC_TOP5, top5_R.sum(), top5_R.numel())
         split(TOP5, top5_R)
-    if settings["coord_monitor_mass"]:
+    if settings["coord_monitor_mass"] and has_tokens:
         taken_R = _taken(hits_R.numel(), settings["coord_monitor_mass_max_tokens"])
         mass_R = rows.logits_RV.softmax(-1)[:, rows.ids_K].sum(-1) * taken_R
         for name, key in MASS.items():

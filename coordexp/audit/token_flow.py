@@ -16,8 +16,8 @@ from torch import Tensor
 
 from coordexp.audit.findings import DifferenceError
 from coordexp.audit.subject import ShortRun, Subject
+from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.records import Record, order_objects
-from coordexp.codec.serialize import serialize
 from coordexp.data.source import source_of
 from coordexp.losses.modules import ForwardKind
 from coordexp.packing.position_ids import VisionLayout
@@ -167,9 +167,9 @@ def _check_text(sample: SampleTokens, record: Record, at: Tensor, subject: Subje
     custom = run.config["custom"]
     if custom["object_ordering"] != "sorted" or custom.get("augmentation"):
         expected = sorted(obj.desc for obj in record.objects)
-        return _check_names(sample, expected, at, subject)
+        return _check_names(sample, expected, at, subject, run.form)
     objects = order_objects(record.objects, "sorted")
-    expected_text = serialize(objects, custom["object_field_order"]) + "<|im_end|>"
+    expected_text = run.form.serialize(objects) + "<|im_end|>"
     text = subject.tokenizer.decode(sample.ids_T[at])
     if text != expected_text:
         n = next((i for i, (a, b) in enumerate(zip(text, expected_text, strict=False)) if a != b), 0)
@@ -179,10 +179,10 @@ def _check_text(sample: SampleTokens, record: Record, at: Tensor, subject: Subje
         )
 
 
-def _check_names(sample: SampleTokens, expected: Sequence[str], at: Tensor, subject: Subject) -> None:
-    from coordexp.codec.parse import parse_rollout
-
-    parsed = parse_rollout(sample.ids_T[at].tolist(), subject.tokenizer)
+def _check_names(
+    sample: SampleTokens, expected: Sequence[str], at: Tensor, subject: Subject, form: AnswerForm
+) -> None:
+    parsed = form.parse(sample.ids_T[at].tolist(), subject.tokenizer)
     names = sorted(obj.desc for obj in parsed.objects)
     if not set(names) <= set(expected):
         raise DifferenceError(

@@ -23,6 +23,12 @@ class Tokenizer(Protocol):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
 
+def has_coord_tokens(tok: Tokenizer) -> bool:
+    """Whether a tokenizer holds coordinate tokens (its first one; `CoordVocab` looks at all)."""
+    found = tok.convert_tokens_to_ids(COORD_TOKENS[0])
+    return found is not None and tok.convert_ids_to_tokens(int(found)) == COORD_TOKENS[0]
+
+
 def coord_token(bin_index: int) -> str:
     """`<|coord_k|>` for bin k; ConfigError unless 0 <= k <= 999."""
     if not 0 <= bin_index < NUM_BINS:

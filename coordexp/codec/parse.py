@@ -24,9 +24,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from coordexp.codec.coord_vocab import Tokenizer
+from coordexp.codec.layout import COORDJSON, JsonLayout
 from coordexp.codec.pieces import DecodedTokens, TokenPieces, pieces_of
 from coordexp.codec.record_reader import RecordReader, RecordReading
 from coordexp.codec.scanner import (
@@ -36,7 +37,7 @@ from coordexp.codec.scanner import (
     find_value_end,
     skip_space,
 )
-from coordexp.codec.schema import CONTAINER_OPEN, IM_END, BoxObject, DropReason, Span, check_field_order
+from coordexp.codec.schema import IM_END, BoxObject, DropReason, Span, check_field_order
 from coordexp.codec.token_types import TokenType, desc_token_positions, token_types
 
 __all__ = [
@@ -54,7 +55,8 @@ __all__ = [
 class ParsedObject(BoxObject):
     """A kept object and where it stands in the response.
 
-    token_positions: of its coordinate tokens, one per bin, into `response_token_ids`.
+    token_positions: of its coordinate tokens, one per bin, into `response_token_ids`. Where an answer writes numbers:
+        of all tokens that hold one of its digits; those of one number are neighbours, those of two are not.
     span, desc_span: of the record and of the inside of its desc string, into `text`.
     token_span: half-open range of the tokens that overlap the record.
     """
@@ -63,6 +65,8 @@ class ParsedObject(BoxObject):
     span: Span
     desc_span: Span
     token_span: tuple[int, int]
+    byte_span: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
+    """Of the record in the response's bytes."""
 
     def as_box(self) -> BoxObject:
         """The object alone; compares equal to a BoxObject with the same content."""
@@ -79,6 +83,8 @@ class DroppedRecord:
     reason: DropReason
     span: Span
     token_span: tuple[int, int]
+    byte_span: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
+    """Of the record in the response's bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,8 @@ class ParsedRollout:
     leading_text: bool
     truncated: bool
     dropped_by_reason: dict[DropReason, int]
+    body: int = field(default=0, compare=False, repr=False)
+    """Where in the response's bytes the inside of the container begins."""
 
     @property
     def dropped_ambiguous(self) -> int:
@@ -130,27 +138,38 @@ class ParsedRollout:
 
 
 def parse_rollout(
-    token_ids: Iterable[int], tok: Tokenizer, *, field_order: str = "desc_first", allow_poly: bool = True
+    token_ids: Iterable[int],
+    tok: Tokenizer,
+    *,
+    field_order: str = "desc_first",
+    allow_poly: bool = True,
+    layout: JsonLayout = COORDJSON,
 ) -> ParsedRollout:
     """Parse the response token ids of one rollout. Any ids are accepted; time is linear in their number.
 
     field_order: the order the model was taught. Records in the other order are read as well.
     allow_poly: False drops polygons as poly_unsupported.
-    Raises ConfigError for an unknown field order or a tokenizer without coordinate tokens.
+    layout: of the answer; for others than CoordJSON see `coordexp.codec.layout`.
+    Raises ConfigError for an unknown field order, or where the layout needs coordinate tokens and the tokenizer lacks
+    them.
     """
     check_field_order(field_order)
     pieces = pieces_of(tok)
-    tokens = _decode_response(token_ids, pieces)
-    container = find_container(tokens.data)
+    tokens = decode_response(token_ids, pieces)
+    reader = RecordReader(tokens, pieces, field_order, allow_poly, layout)
+    container = find_container(tokens.data, is_array=layout.is_array)
     if container is None:
-        return _without_container(tokens, pieces)
-    reader = RecordReader(tokens, pieces, field_order, allow_poly)
+        is_cut = not layout.is_array and ends_inside_container_opening(tokens.data)
+        return without_container(tokens, pieces, layout.opening, truncated=is_cut)
     walk = _walk_array(tokens, container.body, reader)
     if container.has_leading_text:
-        prefix, num_verbatim = _fallback_prefix(pieces), 0
+        prefix, num_verbatim = fallback_prefix(pieces, layout.opening), 0
     else:
         prefix = tokens.cut(walk.last_record_stop, pieces)
-        num_verbatim = _num_verbatim(tokens, walk.last_record_stop)
+        num_verbatim = num_verbatim_tokens(tokens, walk.last_record_stop)
+    is_closed = walk.array_stop is not None and (
+        layout.is_array or find_container_close(tokens.data, walk.array_stop) is not None
+    )
     return ParsedRollout(
         objects=[record for record in walk.records if isinstance(record, ParsedObject)],
         records=walk.records,
@@ -161,39 +180,44 @@ def parse_rollout(
         num_verbatim_prefix_tokens=num_verbatim,
         invalid_rollout=False,
         leading_text=container.has_leading_text,
-        truncated=walk.array_stop is None or find_container_close(tokens.data, walk.array_stop) is None,
+        truncated=not is_closed,
         dropped_by_reason=walk.dropped_by_reason,
+        body=container.body,
     )
 
 
-def _decode_response(token_ids: Iterable[int], pieces: TokenPieces) -> DecodedTokens:
+def decode_response(token_ids: Iterable[int], pieces: TokenPieces) -> DecodedTokens:
     """The tokens before the first `<|im_end|>`, be it the token itself or its text spelled by others."""
     tokens = DecodedTokens.from_ids(pieces.before_im_end(token_ids), pieces)
     spelled_at = tokens.data.find(IM_END.encode())
     return tokens if spelled_at < 0 else tokens.cut(spelled_at, pieces)
 
 
-def _without_container(tokens: DecodedTokens, pieces: TokenPieces) -> ParsedRollout:
+def without_container(
+    tokens: DecodedTokens, pieces: TokenPieces, opening: str, *, truncated: bool
+) -> ParsedRollout:
+    """What a response without a container gives. opening: of answers in its form."""
     return ParsedRollout(
         objects=[],
         records=[],
         response_token_ids=tokens.ids,
         text=tokens.text,
-        prefix_token_ids=_fallback_prefix(pieces).ids,
-        prefix_text=CONTAINER_OPEN,
+        prefix_token_ids=fallback_prefix(pieces, opening).ids,
+        prefix_text=opening,
         num_verbatim_prefix_tokens=0,
         invalid_rollout=True,
         leading_text=False,
-        truncated=ends_inside_container_opening(tokens.data),
+        truncated=truncated,
         dropped_by_reason={},
     )
 
 
-def _fallback_prefix(pieces: TokenPieces) -> DecodedTokens:
-    return DecodedTokens.from_ids(list(pieces.empty_prefix_ids), pieces)
+def fallback_prefix(pieces: TokenPieces, opening: str) -> DecodedTokens:
+    """The empty container, freshly encoded."""
+    return DecodedTokens.from_ids(list(pieces.opening_ids(opening)), pieces)
 
 
-def _num_verbatim(tokens: DecodedTokens, stop: int) -> int:
+def num_verbatim_tokens(tokens: DecodedTokens, stop: int) -> int:
     """Number of tokens that lie wholly before the byte `stop`, up to the first that reaches it."""
     last = tokens.tokens_over(stop - 1, stop)[1] - 1
     return last + 1 if tokens.ends[last] == stop else last
@@ -219,7 +243,7 @@ _COMMA, _SQUARE_CLOSE, _BRACE_OPEN, _BRACE_CLOSE = b",]{}"
 def _walk_array(tokens: DecodedTokens, body: int, reader: RecordReader) -> _Walk:
     """Read every complete element of the array whose inside begins at the byte `body`."""
     data = tokens.data
-    locator = _Locator(tokens)
+    locator = RecordLocator(tokens)
     records: list[ParsedObject | DroppedRecord] = []
     num_non_objects = 0
     last_record_stop, array_stop = body, None
@@ -259,7 +283,7 @@ def _count_drops(records: list[ParsedObject | DroppedRecord], num_non_objects: i
     return {reason: counts[reason] for reason in DropReason if counts[reason]}
 
 
-class _Locator:
+class RecordLocator:
     """Turns record readings, in ascending order, into records with character spans and token ranges."""
 
     def __init__(self, tokens: DecodedTokens) -> None:
@@ -269,10 +293,12 @@ class _Locator:
         self._char = 0
 
     def locate(self, reading: RecordReading) -> ParsedObject | DroppedRecord:
+        """The object of a reading that is kept, else the dropped record."""
         token_span = self._tokens.tokens_over(reading.start, reading.stop)
         start = self._char_at(reading.start)
         if reading.reason is not None:
-            return DroppedRecord(reading.reason, (start, self._char_at(reading.stop)), token_span)
+            span = (start, self._char_at(reading.stop))
+            return DroppedRecord(reading.reason, span, token_span, (reading.start, reading.stop))
         desc_span = self._char_at(reading.desc_start), self._char_at(reading.desc_stop)
         return ParsedObject(
             reading.desc,
@@ -282,6 +308,7 @@ class _Locator:
             span=(start, self._char_at(reading.stop)),
             desc_span=desc_span,
             token_span=token_span,
+            byte_span=(reading.start, reading.stop),
         )
 
     def _char_at(self, offset: int) -> int:

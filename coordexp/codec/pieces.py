@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 from coordexp.codec.coord_vocab import CoordVocab, Tokenizer
@@ -59,28 +60,42 @@ class TokenPieces(dict[int, bytes]):
 
     Built once per tokenizer by `pieces_of`. The tokenizer is referenced weakly.
 
-    coord_vocab: its coordinate tokens.
     im_end_id: the id of `<|im_end|>`, None when it is no single token.
-    empty_prefix_ids: the ids of `{"objects": [`.
     """
 
     def __init__(self, tok: Tokenizer) -> None:
         super().__init__()
         self._tokenizer = weakref.ref(tok)
-        self.coord_vocab = CoordVocab.from_tokenizer(tok)
         im_end_ids = tok.encode(IM_END, add_special_tokens=False)
         self.im_end_id = im_end_ids[0] if len(im_end_ids) == 1 else None
-        self.empty_prefix_ids = tuple(tok.encode(CONTAINER_OPEN, add_special_tokens=False))
-        if self.join(self.empty_prefix_ids) != CONTAINER_OPEN.encode():
-            raise ConfigError(
-                f"{type(tok).__name__} does not keep the text {CONTAINER_OPEN!r} (it decodes to "
-                f"{self.join(self.empty_prefix_ids)!r}): expected a byte-level BPE tokenizer, as Qwen has"
-            )
+        self._openings: dict[str, tuple[int, ...]] = {}
+        self.opening_ids(CONTAINER_OPEN)
 
-    def __missing__(self, token_id: int) -> bytes:
+    @cached_property
+    def coord_vocab(self) -> CoordVocab:
+        """Its coordinate tokens; ConfigError when it lacks them."""
+        return CoordVocab.from_tokenizer(self._live_tokenizer())
+
+    def opening_ids(self, opening: str) -> tuple[int, ...]:
+        """The ids of what an answer opens with. ConfigError when the tokenizer does not keep that text."""
+        if opening not in self._openings:
+            ids = tuple(self._live_tokenizer().encode(opening, add_special_tokens=False))
+            if self.join(ids) != opening.encode():
+                raise ConfigError(
+                    f"{type(self._live_tokenizer()).__name__} does not keep the text {opening!r} (it decodes to "
+                    f"{self.join(ids)!r}): expected a byte-level BPE tokenizer, as Qwen has"
+                )
+            self._openings[opening] = ids
+        return self._openings[opening]
+
+    def _live_tokenizer(self) -> Tokenizer:
         tok = self._tokenizer()
         if tok is None:
             raise ReferenceError("the tokenizer of these pieces is gone")
+        return tok
+
+    def __missing__(self, token_id: int) -> bytes:
+        tok = self._live_tokenizer()
         if not 0 <= token_id <= _MAX_TOKEN_ID:
             return b""
         token = tok.convert_ids_to_tokens(token_id)
@@ -117,9 +132,7 @@ class TokenPieces(dict[int, bytes]):
     def encode_exactly(self, data: bytes) -> list[int]:
         """Token ids whose bytes are exactly `data`: the tokenizer's own encoding, or one token per byte
         where that would change the bytes. RolloutError when the vocabulary has no such tokens."""
-        tok = self._tokenizer()
-        if tok is None:
-            raise ReferenceError("the tokenizer of these pieces is gone")
+        tok = self._live_tokenizer()
         ids = tok.encode(data.decode("utf-8", errors="replace"), add_special_tokens=False)
         if self.join(ids) == data:
             return ids
@@ -137,7 +150,7 @@ _PIECES: weakref.WeakKeyDictionary[Tokenizer, TokenPieces] = weakref.WeakKeyDict
 def pieces_of(tok: Tokenizer) -> TokenPieces:
     """The pieces of a tokenizer, made on first use and kept as long as the tokenizer lives.
 
-    Raises ConfigError when the tokenizer lacks coordinate tokens or is no byte-level BPE.
+    Raises ConfigError when the tokenizer is no byte-level BPE.
     """
     pieces = _PIECES.get(tok)
     if pieces is None:

@@ -10,18 +10,29 @@ import json
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Literal, NamedTuple
 
 from coordexp.codec.coord_vocab import COORD_TOKENS
+from coordexp.codec.layout import COORDJSON, JsonLayout, Scale
 from coordexp.codec.pieces import DecodedTokens, TokenPieces
 from coordexp.codec.scanner import COORD_LITERAL, LOOSE_STRING, STRICT_STRING_BODY, WS, find_object_end
 from coordexp.codec.schema import GEOMETRY_KINDS, KIND_BBOX, KIND_POLY, DropReason, arity_is_valid
 
-_DESC = WS + rb'"desc"' + WS + rb":" + WS + rb'"(?P<desc>' + STRICT_STRING_BODY + rb')"' + WS
 _GEOMETRY = WS + rb'"(?P<kind>bbox_2d|poly)"' + WS + rb":" + WS + rb'\[(?P<coords>[^\[\]{}"]*+)\]' + WS
-_DESC_FIRST = re.compile(rb"\{" + _DESC + rb"," + _GEOMETRY + rb"\}")
-_GEOMETRY_FIRST = re.compile(rb"\{" + _GEOMETRY + rb"," + _DESC + rb"\}")
+
+
+@cache
+def _usual_forms(desc_key: str) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+    """A record as `serialize` writes it, description first and geometry first."""
+    key = b'"' + desc_key.encode() + b'"'
+    desc = WS + key + WS + rb":" + WS + rb'"(?P<desc>' + STRICT_STRING_BODY + rb')"' + WS
+    return (
+        re.compile(rb"\{" + desc + rb"," + _GEOMETRY + rb"\}"),
+        re.compile(rb"\{" + _GEOMETRY + rb"," + desc + rb"\}"),
+    )
+
 
 _LEXEME = re.compile(
     rb"[ \t\n\r]++|(?P<string>" + LOOSE_STRING + rb")|(?P<coord>" + COORD_LITERAL + rb")"
@@ -41,12 +52,16 @@ _GEOMETRY_LIKE_KEYS = frozenset((
 # fmt: on
 
 
+_Coords = tuple[tuple[int, ...], tuple[int, ...]]
+"""Bins, and the positions of their tokens."""
+
+
 class RecordReading(NamedTuple):
     """A complete record. Offsets are bytes into the response.
 
     reason: why it is dropped, None when it is kept. The fields after it are set for kept records only.
     desc_start, desc_stop: the inside of the desc string, quotes excluded.
-    token_positions: of its coordinates, one per bin.
+    token_positions: of its coordinates, one per bin; of written numbers all that hold a digit.
     """
 
     start: int
@@ -60,20 +75,94 @@ class RecordReading(NamedTuple):
     desc_stop: int = 0
 
 
+class _TokenCoords:
+    """Coordinates that are coordinate tokens: bins come from the ids, and the text must agree."""
+
+    def __init__(self, tokens: DecodedTokens, pieces: TokenPieces) -> None:
+        self._data = tokens.data
+        bins = list(map(pieces.coord_vocab.bin_by_id.get, tokens.ids))
+        self._bins = [k for k in bins if k is not None]
+        self._positions = [i for i, k in enumerate(bins) if k is not None]
+        self._starts = array("I", [tokens.start_of(i) for i in self._positions])
+
+    def usual(self, start: int, stop: int) -> _Coords | None:
+        """The coordinates within these bytes, when they are written as `serialize` does."""
+        inside = self._within(start, stop)
+        bins = tuple(self._bins[inside])
+        if b", ".join([_COORD_LITERALS[k] for k in bins]) != self._data[start:stop]:
+            return None
+        return bins, tuple(self._positions[inside])
+
+    def bin_of(self, element: _Element) -> int | None:
+        """The bin that an element of the array shows; None when it shows none."""
+        return int(self._data[element.start + 8 : element.stop - 2]) if element.type == "coord" else None
+
+    def agreed(self, geometry: _Value, shown: list[int]) -> _Coords:
+        """The bins of the ids; _DropError (ambiguous) unless they are those that the array's text shows."""
+        inside = self._within(geometry.start, geometry.stop)
+        bins = tuple(self._bins[inside])
+        places = [element.start for element in geometry.elements]
+        if (places, shown) != (list(self._starts[inside]), list(bins)):
+            raise _DropError(DropReason.AMBIGUOUS)
+        return bins, tuple(self._positions[inside])
+
+    def _within(self, start: int, stop: int) -> slice:
+        """Which of the response's coordinate tokens begin within the bytes `start:stop`."""
+        first = bisect_left(self._starts, start)
+        return slice(first, bisect_left(self._starts, stop, first))
+
+
+class _NumberCoords:
+    """Coordinates that are written as numbers; the text alone decides."""
+
+    def __init__(self, tokens: DecodedTokens, scale: Scale) -> None:
+        self._tokens, self._data, self._scale = tokens, tokens.data, scale
+
+    def usual(self, start: int, stop: int) -> _Coords | None:
+        numbers = self._data[start:stop].split(b", ")
+        bins = list(map(self._scale.bin_of_text, numbers))
+        known = [k for k in bins if k is not None]
+        if len(known) < len(bins):
+            return None
+        spans = []
+        for number in numbers:
+            spans.append((start, start + len(number)))
+            start += len(number) + len(b", ")
+        return tuple(known), self._over(spans)
+
+    def bin_of(self, element: _Element) -> int | None:
+        if element.type != "bare":
+            return None
+        return self._scale.bin_of_text(self._data[element.start : element.stop])
+
+    def agreed(self, geometry: _Value, shown: list[int]) -> _Coords:
+        return tuple(shown), self._over((element.start, element.stop) for element in geometry.elements)
+
+    def _over(self, spans: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+        """Ascending positions of the tokens that overlap these bytes, each once."""
+        over = (position for span in spans for position in range(*self._tokens.tokens_over(*span)))
+        return tuple(dict.fromkeys(over))
+
+
 class RecordReader:
     """Reads records at byte offsets of one response."""
 
     def __init__(
-        self, tokens: DecodedTokens, pieces: TokenPieces, field_order: str, allow_poly: bool
+        self,
+        tokens: DecodedTokens,
+        pieces: TokenPieces,
+        field_order: str,
+        allow_poly: bool,
+        layout: JsonLayout = COORDJSON,
     ) -> None:
         self._data = tokens.data
         self._allow_poly = allow_poly
-        patterns = (_DESC_FIRST, _GEOMETRY_FIRST)
+        self._desc_key = layout.desc_key
+        patterns = _usual_forms(layout.desc_key)
         self._patterns = patterns if field_order == "desc_first" else patterns[::-1]
-        bins = list(map(pieces.coord_vocab.bin_by_id.get, tokens.ids))
-        self._coord_bins = [k for k in bins if k is not None]
-        self._coord_positions = [i for i, k in enumerate(bins) if k is not None]
-        self._coord_starts = array("I", [tokens.start_of(i) for i in self._coord_positions])
+        self._coords = (
+            _TokenCoords(tokens, pieces) if layout.scale is None else _NumberCoords(tokens, layout.scale)
+        )
 
     def read(self, start: int) -> RecordReading | None:
         """The record whose `{` is at `start`; None when the text ends before its `}`."""
@@ -89,46 +178,38 @@ class RecordReader:
             return RecordReading(start, stop, dropped.reason)
 
     def _read_canonical(self, start: int) -> RecordReading | None:
-        """The record if it has the usual form and its coordinates are coordinate tokens, else None."""
+        """The record if it has the usual form and its coordinates are what the layout says, else None."""
         data = self._data
         match = self._patterns[0].match(data, start) or self._patterns[1].match(data, start)
         if match is None:
             return None
-        coords_start, coords_stop = match.span("coords")
-        coords = self._coords_in(coords_start, coords_stop)
-        bins = tuple(self._coord_bins[coords])
-        if b", ".join([_COORD_LITERALS[k] for k in bins]) != data[coords_start:coords_stop]:
+        coords = self._coords.usual(*match.span("coords"))
+        if coords is None:
             return None
-        desc = _decode_string(match["desc"])
+        bins, positions = coords
+        desc = decode_string(match["desc"])
         if desc is None:
             return None
         kind = KIND_BBOX if match["kind"] == b"bbox_2d" else KIND_POLY
         reason = DropReason.MISSING_DESC if not desc.strip() else self._geometry_fault(kind, bins)
         if reason is not None:
             return RecordReading(start, match.end(), reason)
-        positions = tuple(self._coord_positions[coords])
         return RecordReading(start, match.end(), None, desc, kind, bins, positions, *match.span("desc"))
 
     def _read_carefully(self, start: int, stop: int) -> RecordReading:
         members = _RecordSyntax(self._data, start, stop).members()
-        desc, kind, geometry = _desc_and_geometry(members)
+        desc, kind, geometry = _desc_and_geometry(members, self._desc_key)
         if kind == KIND_POLY and not self._allow_poly:
             raise _DropError(DropReason.POLY_UNSUPPORTED)
-        text_coords = [
-            (element.start, element.bin) for element in geometry.elements if element.bin is not None
-        ]
-        if len(text_coords) != len(geometry.elements):
+        shown = [k for element in geometry.elements if (k := self._coords.bin_of(element)) is not None]
+        if len(shown) != len(geometry.elements):
             raise _DropError(DropReason.NON_COORD_TOKEN)
-        if not arity_is_valid(kind, len(text_coords)):
+        if not arity_is_valid(kind, len(shown)):
             raise _DropError(DropReason.WRONG_ARITY)
-        coords = self._coords_in(geometry.start, geometry.stop)
-        bins = tuple(self._coord_bins[coords])
-        if text_coords != list(zip(self._coord_starts[coords], bins, strict=True)):
-            raise _DropError(DropReason.AMBIGUOUS)
+        bins, positions = self._coords.agreed(geometry, shown)
         fault = self._geometry_fault(kind, bins)
         if fault is not None:
             raise _DropError(fault)
-        positions = tuple(self._coord_positions[coords])
         return RecordReading(
             start, stop, None, desc.text, kind, bins, positions, desc.start + 1, desc.stop - 1
         )
@@ -142,11 +223,6 @@ class RecordReader:
             return DropReason.BBOX_INVALID
         return None
 
-    def _coords_in(self, start: int, stop: int) -> slice:
-        """Which of the response's coordinate tokens begin within the bytes `start:stop`."""
-        first = bisect_left(self._coord_starts, start)
-        return slice(first, bisect_left(self._coord_starts, stop, first))
-
 
 class _DropError(Exception):
     """The record is complete but not kept."""
@@ -157,10 +233,11 @@ class _DropError(Exception):
 
 
 class _Element(NamedTuple):
-    """An array element; `bin` is None unless it is one bare coordinate token."""
+    """An array element; `type` is `coord` for one bare coordinate token, `bare` for other text without quotes."""
 
+    type: str | None
     start: int
-    bin: int | None
+    stop: int
 
 
 class _Value(NamedTuple):
@@ -173,21 +250,21 @@ class _Value(NamedTuple):
     elements: tuple[_Element, ...] = ()
 
 
-def _desc_and_geometry(members: list[tuple[str, _Value]]) -> tuple[_Value, str, _Value]:
+def _desc_and_geometry(members: list[tuple[str, _Value]], desc_key: str) -> tuple[_Value, str, _Value]:
     """The desc string, the geometry kind and the geometry array of a record, or _DropError for its keys."""
     values = dict(members)
     if len(values) != len(members):
         raise _DropError(DropReason.KEY_INVALID)
-    if "desc" not in values:
+    if desc_key not in values:
         raise _DropError(DropReason.MISSING_DESC)
     kinds = [kind for kind in GEOMETRY_KINDS if kind in values]
-    others = [key for key in values if key != "desc" and key not in GEOMETRY_KINDS]
+    others = [key for key in values if key != desc_key and key not in GEOMETRY_KINDS]
     if not kinds:
         looks_like_one = any(key in _GEOMETRY_LIKE_KEYS or values[key].type == "array" for key in others)
         raise _DropError(DropReason.UNKNOWN_GEOM if looks_like_one else DropReason.MISSING_GEOM)
     if others or len(kinds) > 1:
         raise _DropError(DropReason.KEY_INVALID)
-    desc, geometry = values["desc"], values[kinds[0]]
+    desc, geometry = values[desc_key], values[kinds[0]]
     if desc.type != "string" or not desc.text.strip():
         raise _DropError(DropReason.MISSING_DESC)
     if geometry.type != "array":
@@ -248,8 +325,7 @@ class _RecordSyntax:
                 self._skip_nested(b"]" if lexeme[0] == b"[" else b"}")
             elif lexeme.lastgroup == "punct":
                 raise _DropError(DropReason.MALFORMED)
-            is_coord = lexeme.lastgroup == "coord"
-            elements.append(_Element(lexeme.start(), int(lexeme[0][8:-2]) if is_coord else None))
+            elements.append(_Element(lexeme.lastgroup, *lexeme.span()))
             if self._take_if(b"]"):
                 return tuple(elements)
             self._expect(b",")
@@ -267,7 +343,7 @@ class _RecordSyntax:
                 raise _DropError(DropReason.MALFORMED)
 
     def _string(self, lexeme: re.Match[bytes]) -> str:
-        text = _decode_string(lexeme[0][1:-1]) if _STRICT_STRING.fullmatch(lexeme[0]) else None
+        text = decode_string(lexeme[0][1:-1]) if _STRICT_STRING.fullmatch(lexeme[0]) else None
         if text is None:
             raise _DropError(DropReason.MALFORMED)
         return text
@@ -288,7 +364,7 @@ class _RecordSyntax:
             raise _DropError(DropReason.MALFORMED)
 
 
-def _decode_string(body: bytes) -> str | None:
+def decode_string(body: bytes) -> str | None:
     """The text of the inside of a strict JSON string; None when its escapes make a lone surrogate."""
     text = body.decode("utf-8", errors="replace")
     if b"\\" not in body:

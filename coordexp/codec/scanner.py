@@ -42,20 +42,27 @@ _PARTIAL_CONTAINER = _partial_container_pattern()
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """Byte offsets of `{"objects": [`: `start` at its `{`, `body` just after its `[`."""
+    """Byte offsets of `{"objects": [`: `start` at its `{` (of an array: its `[`), `body` just after its `[`."""
 
     start: int
     body: int
     has_leading_text: bool
 
 
-def find_container(data: bytes) -> Container | None:
+def find_container(data: bytes, *, is_array: bool = False) -> Container | None:
     """The container, which must stand at the first `{` of the text, or None.
 
     An object with another key first, or whose `objects` is no array, is therefore no container, and neither
     is one nested in it.
+
+    is_array: the container is an array alone, at the first `[`, which no `{` may stand before.
     """
     start = data.find(b"{")
+    if is_array:
+        array = data.find(b"[")
+        if array < 0 or 0 <= start < array:
+            return None
+        return Container(array, array + 1, bool(data[:array].strip(b" \t\n\r")))
     match = _CONTAINER.match(data, start) if start >= 0 else None
     if match is None:
         return None

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from coordexp.config.checks.problems import COMMAND_LINE, Place, raise_problems
 from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree
+from coordexp.config.schema.answer_form import settings_of
 from coordexp.config.schema.custom import Custom
 from coordexp.config.schema.prompt import Prompt
 from coordexp.errors import ConfigError
@@ -33,6 +34,7 @@ RUN_NAMES = {
     "media_order": "custom.media_order",
     "min_pixels": "custom.min_pixels",
     "max_pixels": "max_pixels",
+    "answer_form": "custom.answer_format with custom.coord_tokens.enabled",
     "object_field_order": "custom.object_field_order",
     "object_ordering": "custom.object_ordering",
 }
@@ -55,8 +57,9 @@ class Difference(NamedTuple):
 
 
 def write_prompt(folder: str | Path, prompt: Prompt) -> None:
-    """Write PROMPT_FILE into `folder`."""
-    write_json(Path(folder) / PROMPT_FILE, {"version": PROMPT_VERSION, **prompt.model_dump()})
+    """Write PROMPT_FILE into `folder`. CoordJSON is not named, so that earlier releases read it."""
+    unnamed = {"answer_form"} if prompt.answer_form == "coordjson" else set()
+    write_json(Path(folder) / PROMPT_FILE, {"version": PROMPT_VERSION, **prompt.model_dump(exclude=unnamed)})
 
 
 def read_prompt(folder: str | Path) -> PromptRecord | None:
@@ -122,7 +125,11 @@ def given_by_run(custom: Custom, swift: Mapping[str, Any]) -> dict[str, Any]:
     there.
     """
     given: dict[str, Any] = {}
+    if {"answer_format", "coord_tokens"} & custom.model_fields_set:
+        given["answer_form"] = custom.answer_form
     for name, written in RUN_NAMES.items():
+        if name == "answer_form":
+            continue
         key = written.removeprefix("custom.")
         if key != written:
             if key in custom.model_fields_set:
@@ -134,8 +141,19 @@ def given_by_run(custom: Custom, swift: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_prompt(custom: Custom, prompt: Prompt) -> Custom:
     """The section with the settings of `prompt`, wherever they come from."""
-    ours = {name: key.removeprefix("custom.") for name, key in RUN_NAMES.items() if key.startswith("custom.")}
-    return custom.model_copy(update={key: getattr(prompt, name) for name, key in ours.items()})
+    ours = {
+        name: key.removeprefix("custom.")
+        for name, key in RUN_NAMES.items()
+        if key.startswith("custom.") and name != "answer_form"
+    }
+    answer_format, coord_tokens = settings_of(prompt.answer_form)
+    return custom.model_copy(
+        update={
+            **{key: getattr(prompt, name) for name, key in ours.items()},
+            "answer_format": answer_format,
+            "coord_tokens": custom.coord_tokens.model_copy(update={"enabled": coord_tokens}),
+        }
+    )
 
 
 def system_text(written: str) -> str | None:

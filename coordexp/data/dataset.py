@@ -9,8 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.records import Record, order_objects
-from coordexp.codec.serialize import serialize
 from coordexp.config.schema.prompt import Prompt
 from coordexp.data.source import SOURCE_COLUMN, source_of
 from coordexp.data.store.columns import record_from_text, record_of, record_text
@@ -45,10 +45,10 @@ class RowMaker:
         )
 
     def row(self, record: Record) -> dict[str, Any]:
-        """The question, its CoordJSON answer, where it came from, and the record itself (objects ordered)."""
+        """The question, its answer, where it came from, and the record itself (objects ordered)."""
         ordered = self.ordered(record)
         row = conversation(ordered, self.prompt)
-        answer = serialize(ordered.objects, self.prompt.object_field_order)
+        answer = form_of(self.prompt.answer_form, self.prompt.object_field_order).serialize(ordered.objects)
         row["messages"].append({"role": "assistant", "content": answer})
         row[SOURCE_COLUMN] = source_of(ordered).to_text()
         row[RECORD_COLUMN] = record_text(ordered)

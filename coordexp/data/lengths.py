@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
 
+from coordexp.codec.forms.choose import FORMS, form_of
 from coordexp.data.dataset import RECORD_COLUMN, record_in
 from coordexp.data.source import SampleSource, naming_sample
 from coordexp.data.store.check import usable_cores
@@ -46,9 +47,9 @@ SHOWN = 5
 _CHUNK = 512
 _MEASURED = "lengths"
 """Where ms-swift puts the lengths of samples that it has encoded (`lazy_tokenize: false`)."""
-_BYTES_PER_OBJECT = len('{"desc": , "bbox_2d": []}, ')
-_BYTES_BETWEEN_COORDS = len(", ")
-_CONTAINER_BYTES = len('{"objects": []}')
+_BYTES_PER_OBJECT = max(form_of(name).most_bytes_per_object for name in FORMS)
+_TOKENS_PER_COORD = max(form_of(name).most_tokens_per_coord for name in FORMS)
+_CONTAINER_BYTES = max(len(form.opening + form.closing) for form in map(form_of, FORMS))
 
 
 def check_lengths(
@@ -127,7 +128,9 @@ def sample_lengths(rows: Dataset, template: Any) -> Lengths:
 
 
 def most_tokens(rows: Dataset, rule: LengthRule) -> npt.NDArray[np.int64]:
-    """int64 [N]: no sample has more tokens than this. A token is a byte at least, and a coordinate is one token."""
+    """int64 [N]: no sample has more tokens than this. A token is a byte at least, a coordinate token is one.
+
+    Of whichever form the answers have."""
     columns = rows.with_format("arrow")
     width, height = (columns[name][:].to_numpy() for name in ("width", "height"))
     sizes, which = np.unique(np.stack([width, height], axis=1), axis=0, return_inverse=True)
@@ -144,7 +147,7 @@ def _most_answer_tokens(rows: Dataset) -> npt.NDArray[np.int64]:
     most: npt.NDArray[np.int64] = (
         _CONTAINER_BYTES
         + _BYTES_PER_OBJECT * num_objects.astype(np.int64)
-        + (1 + _BYTES_BETWEEN_COORDS) * num_coords.astype(np.int64)
+        + _TOKENS_PER_COORD * num_coords.astype(np.int64)
         + desc_bytes
     )
     return most

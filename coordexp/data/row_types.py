@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from coordexp.codec.coord_vocab import Tokenizer
-from coordexp.codec.token_types import TokenType, token_types
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
+from coordexp.codec.token_types import TokenType
 from coordexp.data.source import DatasetFilter, SampleSource
 from coordexp.losses.inputs import IGNORE_INDEX, SupervisedRows
 
@@ -22,10 +24,11 @@ class RowTyper:
     Arguments:
         tok: the tokenizer of the labels.
         counts: which datasets are counted; rows of samples from others get the type IGNORE.
+        form: of the answers; None: CoordJSON.
     """
 
-    def __init__(self, tok: Tokenizer, counts: DatasetFilter) -> None:
-        self._tok, self._counts = tok, counts
+    def __init__(self, tok: Tokenizer, counts: DatasetFilter, form: AnswerForm | None = None) -> None:
+        self._tok, self._counts, self._form = tok, counts, form or form_of()
 
     def labels_and_types(self, samples: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
         """int64 [2, S]: supervised labels of the samples, one sample after another, and their types."""
@@ -34,7 +37,9 @@ class RowTyper:
             labels = np.asarray(sample["labels"], dtype=np.int64).ravel()
             labels = labels[labels != IGNORE_INDEX]
             is_counted = self._counts(SampleSource.of_sample(sample).dataset)
-            types = token_types(labels.tolist(), self._tok) if is_counted else np.zeros_like(labels)
+            types = (
+                self._form.token_types(labels.tolist(), self._tok) if is_counted else np.zeros_like(labels)
+            )
             parts.append(np.stack([labels, types]))
         return np.concatenate(parts, axis=1)
 

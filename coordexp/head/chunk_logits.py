@@ -34,7 +34,9 @@ class ChunkLogits:
         self._coord_rK = _leaf(columns.take(logits_rV).clone())
         columns.fill_(logits_rV, -torch.inf)
         self._rest_max_r = logits_rV.amax(-1)
-        self._row_max_r = torch.maximum(self._rest_max_r, self._coord_rK.detach().amax(-1))
+        self._row_max_r = self._rest_max_r
+        if columns.num_bins:
+            self._row_max_r = torch.maximum(self._rest_max_r, self._coord_rK.detach().amax(-1))
 
         temperatures = [1.0] * with_ce + [needs.temperature] * with_odds
         self._rest: dict[float, _RestOfRow] = {}

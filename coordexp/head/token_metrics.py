@@ -6,8 +6,11 @@ true token:
 
     desc     inside a description
     format   all other text: structure and `<|im_end|>`
-    coord    a coordinate token
+    coord    a coordinate token, or where answers write numbers a token with digits of a coordinate
     text     desc and format together
+
+Where the vocabulary has no coordinate columns (answers write numbers) nothing is said about tokens of that vocabulary
+in the wrong place.
 
 Nothing waits for the device: a type without rows leaves with count 0, which the metric store drops.
 """
@@ -59,7 +62,7 @@ class TokenMetrics:
     Arguments:
         rows: all supervised rows of the forward. With `types_R` everything is counted: the splits by type over rows
             whose type is not IGNORE, `token_acc*` and `text_token_acc` over all. Without, only `token_acc`.
-        columns: the coordinate tokens.
+        columns: the coordinate tokens; none where answers write numbers.
         top5: also count targets among the five largest logits.
         mass: also take the probability inside the coordinate vocabulary.
         mass_max_tokens: rows that probability is taken on at most (see `spread_rows`); 0 for all.
@@ -115,7 +118,8 @@ class TokenMetrics:
         types_R = self._rows.types_R
         if types_R is None:
             return found
-        if num_text:
+        has_tokens = self._columns.num_bins > 0
+        if num_text and has_tokens:
             found[keys.TEXT_TOKEN_ACC] = _over(hits_R[:num_text])
         members_GR = _members(types_R)
         counts_G = members_GR.sum(-1)
@@ -126,10 +130,11 @@ class TokenMetrics:
 
         num_included = counts_G[TEXT] + counts_G[COORD]
         found.update({key: SumCount(counts_G[group], num_included) for group, key in FRAC.items()})
-        split(hits_R, ACC)
-        flips_R = torch.cat(self._flips)
-        split(flips_R, FLIP_TO_COORD)
-        split(1.0 - flips_R, {COORD: keys.FLIP_COORD_TO_NONCOORD})
+        split(hits_R, ACC if has_tokens else ACC | {TEXT: keys.TEXT_TOKEN_ACC})
+        if has_tokens:
+            flips_R = torch.cat(self._flips)
+            split(flips_R, FLIP_TO_COORD)
+            split(1.0 - flips_R, {COORD: keys.FLIP_COORD_TO_NONCOORD})
         if self._top5:
             top5_R = torch.cat(self._top5_hits)
             found[keys.TOKEN_ACC_TOP5] = _over(top5_R)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.coord_vocab import CoordVocab, has_coord_tokens
+from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.records import Record, read_jsonl
 from coordexp.config.api_key import api_key_from
 from coordexp.config.prompt import system_text
@@ -35,6 +36,7 @@ PROMPT_SETTINGS = {
     "user": ("prompt", "--prompt"),
     "system": ("system", "--system"),
     "media_order": ("media_order", "--media-order"),
+    "answer_form": ("answer_form", "--answer-form"),
     "object_field_order": ("field_order", "--object-field-order"),
     "min_pixels": ("min_pixels", "--min-pixels"),
     "max_pixels": ("max_pixels", "--max-pixels"),
@@ -48,8 +50,8 @@ _CHUNK_OF_BATCHES = 4  # of backends that keep their batch filled: fewer waits f
 class InferSettings:
     """How to answer; decoding is greedy, but for coordinates, which are read as `coord` says.
 
-    prompt, system, media_order, field_order, min_pixels, max_pixels: as in `coordexp.config.schema.prompt`; None takes
-        what the checkpoint was trained with, an empty `system` is none.
+    prompt, system, media_order, answer_form, field_order, min_pixels, max_pixels: as in
+        `coordexp.config.schema.prompt`; None takes what the checkpoint was trained with, an empty `system` is none.
     max_new_tokens: None derives it from the longest ground truth.
     coord: argmax, median or expectation (`coordexp.rollout.decoding.readout`).
     max_model_len: of the vllm backend; None takes the model's own.
@@ -66,6 +68,7 @@ class InferSettings:
     prompt: str | None = None
     system: str | None = None
     media_order: str | None = None
+    answer_form: str | None = None
     field_order: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
@@ -138,10 +141,12 @@ class Inference:
         if not records:
             raise RecordError(f"{data}: holds no record; expected one JSON object per line.")
         flags = {name: flag for name, (_, flag) in PROMPT_SETTINGS.items()}
-        asked = asking(model, settings.given, flags=flags)
+        tokenizer = load_tokenizer(model)
+        asked = asking(model, settings.given, flags=flags, has_coord_tokens=has_coord_tokens(tokenizer))
+        _check_form(asked.form, tokenizer, settings)
         length = settings.max_model_len or model_length(model)
         limit = settings.max_new_tokens or min(
-            answer_limit(records, load_tokenizer(model), field_order=asked.prompt.object_field_order),
+            answer_limit(records, tokenizer, form=asked.form),
             length // 2,
         )
         folder = holder_of(model, "processor_config.json", "preprocessor_config.json")
@@ -197,7 +202,7 @@ class Inference:
             backend,
             tokenizer,
             log,
-            field_order=self.asking.prompt.object_field_order,
+            form=self.asking.form,
             chunk_size=self.settings.chunk_size,
             picture_faults=self.pictures,
             on_images=None if on_images is None else lambda done: on_images(done, total),
@@ -236,6 +241,7 @@ class Inference:
             "system": prompt.system,
             "media_order": prompt.media_order,
             "template": prompt.template,
+            **({} if self.asking.form.name == "coordjson" else {"answer_form": self.asking.form.name}),
             "object_field_order": prompt.object_field_order,
             "pixels": {"min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels},
         }
@@ -290,15 +296,21 @@ def check_checkpoint(model: Path, backend: str) -> None:
 
 
 def load_tokenizer(model: Path) -> Any:
-    """The tokenizer of a checkpoint (of an adapter without one: that of its base model).
-
-    Raises ConfigError when it lacks coordinate tokens.
-    """
+    """The tokenizer of a checkpoint (of an adapter without one: that of its base model)."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(holder_of(model, "tokenizer_config.json"))
-    CoordVocab.from_tokenizer(tokenizer)
-    return tokenizer
+    return AutoTokenizer.from_pretrained(holder_of(model, "tokenizer_config.json"))
+
+
+def _check_form(form: AnswerForm, tokenizer: Any, settings: InferSettings) -> None:
+    """ConfigError unless tokenizer and settings go with the form of the answers."""
+    if form.has_coord_tokens:
+        CoordVocab.from_tokenizer(tokenizer)
+    elif settings.coord != "argmax":
+        raise ConfigError(
+            f"--coord {settings.coord} reads the distribution over coordinate tokens, and these answers ({form.name}) "
+            "write numbers; leave it out."
+        )
 
 
 def holder_of(model: Path, *names: str) -> Path:
@@ -323,7 +335,8 @@ def model_length(model: Path) -> int:
 def load_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[RolloutBackend, Any]:
     """The backend with the model loaded, and its tokenizer.
 
-    Raises ConfigError when the tokenizer lacks coordinate tokens, or the template writes another prompt than trained.
+    Raises ConfigError when the tokenizer lacks coordinate tokens that the answers need, or the template writes another
+    prompt than trained.
     """
     if settings.backend == "hf":
         return _hf_backend(model, settings, asking)
@@ -353,7 +366,8 @@ def load_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[
 def _check_template(template: Any, asking: Asking) -> None:
     from coordexp.swift_bridge.prompts import check_rendering
 
-    CoordVocab.from_tokenizer(template.tokenizer)
+    if asking.form.has_coord_tokens:
+        CoordVocab.from_tokenizer(template.tokenizer)
     if asking.record is not None:
         check_rendering(template, asking.record)
 
@@ -381,7 +395,9 @@ def _hf_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[R
         generate_timeout_s=None,
         decoding=Decoding(coord=settings.coord),
     )
-    backend = HfBackend(greedy, loaded, template, token_logprobs=True, coord_distributions=True)
+    backend = HfBackend(
+        greedy, loaded, template, token_logprobs=True, coord_distributions=asking.form.has_coord_tokens
+    )
     return backend, template.tokenizer
 
 

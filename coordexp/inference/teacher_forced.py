@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.forms.choose import form_of
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.artifacts import DISTRIBUTIONS, RUN_META, TOKEN_TRACE, read_jsonl_lines
 from coordexp.eval.predictions.confidence import TRACE_KEYS
@@ -94,6 +95,12 @@ def record_distributions(
 def _job_of(run: Path, model: Path | None, data: Path | None, batch_size: int, torch_dtype: str) -> Inference:
     """The run's own questions to the run's own model."""
     meta = read_json(run / RUN_META)
+    form = meta.get("answer_form", "coordjson")
+    if not form_of(form).has_coord_tokens:
+        raise ConfigError(
+            f"{run}: its answers ({form}) write coordinates as numbers, which have no distribution over bins, so that "
+            "there is no expected IoU; use --method logprob."
+        )
     model, data = model or Path(meta["model"]), data or Path(meta["data"])
     for path, flag in ((model, "--model"), (data, "--data")):
         if not path.exists():
@@ -108,6 +115,7 @@ def _job_of(run: Path, model: Path | None, data: Path | None, batch_size: int, t
         prompt=meta["prompt"],
         system=meta["system"] or "",
         media_order=meta["media_order"],
+        answer_form=form,
         field_order=meta["object_field_order"],
         bad_images="skip",  # what could not be asked about has no answer
         **meta["pixels"],

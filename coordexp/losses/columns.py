@@ -18,19 +18,20 @@ class CoordColumns:
     slice of the logits and nothing is copied; otherwise index tensors are kept per device.
 
     Arguments:
-        ids: token id of bin 0, of bin 1, ... K-1.
-    Raises ConfigError for fewer than two ids, a negative or a repeated one.
+        ids: token id of bin 0, of bin 1, ... K-1. None at all where answers write coordinates as numbers: no token is
+            then a coordinate.
+    Raises ConfigError for one id alone, a negative or a repeated one.
     """
 
     def __init__(self, ids: Sequence[int]):
         self.ids = tuple(int(i) for i in ids)
-        if len(self.ids) < 2 or len(set(self.ids)) != len(self.ids) or min(self.ids) < 0:
+        if len(self.ids) == 1 or len(set(self.ids)) != len(self.ids) or min(self.ids, default=0) < 0:
             raise ConfigError(
                 f"coordinate token ids: found {len(self.ids)} ids, {len(set(self.ids))} of them different; "
                 "expected at least 2 different ids >= 0 in bin order. "
                 "Take them from CoordVocab.from_tokenizer(...).ids."
             )
-        first = self.ids[0]
+        first = self.ids[0] if self.ids else 0
         self.start: int | None = first if self.ids == tuple(range(first, first + len(self.ids))) else None
         self._cache: dict[tuple[object, ...], Tensor] = {}
 
@@ -48,7 +49,7 @@ class CoordColumns:
 
     def index(self, device: torch.device) -> Tensor:
         """The ids as int64 [K] on `device`, copied there once."""
-        return self._cached(("ids", device), lambda: torch.tensor(self.ids, device=device))
+        return self._cached(("ids", device), lambda: torch.tensor(self.ids, dtype=torch.int64, device=device))
 
     def take(self, logits_NV: Tensor) -> Tensor:
         """The coordinate columns, [N, K], in bin order: a view when the ids are consecutive."""

@@ -158,6 +158,8 @@ class Stage1Terms:
 
 def stage1_terms(inputs: LossInputs, weights: Stage1Weights) -> Stage1Terms:
     """All terms of the stage-1 objective. `inputs` must hold what `weights.needs()` names. No host sync."""
+    if inputs.coord_logits_NK.shape[-1] == 0:
+        return _terms_of_text(inputs, weights)
     raw_rows = _coord_term_rows(inputs, weights)
     coord_N = torch.zeros_like(inputs.coord_logits_NK[:, 0])
     for name, values_N in raw_rows.items():
@@ -173,6 +175,22 @@ def stage1_terms(inputs: LossInputs, weights: Stage1Weights) -> Stage1Terms:
         monitors={name: sum_count(values_N) for name, values_N in monitor_rows.items()},
         abs_err_N=monitor_rows["expected_bin_mae"],
         by_part=_by_part(inputs, coord_N),
+    )
+
+
+def _terms_of_text(inputs: LossInputs, weights: Stage1Weights) -> Stage1Terms:
+    """Where answers write numbers and there are no coordinate columns: every row is text."""
+    nothing_N = inputs.coord_logits_NK.sum(-1)
+    return Stage1Terms(
+        enabled=weights.enabled,
+        num_text=inputs.rows.num_text,
+        text=sum_count(inputs.text_ce_R),
+        coord=sum_count(nothing_N),
+        coord_ce=None if inputs.coord_ce_N is None else sum_count(inputs.coord_ce_N),
+        raw={},
+        monitors={},
+        abs_err_N=nothing_N.detach(),
+        by_part=_by_part(inputs, nothing_N),
     )
 
 

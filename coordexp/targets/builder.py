@@ -21,10 +21,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from coordexp.codec.coord_vocab import Tokenizer
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.pieces import pieces_of
-from coordexp.codec.schema import CONTAINER_OPEN, KIND_BBOX, BoxObject, check_field_order
-from coordexp.codec.serialize import append_fragment, serialize
+from coordexp.codec.schema import KIND_BBOX, BoxObject
 from coordexp.errors import ContractError, RecordError, RolloutError
 from coordexp.geometry import MAX_BIN, box_polygon, polygon_box
 from coordexp.matching.hungarian import MatchResult
@@ -48,8 +49,10 @@ class TargetBuilder:
     """Makes samples for one tokenizer.
 
     field_order: `custom.object_field_order`.
+    form: of the answers, in place of CoordJSON in that order. Where it writes coordinates as numbers no slot is
+        supervised: numbers of ground truth and of appended objects are text, those of the prefix are not taught.
     max_tokens: the longest sample that a sequence or pack can hold; a longer one is an error. None: no limit.
-    Raises ConfigError for an unknown field order or a tokenizer without the coordinate tokens.
+    Raises ConfigError for an unknown field order, or a tokenizer without the coordinate tokens that the form needs.
     """
 
     def __init__(
@@ -57,13 +60,15 @@ class TargetBuilder:
         tok: Tokenizer,
         *,
         field_order: str = "desc_first",
+        form: AnswerForm | None = None,
         max_tokens: int | None = None,
         polygons: PolygonTransport | None = None,
     ) -> None:
-        check_field_order(field_order)
+        self._form = form or form_of(field_order=field_order)
         self._tok = tok
         self._pieces = pieces_of(tok)
-        self._field_order = field_order
+        if self._form.has_coord_tokens:
+            self._pieces.coord_vocab  # noqa: B018  # a tokenizer without them is refused here
         self._max_tokens = max_tokens
         self._polygons = polygons or PolygonTransport()
 
@@ -80,13 +85,13 @@ class TargetBuilder:
         prompt_ids: tokens up to the first one of the answer, image placeholders expanded.
         Raises RecordError for objects that cannot be written, ContractError for a sample that is too long.
         """
-        tokens = spell(serialize(objects, self._field_order), self._tok)
+        tokens = spell(self._form.serialize(objects), self._tok)
         if tokens is None:
             raise RecordError(
                 f"sample {sample_id}: the tokenizer changes the text of its objects, so the target's tokens cannot "
                 "be located. Check the descriptions, and the tokenizer's normalizer"
             )
-        draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id)
+        draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id, form=self._form)
         draft.append(tokens, objects, TokenRole.GROUND_TRUTH)
         return self._checked(draft.finish(media))
 
@@ -113,7 +118,7 @@ class TargetBuilder:
         pairs = [] if parsed.prefix_is_fallback else match.matched
         missed = gts if parsed.prefix_is_fallback else [gts[index] for index in match.unmatched_gt]
         try:
-            fragment = append_fragment(missed, parsed.prefix_text, self._field_order)
+            fragment = self._form.append_fragment(missed, parsed.prefix_text)
         except RolloutError as error:
             return DroppedSample(sample_id, SampleDropReason.PREFIX_NOT_OPEN, str(error))
         tail = spell_tail(parsed, fragment, self._tok)
@@ -122,9 +127,9 @@ class TargetBuilder:
                 sample_id, SampleDropReason.TAIL_CHANGED, f"appended text {fragment[:200]!r}"
             )
         true_bins = {pred: self._true_bins(parsed.objects[pred], gts[gt]) for pred, gt in pairs}
-        draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id)
+        draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id, form=self._form)
         draft.continue_rollout(parsed, true_bins, tail.num_kept)
-        untaught = CONTAINER_OPEN if parsed.prefix_is_fallback else ""
+        untaught = self._form.opening if parsed.prefix_is_fallback else ""
         draft.append(tail.tokens, missed, TokenRole.FN_TAIL, untaught=untaught)
         return self._checked(draft.finish(media))
 

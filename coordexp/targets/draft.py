@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from coordexp.codec.coord_vocab import Tokenizer
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.pieces import DecodedTokens, pieces_of
-from coordexp.codec.schema import CONTAINER_CLOSE, IM_END, KIND_BBOX, BoxObject
-from coordexp.codec.token_types import TokenType, token_types
+from coordexp.codec.schema import IM_END, KIND_BBOX, BoxObject
+from coordexp.codec.token_types import TokenType
 from coordexp.errors import ConfigError, ContractError
 from coordexp.geometry import IntArray
 from coordexp.targets.prefix import prefix_roles
@@ -23,8 +25,11 @@ Bins = Sequence[int]
 class TargetDraft:
     """Starts as a prompt; takes a rollout's prefix, then the written rest. Positions count from the prompt."""
 
-    def __init__(self, prompt_ids: Sequence[int], tok: Tokenizer, *, sample_id: str) -> None:
+    def __init__(
+        self, prompt_ids: Sequence[int], tok: Tokenizer, *, sample_id: str, form: AnswerForm | None = None
+    ) -> None:
         self._tok = tok
+        self._form = form or form_of()
         self._pieces = pieces_of(tok)
         self._sample_id = sample_id
         self._ids: list[int] = list(map(int, prompt_ids))
@@ -39,14 +44,15 @@ class TargetDraft:
     def continue_rollout(self, parsed: ParsedRollout, true_bins: Mapping[int, Bins], num_kept: int) -> None:
         """Take over the first `num_kept` tokens of the prefix, as the model wrote them; the rest is yet to be spelled.
 
-        true_bins: for the index of each matched prediction, the true bins of its coordinate tokens.
+        true_bins: for the index of each matched prediction, the true bins of its coordinate tokens. Coordinates that
+            are written as numbers have no slots.
         """
         base = len(self._ids)
         written = list(parsed.prefix_token_ids[:num_kept])
         self._ids += written
         self._roles += prefix_roles(parsed, true_bins, self._pieces)[:num_kept].tolist()
         self._data += self._pieces.join(written)
-        for index, bins in true_bins.items():
+        for index, bins in true_bins.items() if self._form.has_coord_tokens else ():
             pred = parsed.objects[index]
             self._add_slots([base + at for at in pred.token_positions], pred.kind, bins)
         self._prefix_length = num_kept
@@ -56,17 +62,19 @@ class TargetDraft:
     def append(
         self, tokens: DecodedTokens, objects: Sequence[BoxObject], role: TokenRole, *, untaught: str = ""
     ) -> None:
-        """Add the records of `objects` and the closing `]}`. Each coordinate token is a slot of its own bin.
+        """Add the records of `objects` and the form's closing. Each coordinate token is a slot of its own bin.
 
         untaught: how `tokens` begin when that part is not taught; those that hold nothing else are PREFIX.
         """
         base = len(self._ids)
-        closing, _ = tokens.tokens_over(len(tokens.data) - len(CONTAINER_CLOSE), len(tokens.data))
+        closing, _ = tokens.tokens_over(len(tokens.data) - len(self._form.closing), len(tokens.data))
         num_untaught = sum(end <= len(untaught.encode()) for end in tokens.ends)
         self._ids += tokens.ids
         self._roles += [TokenRole.PREFIX] * num_untaught + [role] * (closing - num_untaught)
         self._roles += [TokenRole.CLOSURE] * (len(tokens.ids) - closing)
         self._data += tokens.data
+        if not self._form.has_coord_tokens:
+            return
         bin_of = self._pieces.coord_vocab.bin_by_id
         positions = [base + at for at, token_id in enumerate(tokens.ids) if token_id in bin_of]
         if [bin_of[self._ids[at]] for at in positions] != [k for obj in objects for k in obj.bins]:
@@ -88,7 +96,7 @@ class TargetDraft:
         ids, prompt = [*self._ids, self._pieces.im_end_id], self._prompt_length
         text = (self._data + IM_END.encode()).decode("utf-8", errors="replace")
         types_T = np.full(len(ids), TokenType.IGNORE, dtype=np.int8)
-        types_T[prompt:] = token_types(ids[prompt:], self._tok)
+        types_T[prompt:] = self._form.token_types(ids[prompt:], self._tok)
         box_positions, box_bins = self._flat_slots("box")
         poly_positions, poly_bins = self._flat_slots("poly")
         return EncodedSample(
@@ -105,6 +113,8 @@ class TargetDraft:
             poly_bins_N=poly_bins,
             num_matched=self._num_matched,
             dropped_invalid=self._dropped_invalid,
+            closing=self._form.closing,
+            coords_are_text=not self._form.has_coord_tokens,
             media=media,
         )
 

@@ -8,14 +8,13 @@ also holds a piece of an unmatched or dropped record, or any other stray text, t
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coordexp.codec.parse import ParsedObject, ParsedRollout
 from coordexp.codec.pieces import DecodedTokens, TokenPieces
-from coordexp.codec.scanner import find_container
 from coordexp.errors import ContractError
 from coordexp.targets.roles import Int8Array, TokenRole
 
@@ -64,42 +63,17 @@ def _holds_stray_text(parsed: ParsedRollout, pieces: TokenPieces) -> NDArray[np.
     its tokenizer has no text for.)  Returns bool [response length].
     """
     tokens = DecodedTokens.from_ids(parsed.response_token_ids, pieces)
-    container = find_container(tokens.data)
-    if container is None or tokens.text != parsed.text:
+    if tokens.text != parsed.text:
         raise ContractError(
             f"the response's ids decode to {tokens.text[:60]!r}..., its parsed text is {parsed.text[:60]!r}...: "
             "parse and build with the same tokenizer"
         )
     is_stray_R: NDArray[np.bool_] = np.diff(tokens.ends, prepend=0) == 0
-    gap_start = container.body
-    for start, stop in _record_bytes(parsed, tokens):
+    gap_start = parsed.body
+    for start, stop in (record.byte_span for record in parsed.records):
         first, after = tokens.tokens_over(gap_start, start)
         for index in range(first, after):
             in_gap = tokens.data[max(tokens.start_of(index), gap_start) : min(tokens.ends[index], start)]
             is_stray_R[index] |= _SEPARATOR.fullmatch(in_gap) is None
         gap_start = stop
     return is_stray_R
-
-
-def _record_bytes(parsed: ParsedRollout, tokens: DecodedTokens) -> Iterator[tuple[int, int]]:
-    """Bytes (start, stop) of each record: its character span, looked for in its first and its last token.
-
-    A broken character has no fixed number of bytes, so the bytes between one end and the next are decoded.
-    """
-    byte = char = 0
-
-    def advance(to_char: int, candidates: Iterable[int]) -> int:
-        nonlocal byte, char
-        for offset in candidates:
-            if char + len(tokens.data[byte:offset].decode("utf-8", errors="replace")) == to_char:
-                byte, char = offset, to_char
-                return offset
-        raise ContractError(
-            f"no record begins or ends at character {to_char} of the response {parsed.text!r}"
-        )
-
-    for record in parsed.records:
-        first, last = record.token_span[0], record.token_span[1] - 1
-        starts = (i for i in range(tokens.start_of(first), tokens.ends[first]) if tokens.data[i] == ord("{"))
-        stops = (i + 1 for i in range(tokens.start_of(last), tokens.ends[last]) if tokens.data[i] == ord("}"))
-        yield advance(record.span[0], starts), advance(record.span[1], stops)

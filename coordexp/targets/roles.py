@@ -10,11 +10,13 @@
     | all others     | -                | -    | -     |
 
 The entries are `coordexp.losses.inputs.TextRole`s, which the weights of `token_ce` are defined on. A slot is
-supervised by the coordinate losses and never by the cross-entropy.
+supervised by the coordinate losses and never by the cross-entropy. Where coordinates are numbers there are no slots:
+those of GROUND_TRUTH and FN_TAIL are STRUCT, those of MATCHED_PREFIX, which the model wrote, have no role.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 import numpy as np
@@ -67,17 +69,29 @@ _TEXT_ROLES = {
 }
 
 
-def _lookup_table() -> Int8Array:
+_ROLES_OF_NUMBERS = {
+    (TokenRole.GROUND_TRUTH, TokenType.COORD): TextRole.STRUCT,
+    (TokenRole.FN_TAIL, TokenType.COORD): TextRole.STRUCT,
+    (TokenRole.CLOSURE, TokenType.COORD): TextRole.CLOSE,
+}
+
+
+def _lookup_table(text_roles: Mapping[tuple[TokenRole, TokenType], TextRole]) -> Int8Array:
     table = np.full((len(TokenRole), len(TokenType)), NOT_A_ROW, dtype=np.int8)
-    for (role, token_type), text_role in _TEXT_ROLES.items():
+    for (role, token_type), text_role in text_roles.items():
         table[role, token_type] = text_role
     return table
 
 
-_TEXT_ROLE_TABLE = _lookup_table()
+_TEXT_ROLE_TABLE = _lookup_table(_TEXT_ROLES)
+_TABLE_WITH_NUMBERS = _lookup_table(_TEXT_ROLES | _ROLES_OF_NUMBERS)
 
 
-def text_roles(roles_T: Int8Array, types_T: Int8Array) -> Int8Array:
-    """TextRole of each token, NOT_A_ROW where it has no cross-entropy.  int8 [T]."""
-    found: Int8Array = _TEXT_ROLE_TABLE[roles_T, types_T]
+def text_roles(roles_T: Int8Array, types_T: Int8Array, *, coords_are_text: bool = False) -> Int8Array:
+    """TextRole of each token, NOT_A_ROW where it has no cross-entropy.  int8 [T].
+
+    coords_are_text: coordinates are numbers.
+    """
+    table = _TABLE_WITH_NUMBERS if coords_are_text else _TEXT_ROLE_TABLE
+    found: Int8Array = table[roles_T, types_T]
     return found

@@ -64,7 +64,7 @@ def _text_rows(
     """Positions, targets, TextRoles and dropped-invalid flags of all text rows, in order of position."""
     positions, targets, roles, dropped = [], [], [], []
     for sample, start in _paired(samples, starts):
-        roles_T = text_roles(sample.roles_T, sample.types_T)
+        roles_T = text_roles(sample.roles_T, sample.types_T, coords_are_text=sample.coords_are_text)
         at = np.flatnonzero(roles_T != NOT_A_ROW)
         positions.append(at + start - 1)
         targets.append(sample.token_ids_T[at])

@@ -12,7 +12,7 @@ from enum import StrEnum
 import numpy as np
 from torch import Tensor
 
-from coordexp.codec.schema import IM_END, NUM_BINS
+from coordexp.codec.schema import CONTAINER_CLOSE, IM_END, NUM_BINS
 from coordexp.codec.token_types import TokenType
 from coordexp.errors import ContractError
 from coordexp.geometry import IntArray
@@ -63,6 +63,10 @@ class EncodedSample:
     """Predictions in the prefix that have a partner."""
     dropped_invalid: bool = False
     """The parser refused at least one prediction of the rollout as invalid."""
+    closing: str = CONTAINER_CLOSE
+    """What the form of the answer closes with."""
+    coords_are_text: bool = False
+    """Coordinates are written as numbers, which the cross-entropy teaches; there are no slots."""
     media: Media | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -151,8 +155,8 @@ def _end_fault(sample: EncodedSample) -> str | None:
     closing = np.flatnonzero(sample.roles_T == TokenRole.CLOSURE)
     if closing.size == 0 or not np.array_equal(closing, np.arange(last - closing.size, last)):
         return f"CLOSURE tokens are at {closing.tolist()}, expected one or more right before token {last}"
-    if not sample.target_text.endswith("]}" + IM_END):
-        return f"the target ends in {sample.target_text[-40:]!r}, expected ']}}{IM_END}'"
+    if not sample.target_text.endswith(sample.closing + IM_END):
+        return f"the target ends in {sample.target_text[-40:]!r}, expected {sample.closing + IM_END!r}"
     return None
 
 

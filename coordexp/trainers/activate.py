@@ -17,13 +17,16 @@ from datasets import Dataset
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import Sections, check_variant, swift_not_built
-from coordexp.config.checks.problems import COMMAND_LINE, Place, raise_problems
+from coordexp.config.checks.problems import COMMAND_LINE, Place, Problem, dotted, raise_problems
 from coordexp.config.prompt import with_prompt
 from coordexp.config.run.advice import untrained_rows
 from coordexp.config.run.dotted import sections_of_flags
 from coordexp.config.run.machine import package_problems
 from coordexp.config.run.run_problems import run_problems
+from coordexp.config.schema.answer_form import writes_numbers
 from coordexp.config.schema.custom import TokenTypeMetrics
+from coordexp.config.schema.form_problems import number_problems
+from coordexp.config.schema.prompt import Prompt
 from coordexp.config.schema.sections import check_sections_fit
 from coordexp.data.dataset import RowMaker
 from coordexp.data.source import DatasetFilter
@@ -100,12 +103,12 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
             *run_problems(variant, sections, flags.swift, _as_flag, lambda _path: None),
         ]
     )
-    _check_tokenizer(flags.model)
     for sentence in untrained_rows(flags.swift, coord_offset=sections.custom.coord_offset.enabled):
         logger.warning(sentence)
     start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
     prompt = prompt_of_run(sections.custom, flags.swift, (*start, flags.model))
     sections = sections.model_copy(update={"custom": with_prompt(sections.custom, prompt)})
+    _check_form(flags.model, sections, variant, prompt)
     _register_datasets(flags, sections, RowMaker(prompt, flags.data_seed))
     prepare_loaded_models(preparation(sections.custom.coord_offset, start), trust_remote_code=trusted)
     register_optimizers()
@@ -166,9 +169,15 @@ def _variant(flags: PluginFlags, sections: Sections) -> str | None:
     return variant
 
 
-def _check_tokenizer(model: str | None) -> None:
-    """For a local model folder: are the coordinate tokens there? (A hub id is checked when the trainer starts.)"""
-    if model is None or not Path(model).is_dir():
+def _check_form(model: str | None, sections: Sections, variant: str, prompt: Prompt) -> None:
+    """Does the form of the answer, which may come with the model, go with the settings and with the tokenizer?
+
+    For a local model folder: are the coordinate tokens there, where the form has them? (A hub id is checked when the
+    trainer starts.)
+    """
+    found = number_problems(sections, variant)
+    raise_problems([Problem(dotted(path), text, place=None) for path, text in found])
+    if model is None or not Path(model).is_dir() or writes_numbers(prompt.answer_form):
         return
     from transformers import AutoTokenizer
 

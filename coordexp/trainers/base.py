@@ -61,7 +61,10 @@ logger = logging.getLogger(__name__)
 
 
 class CoordTrainer(SwiftTrainerBridge):
-    """Owns the metric store, its payload sinks and the coordinate columns of the vocabulary."""
+    """Owns the metric store, its payload sinks, the form of answers and the coordinate columns of the vocabulary.
+
+    Where coordinates are written as numbers there are no such columns, and every supervised token is text.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.settings = active()
@@ -70,8 +73,9 @@ class CoordTrainer(SwiftTrainerBridge):
         if self.settings.sections.custom.dry_run is None:
             self._open_run_log(kwargs["args"])
         kwargs["args"].data_seed = self.settings.swift["data_seed"]
-        self.vocab = CoordVocab.from_tokenizer(template.tokenizer)
-        self.columns = CoordColumns(self.vocab.ids)
+        self.form = self.settings.form
+        coord_ids = CoordVocab.from_tokenizer(template.tokenizer).ids if self.form.has_coord_tokens else ()
+        self.columns = CoordColumns(coord_ids)
         forget_loading(template.tokenizer)
         super().__init__(*args, **kwargs)
         self.prompt = complete_prompt(self.settings.prompt, template)
@@ -124,7 +128,7 @@ class CoordTrainer(SwiftTrainerBridge):
         return with_meta(
             collate,
             self.columns,
-            None if counts is None else RowTyper(template.tokenizer, counts),
+            None if counts is None else RowTyper(template.tokenizer, counts, self.form),
             self.mixed_datasets,
         )
 
@@ -146,7 +150,7 @@ class CoordTrainer(SwiftTrainerBridge):
         settings = self.settings.sections.custom.token_type_metrics
         return {
             "top5": settings.log_top5,
-            "mass": settings.coord_monitor_mass,
+            "mass": settings.coord_monitor_mass and self.form.has_coord_tokens,
             "mass_max_tokens": settings.coord_monitor_mass_max_tokens,
         }
 
@@ -352,7 +356,7 @@ class CoordTrainer(SwiftTrainerBridge):
             num_b_steps=None
             if two_channel is None
             else partial(num_b_steps, b_ratio=two_channel.schedule.b_ratio),
-            coord_token_ids=self.vocab.ids,
+            coord_token_ids=self.columns.ids,
             drop_last=args.dataloader_drop_last,
         )
         derived |= lr_schedule(args, derived.get("total_steps")).derived()

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
 from coordexp.config import Prompt, Sections
 from coordexp.errors import ConfigError
 
@@ -25,6 +27,11 @@ class RunSettings:
     sections: Sections
     swift: Mapping[str, Any]
     prompt: Prompt
+
+    @property
+    def form(self) -> AnswerForm:
+        """How the model writes its answers."""
+        return form_of(self.prompt.answer_form, self.prompt.object_field_order)
 
     @property
     def eval_prompt_variant(self) -> str | None:

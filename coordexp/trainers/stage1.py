@@ -70,7 +70,7 @@ class Stage1CoordTrainer(CoordTrainer):
         super().__init__(*args, **kwargs)
         custom = self.settings.sections.custom
         settings = custom.coord_soft_ce_w1.model_dump()
-        mass_monitor = settings.pop("monitor_mass")
+        mass_monitor = settings.pop("monitor_mass") and self.form.has_coord_tokens
         self.weights = Stage1Weights.from_mapping(settings)
         self.needs = self.weights.needs(mass_monitor=mass_monitor)
         self.head = RowsHead(custom.head, self.columns, self.count_oom_retry)

@@ -62,11 +62,7 @@ def make_parts(trainer: Any) -> Stage2Parts:
         args.per_device_train_batch_size,
     )
     builder = make_builder(trainer.settings, template, layout)
-    judge = AnswerJudge(
-        template.tokenizer,
-        settings.matching,
-        field_order=trainer.settings.sections.custom.object_field_order,
-    )
+    judge = AnswerJudge(template.tokenizer, settings.matching, form=trainer.form)
     session = make_session(
         trainer,
         settings,
@@ -173,7 +169,7 @@ def make_builder(settings: RunSettings, template: Any, layout: SampleLayout) -> 
     matching = rollout_settings(settings).matching
     return TargetBuilder(
         template.tokenizer,
-        field_order=settings.sections.custom.object_field_order,
+        form=settings.form,
         max_tokens=layout.packing_length or template.max_length,
         polygons=PolygonTransport(matching.ot_cost, matching.ot_epsilon, matching.ot_iters),
     )

@@ -73,6 +73,12 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         "--media-order", choices=("media_first", "text_first"), help="picture before or after the text"
     )
     group.add_argument(
+        "--answer-form",
+        choices=("coordjson", "coordjson_numbers", "qwen"),
+        help="how answers are read: CoordJSON, the same with numbers, or Qwen3-VL's own JSON (which a model without "
+        "coordinate tokens that nobody has trained is taken to write)",
+    )
+    group.add_argument(
         "--object-field-order", choices=("desc_first", "geometry_first"), help="of an object's keys"
     )
     group.add_argument("--min-pixels", type=positive_int, metavar="N", help="smaller pictures are enlarged")
@@ -98,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
         media_order=args.media_order,
         min_pixels=args.min_pixels,
         max_pixels=args.max_pixels,
+        answer_form=args.answer_form,
         field_order=args.object_field_order,
         max_model_len=args.max_model_len,
         base_url=args.base_url,

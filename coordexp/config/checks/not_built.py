@@ -37,7 +37,6 @@ class Feature:
 
 
 FEATURES_NOT_BUILT: tuple[Feature, ...] = (
-    Feature(("custom", "coord_tokens", "enabled"), "writing coordinates as plain numbers", (False,)),
     Feature(("custom", "coord_tokens", "skip_bbox_norm"), "normalising boxes at load time", (False,)),
 )
 

@@ -9,6 +9,7 @@ from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf
 from coordexp.config.run.data_files import files_of_mixture, files_of_sources
 from coordexp.config.run.optimizers import has_other_plugins, optimizer_problems, options_without_effect
 from coordexp.config.schema.contradictions import contradictions
+from coordexp.config.schema.form_problems import form_problems
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.sections import Sections
 
@@ -136,6 +137,7 @@ def _ours_without_effect(
     stage2 = variant != "stage1_coord"
     yield from _rollout_eval(stage2, sections, swift)
     yield from _objective_of_stage1(variant, sections)
+    yield from form_problems(sections, variant)
     least, most = sections.custom.min_pixels, swift.get("max_pixels")
     if least is not None and isinstance(most, int) and least > most:
         yield ("custom", "min_pixels"), f"{least} is more than max_pixels {most}."

@@ -6,10 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from coordexp.config.schema.answer_form import AnswerFormat, form_name
 from coordexp.config.schema.augmentation import Augmentation
 from coordexp.config.schema.fusion import Fusion, JsonlFiles
 from coordexp.config.schema.optimizer import OptimizerOptions
-from coordexp.config.schema.prompt import DEFAULT_PROMPT, FieldOrder, MediaOrder, Ordering
+from coordexp.config.schema.prompt import DEFAULT_PROMPT, AnswerFormName, FieldOrder, MediaOrder, Ordering
 from coordexp.config.schema.rollout_eval import GenerationSamples, RolloutEval
 from coordexp.config.schema.section import Section
 
@@ -59,7 +60,9 @@ class CoordSoftCeW1(Section):
 class CoordTokens(Section):
     """How coordinates are written in the target text."""
 
-    enabled: bool = Field(default=True, description="Write coordinates as <|coord_k|> tokens.")
+    enabled: bool = Field(
+        default=True, description="Write coordinates as <|coord_k|> tokens; false: as numbers."
+    )
     skip_bbox_norm: bool = Field(
         default=True, description="Records already hold bins 0..999, so nothing is normalised again."
     )
@@ -163,6 +166,12 @@ class Custom(Section):
         default="sorted",
         description="Order of the objects: by (min y, min x), or shuffled by the run's seed.",
     )
+    answer_format: AnswerFormat = Field(
+        default="coordjson",
+        description='How answers are written. `coordjson`: {"objects": [{"desc", "bbox_2d"}, ...]}, with coordinate '
+        'tokens or (coord_tokens.enabled: false) with the numbers of the bins. `qwen`: Qwen3-VL\'s own [{"bbox_2d", '
+        '"label"}, ...] with numbers from 0 to 1000; needs coord_tokens.enabled: false.',
+    )
     coord_tokens: CoordTokens = CoordTokens()
     coord_soft_ce_w1: CoordSoftCeW1 = CoordSoftCeW1()
     coord_offset: CoordOffset = CoordOffset()
@@ -199,6 +208,11 @@ class Custom(Section):
         description="A loss that is NaN or infinite stops the run on all ranks, or (not under DeepSpeed) the update of "
         "that step is left out on all ranks and counted in health/nonfinite_loss_total.",
     )
+
+    @property
+    def answer_form(self) -> AnswerFormName:
+        """The form that `answer_format` and `coord_tokens` mean together."""
+        return form_name(self.answer_format, self.coord_tokens.enabled)
 
 
 class Debug(Section):

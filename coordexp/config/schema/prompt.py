@@ -14,6 +14,7 @@ IMAGE_TAG = "<image>"
 MediaOrder = Literal["media_first", "text_first"]
 FieldOrder = Literal["desc_first", "geometry_first"]
 Ordering = Literal["sorted", "random"]
+AnswerFormName = Literal["coordjson", "coordjson_numbers", "qwen"]
 
 
 class Prompt(Section):
@@ -35,6 +36,7 @@ class Prompt(Section):
         gt=0,
         description="Pictures with more pixels are made smaller; null: as the processor does.",
     )
+    answer_form: AnswerFormName = Field(default="coordjson", description="How the answer is written.")
     object_field_order: FieldOrder = Field(default="desc_first", description="Order of an object's two keys.")
     object_ordering: Ordering = Field(default="sorted", description="Order of the objects in an answer.")
     rendered: str | None = Field(

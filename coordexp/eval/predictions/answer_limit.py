@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from heapq import nlargest
 
 from coordexp.codec.coord_vocab import Tokenizer
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.records import Record
-from coordexp.codec.serialize import serialize
 
 LEAST_LIMIT = 1024
 """Tokens of about 40 boxes; no limit is below it."""
@@ -19,9 +20,13 @@ _ROOM = 1.5  # answers may be longer than the longest ground truth by half
 _MULTIPLE = 64
 
 
-def answer_limit(records: Sequence[Record], tok: Tokenizer, *, field_order: str = "desc_first") -> int:
-    """A `max_new_tokens` that every ground truth of `records` fits in, with room for half as many objects again."""
-    texts = (serialize(record.objects, field_order) for record in records)
+def answer_limit(records: Sequence[Record], tok: Tokenizer, *, form: AnswerForm | None = None) -> int:
+    """A `max_new_tokens` that every ground truth of `records` fits in, with room for half as many objects again.
+
+    form: of the answers; None: CoordJSON.
+    """
+    form = form or form_of()
+    texts = (form.serialize(record.objects) for record in records)
     longest = nlargest(CANDIDATES, texts, key=lambda text: len(text.encode()))
     return limit_for(max((len(tok.encode(text, add_special_tokens=False)) for text in longest), default=0))
 

@@ -29,6 +29,8 @@ SCORED = "gt_vs_pred_scored.jsonl"
 RUN_META = "infer_run.json"
 DISTRIBUTIONS = "coord_distributions.jsonl"
 COORD_MODE = "pixel"
+ANSWER_FORM = "answer_form"
+"""Names the form of a traced answer (`codec.forms.choose`), where that is not CoordJSON."""
 TRUNCATED, INVALID_ROLLOUT, BAD_PICTURE = "truncated", "invalid_rollout", "bad_picture"
 """Entries of a line's `errors` that count answers, not objects. With the last nothing was asked."""
 

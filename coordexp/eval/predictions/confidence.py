@@ -2,7 +2,8 @@
 
 score = exp(mean log-probability of the object's coordinate tokens), taken at the token positions that the parser
 recorded. With desc fusion the mean log-probability of the description's tokens takes part with a weight w:
-score = exp((1 - w) * coordinates + w * description).
+score = exp((1 - w) * coordinates + w * description). Where an answer writes numbers, the
+log-probability of a coordinate is that of all of its digits together, and the mean is over coordinates.
 
 Or score = expected IoU of the box under the distributions its coordinates were read from, times the probability of the
 description's tokens (`coordexp.eval.predictions.box_confidence`).
@@ -25,10 +26,12 @@ from typing import Any, Literal
 import numpy as np
 
 from coordexp.codec.descs import canonical_desc
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.pieces import token_bytes
-from coordexp.codec.serialize import to_strict_json
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.artifacts import (
+    ANSWER_FORM,
     DISTRIBUTIONS,
     GT_VS_PRED,
     SCORED,
@@ -99,10 +102,12 @@ class Scoring:
         if self.method == "expected_iou" and self.desc_fusion:
             raise ConfigError("expected IoU has its own part of the description: ask for nothing beside it")
 
-    @property
-    def source(self) -> str:
-        """What `pred_score_source` says."""
-        return _FUSED_SOURCE if self.desc_fusion else _SOURCES[self.method]
+    def source(self, form: AnswerForm) -> str:
+        """What `pred_score_source` says of answers in a form."""
+        source = _FUSED_SOURCE if self.desc_fusion else _SOURCES[self.method]
+        if self.method != "logprob" or form.has_coord_tokens:
+            return source
+        return source.replace("coord_token_", "coord_number_").replace("coord_and_", "coord_number_and_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +117,10 @@ class LineScorer:
     line: Mapping[str, Any]
     trace: Mapping[str, Any]
     scoring: Scoring
+
+    @cached_property
+    def _form(self) -> AnswerForm:
+        return form_of_trace(self.trace)
 
     @cached_property
     def _atoms(self) -> dict[int, tuple[list[int], list[float]]]:
@@ -126,21 +135,29 @@ class LineScorer:
         tokens = _tokens_at(positions, self.trace)
         if isinstance(tokens, ScoreFailure):
             return tokens
+        coords = [[p] for p in positions] if self._form.has_coord_tokens else _neighbours(positions)
         points = np.reshape(obj["points"], (-1, 2))
         bins = quantize_points(points, self.line["width"], self.line["height"]).reshape(-1).tolist()
-        if tokens != [f"<|coord_{k}|>" for k in bins]:
+        if [self._bin_of(coord) for coord in coords] != bins:
             return ScoreFailure.TOKEN_MISMATCH
         if scoring.method == "expected_iou":
             return self._expected_iou(index, bins)
-        mean = mean_logprob(positions, self.trace["token_logprobs"])
-        if isinstance(mean, ScoreFailure):
-            return mean
+        of_tokens = mean_logprob(positions, self.trace["token_logprobs"])
+        if isinstance(of_tokens, ScoreFailure):
+            return of_tokens
+        mean = of_tokens * len(positions) / len(coords)
         if not scoring.desc_fusion:
             return math.exp(mean)
         desc_mean = self._desc_mean(index)
         if isinstance(desc_mean, ScoreFailure):
             return desc_mean
         return math.exp((1.0 - scoring.desc_fusion) * mean + scoring.desc_fusion * desc_mean)
+
+    def _bin_of(self, coord: Sequence[int]) -> int | None:
+        """The bin that the tokens at these positions write; None when they write none."""
+        tokens = self.trace["generated_token_text"]
+        text = b"".join(token_bytes(tokens[p]) for p in coord).decode("utf-8", errors="replace")
+        return self._form.bin_of_coord(text)
 
     def _expected_iou(self, index: int, bins: Sequence[int]) -> float | ScoreFailure:
         """Expected IoU of a box times the probability of its description, all of its tokens together."""
@@ -191,7 +208,8 @@ def score_lines(
             else:
                 kept.append({**obj, "score": score})
         failures += own_failures
-        made = {"pred_score_source": scoring.source, "pred_score_version": SCORE_VERSION}
+        source = scoring.source(form_of_trace(trace))
+        made = {"pred_score_source": source, "pred_score_version": SCORE_VERSION}
         if scoring.desc_fusion:
             made["pred_score_desc_fusion"] = scoring.desc_fusion
         if own_failures:
@@ -213,6 +231,25 @@ def score_directory(directory: Path, scoring: Scoring | None = None) -> Counter[
         raise RecordError(f"{directory}: {error}") from None
     write_jsonl(directory / SCORED, scored)
     return failures
+
+
+def _neighbours(positions: Sequence[int]) -> list[list[int]]:
+    """Ascending positions in runs without a gap."""
+    runs: list[list[int]] = []
+    for position in positions:
+        if runs and position == runs[-1][-1] + 1:
+            runs[-1].append(position)
+        else:
+            runs.append([position])
+    return runs
+
+
+def form_of_trace(trace: Mapping[str, Any]) -> AnswerForm:
+    """The form of a traced answer; RecordError for one that this release does not know."""
+    try:
+        return form_of(trace.get(ANSWER_FORM, "coordjson"))
+    except ConfigError as error:
+        raise RecordError(f"image {trace['image_id']}: {error}") from None
 
 
 def _tokens_at(positions: Sequence[int], trace: Mapping[str, Any]) -> list[str] | ScoreFailure:
@@ -270,7 +307,7 @@ def _check_alignment(line: Mapping[str, Any], trace: Mapping[str, Any], scoring:
             f"{where}: {len(line['pred'])} predictions but {len(positions)} traced objects; {_SAME_RUN}."
         )
     answer = line.get("raw_output_json")
-    if answer is not None and "text" in trace and to_strict_json(trace["text"]) != answer:
+    if answer is not None and "text" in trace and form_of_trace(trace).strict_json(trace["text"]) != answer:
         raise RecordError(
             f"{where}: {GT_VS_PRED} holds the answer {_shown(answer)}, {TOKEN_TRACE} another one "
             f"({_shown(trace['text'])}); {_SAME_RUN}."

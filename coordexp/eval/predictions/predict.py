@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from coordexp.codec.parse import desc_token_positions, parse_rollout
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
+from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.pieces import token_names
 from coordexp.codec.records import Record
-from coordexp.codec.serialize import to_strict_json
-from coordexp.eval.predictions.artifacts import BAD_PICTURE, artifact_line, bad_picture_line
+from coordexp.eval.predictions.artifacts import ANSWER_FORM, BAD_PICTURE, artifact_line, bad_picture_line
 from coordexp.eval.predictions.distributions import COORD_DISTRIBUTIONS, distributions_entry
 from coordexp.eval.predictions.log import PredictionLog
 from coordexp.rollout.backend import RolloutBackend
@@ -25,17 +25,19 @@ def predict(
     tokenizer: Any,
     log: PredictionLog,
     *,
-    field_order: str = "desc_first",
+    form: AnswerForm | None = None,
     chunk_size: int = 64,
     picture_faults: Callable[[int, int], list[str | None]] | None = None,
     on_images: Callable[[int], object] | None = None,
 ) -> None:
     """Write the lines of every image that `log` does not hold yet, and finish it.
 
-    requests: one per record, in order.  on_images: called with the number of images just done.
+    requests: one per record, in order.  form: of the answers; None: CoordJSON.
+    on_images: called with the number of images just done.
     picture_faults: called with the first index of the next records and the one behind their last; says why each cannot
         be asked about, None where it can. Those are not asked; their lines have no predictions, and `errors` says so.
     """
+    form = form or form_of()
     for start in range(log.num_done, len(records), chunk_size):
         stop = min(start + chunk_size, len(records))
         faults = picture_faults(start, stop) if picture_faults is not None else [None] * (stop - start)
@@ -52,23 +54,13 @@ def predict(
                 traces.append(_no_trace(record, image_id))
                 continue
             rollout = next(rollouts)
-            parsed = parse_rollout(rollout.response_token_ids, tokenizer, field_order=field_order)
-            lines.append(artifact_line(record, image_id, parsed, _strict_json(parsed)))
-            traces.append(_trace_line(record, image_id, rollout, parsed, tokenizer))
+            parsed = form.parse(rollout.response_token_ids, tokenizer)
+            lines.append(artifact_line(record, image_id, parsed, form.strict_json(parsed.text)))
+            traces.append(_trace_line(record, image_id, rollout, parsed, tokenizer, form))
         log.append(lines, traces)
         if on_images is not None:
             on_images(stop - start)
     log.finish()
-
-
-def _strict_json(parsed: Any) -> str | None:
-    """The whole answer with its coordinate tokens as numbers, None when that is not JSON."""
-    text = to_strict_json(parsed.text)
-    try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return text
 
 
 def _no_trace(record: Record, image_id: int) -> dict[str, Any]:
@@ -88,9 +80,9 @@ def _no_trace(record: Record, image_id: int) -> dict[str, Any]:
 
 
 def _trace_line(
-    record: Record, image_id: int, rollout: Rollout, parsed: Any, tokenizer: Any
+    record: Record, image_id: int, rollout: Rollout, parsed: ParsedRollout, tokenizer: Any, form: AnswerForm
 ) -> dict[str, Any]:
-    desc_positions = desc_token_positions(rollout.response_token_ids, tokenizer)
+    desc_positions = form.desc_token_positions(rollout.response_token_ids, tokenizer)
     return {
         "image_id": image_id,
         "image": record.images[0],
@@ -106,5 +98,6 @@ def _trace_line(
         "finish_reason": rollout.finish_reason,
         "seconds": rollout.seconds,
         "retokenized": rollout.retokenized,
+        **({} if form.name == "coordjson" else {ANSWER_FORM: form.name}),
         **({COORD_DISTRIBUTIONS: found} if (found := distributions_entry(rollout)) else {}),
     }

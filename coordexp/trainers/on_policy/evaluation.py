@@ -86,7 +86,7 @@ def make_evaluation(
     custom = trainer.settings.sections.custom
     return OnPolicyEvaluation(
         session,
-        AnswerJudge(trainer.template.tokenizer, settings.matching, field_order=custom.object_field_order),
+        AnswerJudge(trainer.template.tokenizer, settings.matching, form=trainer.form),
         settings,
         desc_monitor if settings.desc_monitor.enabled else None,
         trainer.args.seed,

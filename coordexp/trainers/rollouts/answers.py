@@ -11,7 +11,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from coordexp.codec.parse import ParsedRollout, parse_rollout
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
+from coordexp.codec.parse import ParsedRollout
 from coordexp.config.schema.rollout import Matching
 from coordexp.control.schedule import rollout_seed_base
 from coordexp.data.raw_samples import RawSample
@@ -54,24 +56,24 @@ class AnswerJudge:
 
     Arguments:
         matching: `rollout_matching.matching`.
-        field_order: `custom.object_field_order`.
+        form: of the answers; None: CoordJSON.
         allow_poly: False refuses predicted polygons (reason `poly_unsupported`).
     """
 
     def __init__(
-        self, tokenizer: Any, matching: Matching, *, field_order: str = "desc_first", allow_poly: bool = True
+        self,
+        tokenizer: Any,
+        matching: Matching,
+        *,
+        form: AnswerForm | None = None,
+        allow_poly: bool = True,
     ) -> None:
         self._tokenizer, self._matching = tokenizer, matching
-        self._field_order, self._allow_poly = field_order, allow_poly
+        self._form, self._allow_poly = form or form_of(), allow_poly
 
     def __call__(self, raw: RawSample, rollout: Rollout, *, gate: float | None = None) -> JudgedAnswer:
         """gate: in place of `matching.maskiou_gate`."""
-        parsed = parse_rollout(
-            rollout.response_token_ids,
-            self._tokenizer,
-            field_order=self._field_order,
-            allow_poly=self._allow_poly,
-        )
+        parsed = self._form.parse(rollout.response_token_ids, self._tokenizer, allow_poly=self._allow_poly)
         match = match_objects(
             parsed.objects,
             raw.objects,

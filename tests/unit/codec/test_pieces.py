@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from coordexp.codec import pieces as pieces_module
 from coordexp.codec.pieces import DecodedTokens, pieces_of, token_names
 from coordexp.errors import ConfigError, RolloutError
+from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
 
 
 def full_decode(tok, ids):
@@ -89,10 +90,10 @@ def test_a_tokenizer_that_is_no_byte_level_bpe_is_refused():
 
 
 def test_a_tokenizer_without_coordinate_tokens_is_refused_each_time():
-    tok = with_added_tokens(Tokenizer(models.BPE()), [])
+    tok = train_tiny_tokenizer(coord_tokens=False)
     for _ in range(2):
         with pytest.raises(ConfigError, match="lacks 1000 of 1000"):
-            pieces_of(tok)
+            _ = pieces_of(tok).coord_vocab
 
 
 @settings(max_examples=150, deadline=None)

@@ -239,7 +239,7 @@ def test_wrong_files_say_what_to_do(tmp_path: Path, text: str, expected: str) ->
 
 
 NOT_BUILT = {
-    "custom:\n  coord_tokens: {enabled: false}\n": ("custom.coord_tokens.enabled = false", 2),
+    "custom:\n  coord_tokens: {skip_bbox_norm: false}\n": ("custom.coord_tokens.skip_bbox_norm = false", 2),
     "model: m\nsequence_parallel_size: 2\n": ("sequence_parallel_size = 2", 2),
 }
 

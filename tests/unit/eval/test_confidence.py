@@ -221,3 +221,28 @@ def test_expected_iou_names_what_it_lacks():
         "object_token_positions": [list(range(2, 8))],
     }
     assert score_of(polygon, of_polygon, scoring) is ScoreFailure.NOT_A_BOX
+
+
+# Qwen's own form: 501 is bin 500, and a digit is a token.
+NUMBER_BOX = {"type": "bbox_2d", "points": [10.0, 20.0, 499.0, 500.0], "desc": "cat"}
+NUMBER_TOKENS = [*"[10", ",", *"20", ",", *"499", ",", *"501", "]"]
+NUMBER_POSITIONS = [1, 2, 4, 5, 7, 8, 9, 11, 12, 13]
+
+
+def test_a_number_has_the_probability_of_all_its_digits():
+    logprobs = [0.0] * len(NUMBER_TOKENS)
+    for position, value in zip(
+        NUMBER_POSITIONS, (-0.1, -0.2, -0.3, 0.0, -0.4, -0.5, 0.0, -0.5, 0.0, 0.0), strict=True
+    ):
+        logprobs[position] = value
+    traced = trace(
+        generated_token_text=NUMBER_TOKENS, token_logprobs=logprobs, object_token_positions=[NUMBER_POSITIONS],
+        answer_form="qwen",
+    )  # fmt: skip
+    assert score_of(NUMBER_BOX, traced) == pytest.approx(math.exp((-0.3 - 0.3 - 0.9 - 0.5) / 4))
+    scored, failures = score_lines([line(pred=[NUMBER_BOX])], [traced])
+    assert (scored[0]["pred_score_source"], failures) == ("coord_number_logprob_mean_exp", {})
+    other = score_of(NUMBER_BOX, {**traced, "answer_form": "coordjson_numbers"})  # 501 is bin 501 there
+    assert other is ScoreFailure.TOKEN_MISMATCH
+    with pytest.raises(RecordError, match="answer form 'yaml'"):
+        score_of(NUMBER_BOX, {**traced, "answer_form": "yaml"})

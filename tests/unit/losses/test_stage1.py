@@ -331,3 +331,16 @@ def test_settings_are_strict(settings, message):
         Stage1Weights.from_mapping(settings)
     with pytest.raises(ConfigError):
         stage1_loss(*make_batch(), IDS, settings)
+
+
+def test_without_coordinate_columns_it_is_the_cross_entropy_of_every_row():
+    """Answers that write numbers: all targets are text, and no coordinate key is logged."""
+    logits, labels = make_batch()
+    loss, numbers = stage1_loss(logits, labels, (), {"enabled": False})
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    num_rows = int((labels[:, 1:] != -100).sum())
+    assert numbers == {
+        "base_ce/loss": pytest.approx(expected.item(), rel=1e-6),
+        "base_ce/noncoord_tokens": num_rows,
+    }

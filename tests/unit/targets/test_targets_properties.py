@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.parse import ParsedObject, parse_rollout
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.schema import BoxObject
@@ -389,3 +390,27 @@ def test_lengths_and_rows_of_a_small_sample(bytewise):
     assert (rows.num_boxes, rows.num_coord) == (2, 8)
     counts = count_supervision([sample, sample])
     assert (counts.num_prefix_coord, counts.num_matched) == (8, 2)
+
+
+@FEW
+@given(seed=seeds, name=st.sampled_from(["coordjson_numbers", "qwen"]))
+def test_numbers_of_appended_objects_are_text_and_those_of_the_rollout_are_not_taught(tok, seed, name):
+    rng, form = random.Random(seed), form_of(name)
+    preds, gts = random_objects(rng, rng.randint(0, 3)), random_objects(rng, rng.randint(0, 3))
+    parsed = form.parse(encode(tok, form.serialize(preds) + "<|im_end|>"), tok)
+    match = random_match(rng, len(preds), len(gts))
+    prompt_ids = encode(tok, PROMPT)
+    sample = TargetBuilder(tok, form=form).from_rollout(
+        prompt_ids, parsed, match, gts, generation_prompt_ids=prompt_ids, sample_id="numbers"
+    )
+    assert isinstance(sample, EncodedSample)
+    missed = [gts[index] for index in match.unmatched_gt]
+    assert sample.target_text == form.serialize(preds + missed) + "<|im_end|>"
+    assert sample.box_positions_B4.size == sample.poly_positions_N.size == 0
+    weights_T = ce_weights(sample, TokenCE(1.0, 0.1, 1.0, 0.0, 1.0), ForwardKind.ROLLOUT)
+    is_number_T = sample.types_T == TokenType.COORD
+    is_tail_T = np.arange(sample.num_tokens) >= sample.prompt_length + sample.prefix_length
+    assert (weights_T.numpy()[is_number_T & is_tail_T] > 0).all()
+    assert (weights_T.numpy()[is_number_T & ~is_tail_T] == 0).all()
+    num_digits = int(sum(is_number_T & is_tail_T))
+    assert (num_digits > 0) is bool(missed)
