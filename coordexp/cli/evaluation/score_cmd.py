@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 
 from coordexp.cli.arguments import positive_int
-from coordexp.errors import EXIT_OK
+from coordexp.errors import EXIT_OK, ConfigError
+
+FORWARD_FLAGS = ("model", "data", "batch_size", "torch_dtype")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -43,8 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     forward.add_argument("--model", type=Path, help="the checkpoint, where it is not where it was")
     forward.add_argument("--data", type=Path, help="the data file, where it is not where it was")
-    forward.add_argument("--batch-size", type=positive_int, default=8, help="answers at a time (default 8)")
-    forward.add_argument("--torch-dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    forward.add_argument("--batch-size", type=positive_int, help="answers at a time (default 8)")
+    forward.add_argument("--torch-dtype", choices=("float32", "bfloat16", "float16"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from coordexp.eval.predictions.confidence import Scoring, score_directory
 
     scoring = Scoring(args.method, args.desc_fusion)
+    _check_forward_flags(args)
     if scoring.method == "expected_iou":
         _find_distributions(args)
     failures = score_directory(args.run, scoring)
@@ -59,6 +62,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"left out {count} predictions without a score: {reason}")
     print(f"scored {args.run}; next: coordexp eval --run {args.run}")
     return EXIT_OK
+
+
+def _check_forward_flags(args: argparse.Namespace) -> None:
+    given = [name for name in FORWARD_FLAGS if getattr(args, name) is not None]
+    if given and args.method != "expected_iou":
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"{flags}: only `--method expected_iou` asks a model. Leave them out, or choose that method.")
 
 
 def _find_distributions(args: argparse.Namespace) -> None:
@@ -73,7 +83,7 @@ def _find_distributions(args: argparse.Namespace) -> None:
             args.run,
             model=args.model,
             data=args.data,
-            batch_size=args.batch_size,
-            torch_dtype=args.torch_dtype,
+            batch_size=args.batch_size or 8,
+            torch_dtype=args.torch_dtype or "float32",
             on_images=advance,
         )
