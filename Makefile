@@ -34,10 +34,11 @@ check: setup
 test: setup check
 	OMP_NUM_THREADS=1 COORDEXP_STRICT_METRICS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-# make docs   regenerate runbooks/config.md and runbooks/metrics.md
+# make docs   regenerate runbooks/config.md, runbooks/metrics.md and runbooks/rules.md
 docs: setup
 	$(BIN)/coordexp config write-reference
 	$(BIN)/coordexp metrics write-reference
+	$(BIN)/coordexp metrics write-rules
 
 clean-demo:
 	rm -rf runs/demo

@@ -41,6 +41,7 @@ from coordexp.swift_bridge.prompts import first_too_long
 from coordexp.swift_bridge.remote_code import TRUST_SETTING, check_models
 from coordexp.swift_bridge.template import register_coord_template
 from coordexp.swift_bridge.versions import check_versions
+from coordexp.telemetry.rules.check import rule_problems
 from coordexp.trainers.offset_training import preparation, refuse_unmerged, restore_for_inference
 from coordexp.trainers.optimizers import register_optimizers
 from coordexp.trainers.runtime import RunSettings, activate
@@ -100,6 +101,7 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
             *check_sections_fit(sections, variant),
             *best_metric_problems(variant, sections, flags.swift, _as_flag),
             *package_problems(variant, sections, flags.swift, _as_flag),
+            *rule_problems(variant, sections, flags.swift, _as_flag),
             *run_problems(variant, sections, flags.swift, _as_flag, lambda _path: None),
         ]
     )

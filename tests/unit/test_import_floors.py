@@ -36,6 +36,8 @@ TORCH_FREE = (
     "coordexp.pictures",
     "coordexp.metrics.payload",
     "coordexp.metrics.catalog",
+    "coordexp.telemetry.rules.check",
+    "coordexp.telemetry.rules.watch",
 )
 
 

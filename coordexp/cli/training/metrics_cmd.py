@@ -9,6 +9,7 @@ from coordexp.errors import EXIT_OK
 from coordexp.files import write_text
 
 REFERENCE = Path("runbooks/metrics.md")
+RULES = Path("runbooks/rules.md")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,18 +21,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     commands.add_parser("list", help="every key, one a line")
     reference = commands.add_parser("write-reference", help=f"print {REFERENCE} from the catalogue")
     reference.add_argument("--output", type=Path, default=REFERENCE, help=f"default {REFERENCE}")
+    rules = commands.add_parser("write-rules", help=f"print {RULES} from the rules and healthy ranges")
+    rules.add_argument("--output", type=Path, default=RULES, help=f"default {RULES}")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen `metrics` subcommand; returns the process exit code."""
     from coordexp.metrics.catalog import all_specs
     from coordexp.metrics.reference import explain, render_reference
+    from coordexp.telemetry.rules.reference import render_rules
 
     if args.metrics_command == "explain":
         print("\n\n".join(explain(key) for key in args.keys))
     elif args.metrics_command == "list":
         print("\n".join(spec.key for spec in all_specs()))
     else:
-        write_text(args.output, render_reference())
+        render = render_rules if args.metrics_command == "write-rules" else render_reference
+        write_text(args.output, render())
         print(f"wrote {args.output}")
     return EXIT_OK

@@ -16,7 +16,7 @@ from coordexp.config.schema.sections import launcher_only_problems
 from coordexp.config.schema.training import TRAINER_KEYS, Training
 
 SWIFT_SECTIONS = ("model", "template", "data", "tuner", "training")
-OUR_SECTIONS = ("custom", "stage2_ab", "rollout_matching", "debug", "experiment")
+OUR_SECTIONS = ("custom", "stage2_ab", "rollout_matching", "telemetry", "debug", "experiment")
 TOP_KEYS = (*SWIFT_SECTIONS, "deepspeed", *OUR_SECTIONS, "global_max_length")
 OUR_FLAGS = ("custom_trainer_variant", "coordexp", "coordexp_config")
 FLAT_MARKS = (*OUR_FLAGS, "external_plugins", "ignore_args_error")

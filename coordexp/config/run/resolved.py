@@ -58,7 +58,7 @@ def is_run_context(name: str) -> bool:
 def config_hash(variant: str, sections: Sections, swift: Mapping[str, Any]) -> str:
     """sha256 of what a run computes.
 
-    Unchanged by run name, seed, output paths, reporting, notes and debug limits, by values that equal their
+    Unchanged by run name, seed, output paths, reporting, telemetry, notes and debug limits, by values that equal their
     default, by the order of keys, and by which of the two YAML forms they stand in.
     """
     arguments = all_arguments()
@@ -66,6 +66,7 @@ def config_hash(variant: str, sections: Sections, swift: Mapping[str, Any]) -> s
         exclude={
             "debug": True,
             "experiment": True,
+            "telemetry": True,
             "custom": {"trainer_variant", "train_jsonl", "val_jsonl", "dry_run", "generation_samples"},
             "training": {"effective_batch_size"},
         }

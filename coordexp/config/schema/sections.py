@@ -18,11 +18,12 @@ from coordexp.config.schema.pipeline import canonical_hash, pipeline_checksum
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.section import Section
 from coordexp.config.schema.stage2 import Stage2AB
+from coordexp.config.schema.telemetry import Telemetry
 from coordexp.config.schema.training import Training
 
 
 class Sections(Section):
-    """The settings a trainer reads. All but `custom`, `debug` and `experiment` belong to stage 2."""
+    """The settings a trainer reads. `stage2_ab` and `rollout_matching` belong to stage 2."""
 
     custom: Custom = Custom()
     stage2_ab: Stage2AB | None = Field(default=None, description="Needed by stage2_two_channel.")
@@ -30,6 +31,7 @@ class Sections(Section):
         default=None, description="Needed by both stage-2 variants."
     )
     training: Training = Training()
+    telemetry: Telemetry = Telemetry()
     debug: Debug = Debug()
     experiment: Experiment = Experiment()
 
@@ -149,12 +151,13 @@ def check_sections_fit(sections: Sections, variant: str, tree: Tree | None = Non
 
 
 def sections_hash(sections: Sections) -> str:
-    """sha256 of what the sections say about training; `debug` and `experiment` are run context."""
+    """sha256 of what the sections say about training; `telemetry`, `debug` and `experiment` are run context."""
     return canonical_hash(
         sections.model_dump(
             exclude={
                 "debug": True,
                 "experiment": True,
+                "telemetry": True,
                 "training": {"effective_batch_size"},
                 "custom": {"dry_run", "generation_samples"},
             }

@@ -14,6 +14,7 @@ import pytest
 from coordexp.config.reference import render_reference as render_config_reference
 from coordexp.metrics.reference import explain
 from coordexp.metrics.reference import render_reference as render_metrics_reference
+from coordexp.telemetry.rules.reference import render_rules
 
 ROOT = Path(__file__).parents[3]
 WITHOUT_TORCH = (
@@ -136,7 +137,11 @@ def test_explain_says_the_whole_entry() -> None:
 
 @pytest.mark.parametrize(
     ("page", "render"),
-    [("runbooks/metrics.md", render_metrics_reference), ("runbooks/config.md", render_config_reference)],
+    [
+        ("runbooks/metrics.md", render_metrics_reference),
+        ("runbooks/config.md", render_config_reference),
+        ("runbooks/rules.md", render_rules),
+    ],
 )
 def test_the_printed_reference_is_current(page: str, render) -> None:
     command = f"coordexp {Path(page).stem} write-reference"
