@@ -27,6 +27,7 @@ COMMANDS = {
     "metrics": "training",
     "audit": "training",
     "demo": "demo",
+    "study": "study",
     "rollout-server": "training",
 }
 """Command -> the folder of its file, in the order of the help."""

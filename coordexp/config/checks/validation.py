@@ -105,18 +105,38 @@ def known_keys(model: type[BaseModel], path: KeyPath, data: Any = None) -> list[
 
     data: what was written; its names choose among the models of a list.
     """
-    candidates: list[type[BaseModel]] = [model]
+    candidates: list[Any] = [model]
     for part in path:
         inside = (isinstance(data, Mapping) and part in data) or (
             isinstance(data, list) and isinstance(part, int)
         )
         data = data[part] if inside else None
         if not isinstance(part, int):
-            annotations = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
-            candidates = [inner for annotation in annotations for inner in models_in(annotation)]
+            candidates = [inner for candidate in candidates for inner in _under(candidate, part)]
         if isinstance(data, Mapping):
-            candidates = [c for c in candidates if _is_named(c, data.get("name"))] or candidates
-    return list(dict.fromkeys(name for candidate in candidates for name in candidate.model_fields))
+            named = [c for c in candidates if _is_model(c) and _is_named(c, data.get("name"))]
+            candidates = named or candidates
+    return list(dict.fromkeys(name for c in candidates if _is_model(c) for name in c.model_fields))
+
+
+def _under(candidate: Any, key: str) -> list[Any]:
+    """Models, or mappings of any keys to models, that stand under a key of such a one."""
+    if not _is_model(candidate):
+        return _models_or_mappings(typing.get_args(candidate)[1])
+    field = candidate.model_fields.get(key)
+    return [] if field is None else _models_or_mappings(field.annotation)
+
+
+def _models_or_mappings(annotation: Any) -> list[Any]:
+    if _is_model(annotation) or typing.get_origin(annotation) is dict:
+        return [annotation]
+    if typing.get_origin(annotation) in (list, typing.Union, UnionType, typing.Annotated):
+        return [found for part in typing.get_args(annotation) for found in _models_or_mappings(part)]
+    return []
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _is_named(model: type[BaseModel], name: Any) -> bool:
@@ -138,7 +158,7 @@ def _paths_of(model: type[BaseModel], name: str, path: KeyPath = ()) -> Iterator
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The pydantic models inside a type hint (through lists, unions and Annotated)."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _is_model(annotation):
         return [annotation]
     if typing.get_origin(annotation) in (list, dict, typing.Union, UnionType, typing.Annotated):
         return [model for part in typing.get_args(annotation) for model in models_in(part)]

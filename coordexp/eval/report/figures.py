@@ -66,7 +66,7 @@ def _precision_recall(runs: Sequence[RunNumbers]) -> ReportFigure:
         _unit_square(axes, "recall", "precision")
 
     meaning = " Solid: IoU 0.5, dotted: the mean of 0.5:0.95." if len(runs) > 1 else ""
-    return _figure(
+    return draw_figure(
         "Precision over recall",
         f"Mean over classes, ranked by score; the area under a curve is its AP.{meaning}",
         draw,
@@ -98,7 +98,7 @@ def _f1_over_confidence(runs: Sequence[RunNumbers]) -> ReportFigure:
                 axes.plot(*curve.best, "o", color=color, markersize=5)
         _unit_square(axes, "least confidence kept", "at IoU 0.5" if alone else "F1 at IoU 0.5")
 
-    return _figure(
+    return draw_figure(
         "F1 over confidence",
         "What leaving out unsure predictions would give; the dot is the highest F1.",
         draw,
@@ -123,7 +123,7 @@ def _f1_over_iou(runs: Sequence[RunNumbers]) -> ReportFigure:
         axes.set(xlabel="IoU that a match needs", ylabel="F1", ylim=(0, 1.02))
 
     dotted = "" if len(runs) == 1 else " Dotted: boxes alone."
-    return _figure("F1 over IoU", f"How fast F1 falls as boxes have to fit more tightly.{dotted}", draw)
+    return draw_figure("F1 over IoU", f"How fast F1 falls as boxes have to fit more tightly.{dotted}", draw)
 
 
 def _objects_per_image(runs: Sequence[RunNumbers]) -> ReportFigure:
@@ -139,7 +139,7 @@ def _objects_per_image(runs: Sequence[RunNumbers]) -> ReportFigure:
         axes.set(xlabel="objects per image", ylabel="images")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return _figure("Objects per image", "Annotated and predicted.", draw)
+    return draw_figure("Objects per image", "Annotated and predicted.", draw)
 
 
 def _answer_lengths(runs: Sequence[RunNumbers]) -> ReportFigure:
@@ -151,7 +151,7 @@ def _answer_lengths(runs: Sequence[RunNumbers]) -> ReportFigure:
         axes.set(xlabel="tokens per answer", ylabel="images")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return _figure("Length of the answers", "A peak at the far right is a cut-off by the token limit.", draw)
+    return draw_figure("Length of the answers", "A peak at the far right is a cut-off by the token limit.", draw)
 
 
 def _answer_tokens(numbers: RunNumbers) -> list[int]:
@@ -180,14 +180,14 @@ def _drop_reasons(runs: Sequence[RunNumbers]) -> ReportFigure:
         axes.set(xlabel="times")
         axes.margins(x=0.12)
 
-    return _figure(
+    return draw_figure(
         "What was dropped",
         "Objects the parser or the scoring left out, and answers that were cut or held no list, by reason.",
         draw,
     )
 
 
-def _figure(title: str, caption: str, draw: Callable[[Axes], None]) -> ReportFigure:
+def draw_figure(title: str, caption: str, draw: Callable[[Axes], None]) -> ReportFigure:
     """Draw on new axes in the report's style; the SVG is the same for the same data."""
     style: Any = {
         "font.size": 9.5,

@@ -1,0 +1,93 @@
+"""Study files: what they may say, their cells, and how long recipes train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coordexp.errors import ConfigError
+from coordexp.study.jobs import check_recipes, steps_within
+from coordexp.study.plan import Cell, read_study, selected
+
+STUDY = """
+name: small
+seeds: [1, 2]
+data:
+  few: {shapes: {preset: few}}
+  crowded: {shapes: {preset: crowded}}
+recipes:
+  later: {config: a.yaml, start_from: {recipe: first}, budget: {seconds_of: slow, measured_on: first}, only: few}
+  slow: {config: b.yaml, start_from: {recipe: first}, only: few}
+  first: {config: a.yaml}
+baseline: first
+"""
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_cells_come_after_those_they_need_and_the_first_seed_before_the_second(tmp_path):
+    study = read_study(written(tmp_path, STUDY))
+    assert [str(cell) for cell in study.cells] == [
+        "few/first/seed1", "few/slow/seed1", "few/later/seed1", "crowded/first/seed1",
+        "few/first/seed2", "few/slow/seed2", "few/later/seed2", "crowded/first/seed2",
+    ]  # fmt: skip
+    assert study.needs(Cell("few", "later", 2)) == [Cell("few", "first", 2), Cell("few", "slow", 2)]
+    assert study.folder_of(Cell("few", "slow", 1)) == Path("runs/study/small/few/slow/seed1")
+
+
+def test_selection_restricts_the_named_axes(tmp_path):
+    cells = read_study(written(tmp_path, STUDY)).cells
+    assert [str(cell) for cell in selected(cells, ["recipe=first,slow", "seed=2"])] == [
+        "few/first/seed2", "few/slow/seed2", "crowded/first/seed2",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"--only recipe=frist: .*did you mean first"):
+        selected(cells, ["recipe=frist"])
+    with pytest.raises(ConfigError, match="--only colour=red"):
+        selected(cells, ["colour=red"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("baseline: first", "baseline: frist", r"baseline in .*:12: expected one of .*did you mean first"),
+        ("{recipe: first}, only", "{recipe: frist}, only", r"recipes\.slow\.start_from\.recipe .*did you mean first"),
+        ("seeds: [1, 2]", "seeds: [1, 1]", "seeds .*holds a seed twice"),
+        ("seeds: [1, 2]", "seedz: [1, 2]", r"seedz in .*:3: unknown key; did you mean seeds\?"),
+        ("preset: crowded", "preset: crowded, trian: 3", r"data\.crowded\.shapes\.trian .*did you mean"),
+        ("first: {config: a.yaml}", "first: {config: a.yaml, start_from: {recipe: later}}", "in a circle"),
+        ("slow: {config: b.yaml,", "slow: {", r"recipes\.slow .*needs config"),
+        ("  first: {config: a.yaml}", "  first: {config: a.yaml, only: crowded}", r"recipes\.\w+ .*not run on few"),
+        (", measured_on: first}", "}", r"recipes\.later\.budget .*seconds_of needs measured_on"),
+        ("measured_on: first", "measured_on: slow", r"recipes\.later\.budget\.measured_on .*trains with b\.yaml"),
+        ("{shapes: {preset: few}}", "{train_jsonl: a.jsonl}", r"data\.few .*expected shapes, or both"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named_with_path_and_line(tmp_path, old, new, message):
+    assert old in STUDY
+    with pytest.raises(ConfigError, match=message):
+        read_study(written(tmp_path, STUDY.replace(old, new)))
+
+
+def test_overrides_that_no_run_has_and_those_of_the_study_are_refused(tmp_path):
+    text = """
+name: small
+data: {few: {shapes: {preset: few}}}
+recipes: {ce: {config: configs/demo/stage1_ce.yaml, overrides: {%s}}}
+baseline: ce
+"""
+    with pytest.raises(ConfigError, match=r"recipes\.ce\.overrides\.seed: the study sets it"):
+        check_recipes(read_study(written(tmp_path, text % "seed: 3")))
+    with pytest.raises(ConfigError, match=r"recipes\.ce: .*learning_rat"):
+        check_recipes(read_study(written(tmp_path, text % "learning_rat: 0.1")))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "per_step", "steps"), [(100.0, 2.0, 50), (99.0, 2.0, 49), (0.5, 2.0, 1), (280.0, 1.7125, 163)]
+)
+def test_steps_within_a_time(seconds, per_step, steps):
+    assert steps_within(seconds, per_step) == steps
