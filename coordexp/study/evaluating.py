@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from coordexp.config.schema.rollout import Readout
 from coordexp.files import read_json, write_json
-from coordexp.study.schema import METRICS
+from coordexp.study.schema import METRICS, ScoreMethod
 
 READOUT = "readout.json"
 GATES = (0.5, 0.75)
@@ -33,8 +34,8 @@ class EvaluationJob:
     data: str
     output: str
     identity: str
-    coord: tuple[str, ...]
-    score: tuple[str, ...]
+    coord: tuple[Readout, ...]
+    score: tuple[ScoreMethod, ...]
     max_new_tokens: int | None
     batch_size: int
     limit: int | None
@@ -120,8 +121,9 @@ def _numbers(metrics: Mapping[str, Any], tokens: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run the job in the file that the first argument names."""
-    job = read_json(sys.argv[1])
-    evaluate_cell(EvaluationJob(**{k: tuple(v) if isinstance(v, list) else v for k, v in job.items()}))
+    values = read_json(sys.argv[1]).items()
+    job: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values}
+    evaluate_cell(EvaluationJob(**job))
 
 
 if __name__ == "__main__":

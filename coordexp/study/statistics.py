@@ -35,7 +35,7 @@ COMPARED = (*F1_NUMBERS, *AP_NUMBERS)
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedSpread:
     """Of one number over seeds. sd: None for a single seed."""
 
     mean: float
@@ -44,13 +44,13 @@ class Spread:
     sd: float | None
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> SeedSpread:
         """Of at least one value."""
         return cls(fmean(values), min(values), max(values), stdev(values) if len(values) > 1 else None)
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Of two recipes in one number. by_seed: of single seeds; low, high: 95 % interval of their mean over images."""
 
     mean: float
@@ -60,7 +60,7 @@ class Difference:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class ImageCounts:
     """What resampling needs of the evaluation of one cell.
 
     images: their names, in order.  counts_NT3: at IoU 0.50:0.05:0.95, (tp, fp, fn).  categories: COCO matches.
@@ -71,7 +71,7 @@ class Answers:
     categories: Sequence[CategoryMatches]
 
     @classmethod
-    def of(cls, folder: Path) -> Answers:
+    def of(cls, folder: Path) -> ImageCounts:
         """From the files of an evaluation."""
         thresholds = read_json(folder / METRICS)["settings"]["iou_thresholds"]
         rows = read_json(folder / PER_IMAGE)
@@ -108,10 +108,10 @@ class Resamples:
         ones = np.ones((1, num_images), dtype=np.int64)
         return cls(ones, ones)
 
-    def numbers(self, answers: Answers) -> dict[str, FloatArray]:
+    def numbers(self, counts: ImageCounts) -> dict[str, FloatArray]:
         """Every number of `COMPARED` in every resample."""
-        f1 = resampled_f1(self.f1_BN, answers.counts_NT3)
-        ap = resampled_ap(self.ap_BN, answers.categories)
+        f1 = resampled_f1(self.f1_BN, counts.counts_NT3)
+        ap = resampled_ap(self.ap_BN, counts.categories)
         return {**{name: f1[name] for name in F1_NUMBERS}, **{name: ap[name] for name in AP_NUMBERS}}
 
 
@@ -123,7 +123,7 @@ class Comparisons:
         self._resamples: dict[int, Resamples] = {}
         self._numbers: dict[Path, tuple[tuple[str, ...], dict[str, FloatArray], dict[str, FloatArray]]] = {}
 
-    def differences(self, ours: Sequence[Path], theirs: Sequence[Path]) -> dict[str, Difference]:
+    def differences(self, ours: Sequence[Path], theirs: Sequence[Path]) -> dict[str, PairedDifference]:
         """Of evaluation folders, one per seed, the n-th of both of the same seed.
 
         Raises ContractError for evaluations of different images.
@@ -141,29 +141,29 @@ class Comparisons:
 
     def _of(self, folder: Path) -> tuple[tuple[str, ...], dict[str, FloatArray], dict[str, FloatArray]]:
         if folder not in self._numbers:
-            answers = Answers.of(folder)
-            size = len(answers.images)
+            counts = ImageCounts.of(folder)
+            size = len(counts.images)
             if size not in self._resamples:
                 self._resamples[size] = Resamples.draw(size, **self._settings)
-            as_they_are = Resamples.identity(size).numbers(answers)
-            self._numbers[folder] = (answers.images, as_they_are, self._resamples[size].numbers(answers))
+            as_they_are = Resamples.identity(size).numbers(counts)
+            self._numbers[folder] = (counts.images, as_they_are, self._resamples[size].numbers(counts))
         return self._numbers[folder]
 
 
-def paired_difference(by_seed: Sequence[float], resampled_SB: FloatArray) -> Difference:
+def paired_difference(by_seed: Sequence[float], resampled_SB: FloatArray) -> PairedDifference:
     """From the differences of single seeds as they are, and in every resample of the images.
 
     resampled_SB: float64 [seeds, resamples].
     """
     low, high = interval(resampled_SB.mean(axis=0))
-    return Difference(fmean(by_seed), low, high, tuple(by_seed))
+    return PairedDifference(fmean(by_seed), low, high, tuple(by_seed))
 
 
-def spreads(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, Spread]:
+def spreads(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, SeedSpread]:
     """Of every number that all rows have."""
     values = {name: [row.get(name) for row in rows] for name in names}
     return {
-        name: Spread.of([float(value) for value in found if value is not None])
+        name: SeedSpread.of([float(value) for value in found if value is not None])
         for name, found in values.items()
         if found and all(value is not None for value in found)
     }

@@ -18,7 +18,7 @@ DASH = "–"
 _DECIMALS = {"bin_error": 1, "boxes_per_second": 1, "tokens_per_object": 1}
 
 
-class Shown(NamedTuple):
+class ShownCell(NamedTuple):
     """One cell of a table. small: what stands below the number."""
 
     text: str
@@ -32,7 +32,7 @@ class ShownTable(NamedTuple):
     title: str
     caption: str
     heads: list[str]
-    rows: list[tuple[str, list[Shown]]]
+    rows: list[tuple[str, list[ShownCell]]]
 
 
 def shown_tables(results: Mapping[str, Any]) -> list[ShownTable]:
@@ -91,7 +91,8 @@ def _readout_table(results: Mapping[str, Any], table: Mapping[str, Any]) -> Show
             cells = [_spread(spread.get(metric), metric, None) for metric in READOUT_COLUMNS]
             difference = spread.get("difference")
             cells += [
-                _difference(difference[metric]) if difference else Shown(DASH) for metric in ("AP", "AP75")
+                _difference(difference[metric]) if difference else ShownCell(DASH)
+                for metric in ("AP", "AP75")
             ]
             rows.append((f"{row['label']}: {name.replace('/', ', ')}", cells))
     heads = [METRICS[name] for name in READOUT_COLUMNS] + ["mAP, difference", "AP75, difference"]
@@ -135,7 +136,7 @@ def _md_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _md_cell(cell: Shown) -> str:
+def _md_cell(cell: ShownCell) -> str:
     text = f"**{cell.text}**" if cell.is_best else cell.text
     return f"{text} ({cell.small})" if cell.small else text
 
@@ -147,30 +148,30 @@ def _best(spreads: Sequence[Mapping[str, float] | None], name: str) -> float | N
     return min(means) if name in LOWER_IS_BETTER else max(means)
 
 
-def _spread(spread: Mapping[str, Any] | None, name: str, best: float | None) -> Shown:
+def _spread(spread: Mapping[str, Any] | None, name: str, best: float | None) -> ShownCell:
     if spread is None:
-        return Shown(DASH)
+        return ShownCell(DASH)
     digits = _DECIMALS.get(name, 3)
     small = (
         ""
         if spread["sd"] is None
         else f"{_number(spread['low'], digits)} to {_number(spread['high'], digits)}"
     )
-    return Shown(_number(spread["mean"], digits), small, best is not None and spread["mean"] == best)
+    return ShownCell(_number(spread["mean"], digits), small, best is not None and spread["mean"] == best)
 
 
-def _cost(spread: Mapping[str, Any] | None) -> Shown:
+def _cost(spread: Mapping[str, Any] | None) -> ShownCell:
     if spread is None:
-        return Shown(DASH)
+        return ShownCell(DASH)
     is_same = spread["low"] == spread["high"]
-    return Shown(
+    return ShownCell(
         f"{spread['mean']:,.0f}", "" if is_same else f"{spread['low']:,.0f} to {spread['high']:,.0f}"
     )
 
 
-def _difference(difference: Mapping[str, Any]) -> Shown:
+def _difference(difference: Mapping[str, Any]) -> ShownCell:
     text = f"{difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
-    return Shown(text, ", ".join(f"{value:+.3f}" for value in difference["by_seed"]))
+    return ShownCell(text, ", ".join(f"{value:+.3f}" for value in difference["by_seed"]))
 
 
 def _number(value: float, digits: int) -> str:

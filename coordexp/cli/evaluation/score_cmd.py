@@ -68,7 +68,9 @@ def _check_forward_flags(args: argparse.Namespace) -> None:
     given = [name for name in FORWARD_FLAGS if getattr(args, name) is not None]
     if given and args.method != "expected_iou":
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(f"{flags}: only `--method expected_iou` asks a model. Leave them out, or choose that method.")
+        raise ConfigError(
+            f"{flags}: only `--method expected_iou` asks a model. Leave them out, or choose that method."
+        )
 
 
 def _find_distributions(args: argparse.Namespace) -> None:

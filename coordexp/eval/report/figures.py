@@ -151,7 +151,9 @@ def _answer_lengths(runs: Sequence[RunNumbers]) -> ReportFigure:
         axes.set(xlabel="tokens per answer", ylabel="images")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    return draw_figure("Length of the answers", "A peak at the far right is a cut-off by the token limit.", draw)
+    return draw_figure(
+        "Length of the answers", "A peak at the far right is a cut-off by the token limit.", draw
+    )
 
 
 def _answer_tokens(numbers: RunNumbers) -> list[int]:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from coordexp.config.checks.problems import dotted
-from coordexp.config.schema.contradictions import contradictions
+from coordexp.config.contradictions.rollouts import contradictions
 from coordexp.config.schema.rollout import RolloutMatching, Vllm
 from coordexp.control.halving import OnRetry
 from coordexp.errors import ConfigError

@@ -54,7 +54,7 @@ def test_selection_restricts_the_named_axes(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("baseline: first", "baseline: frist", r"baseline in .*:12: expected one of .*did you mean first"),
+        ("baseline: first", "baseline: frist", r"baseline in .*:11: expected one of .*did you mean first"),
         ("{recipe: first}, only", "{recipe: frist}, only", r"recipes\.slow\.start_from\.recipe .*did you mean first"),
         ("seeds: [1, 2]", "seeds: [1, 1]", "seeds .*holds a seed twice"),
         ("seeds: [1, 2]", "seedz: [1, 2]", r"seedz in .*:3: unknown key; did you mean seeds\?"),

@@ -10,16 +10,23 @@ from scipy import stats
 
 from coordexp.eval.evaluate import Detections, evaluate, write_evaluation
 from coordexp.eval.predictions.image_result import ImageResult, Objects
-from coordexp.study.statistics import Answers, Comparisons, Resamples, Spread, paired_difference, spreads
+from coordexp.study.statistics import (
+    Comparisons,
+    ImageCounts,
+    Resamples,
+    SeedSpread,
+    paired_difference,
+    spreads,
+)
 
 NUM_IMAGES = 12
 
 
 def test_spread_by_hand():
-    assert Spread.of([1.0, 2.0, 6.0]) == Spread(3.0, 1.0, 6.0, pytest.approx(7.0**0.5))
-    assert Spread.of([0.25]) == Spread(0.25, 0.25, 0.25, None)
+    assert SeedSpread.of([1.0, 2.0, 6.0]) == SeedSpread(3.0, 1.0, 6.0, pytest.approx(7.0**0.5))
+    assert SeedSpread.of([0.25]) == SeedSpread(0.25, 0.25, 0.25, None)
     found = spreads([{"a": 1.0, "b": None}, {"a": 3.0, "b": 2.0}], ["a", "b", "c"])
-    assert found == {"a": Spread(2.0, 1.0, 3.0, pytest.approx(2.0**0.5))}
+    assert found == {"a": SeedSpread(2.0, 1.0, 3.0, pytest.approx(2.0**0.5))}
 
 
 def test_paired_difference_is_that_of_the_mean_over_seeds():
@@ -60,7 +67,7 @@ def written(folder: Path, images: list[ImageResult]) -> Path:
 def test_as_they_are_the_numbers_are_those_of_the_evaluation(tmp_path):
     evaluation = evaluate(Detections("x", images_of(0, 0.6)))
     write_evaluation(evaluation, tmp_path)
-    answers = Answers.of(tmp_path)
+    answers = ImageCounts.of(tmp_path)
     found = Resamples.identity(NUM_IMAGES).numbers(answers)
     for name in ("f1_at_50", "f1_50_95", "AP", "AP75"):  # AP of pycocotools' rules, by hotcoco
         assert found[name][0] == pytest.approx(evaluation.metrics[name], abs=1e-12)
@@ -73,7 +80,7 @@ def test_interval_of_f1_is_that_of_scipy(tmp_path):
     found = Comparisons(num_f1=4000, num_ap=100, seed=0).differences(ours, theirs)["f1_at_50"]
 
     def matched(folders: list[Path]) -> np.ndarray:
-        return np.mean([Answers.of(folder).counts_NT3[:, 0, 0] for folder in folders], axis=0)
+        return np.mean([ImageCounts.of(folder).counts_NT3[:, 0, 0] for folder in folders], axis=0)
 
     gain_N = matched(ours) - matched(theirs)
     assert found.mean == pytest.approx(gain_N.mean())

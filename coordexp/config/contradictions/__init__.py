@@ -1,0 +1,1 @@
+"""Settings that the schema takes one by one and that no run can mean together."""
