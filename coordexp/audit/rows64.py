@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,6 +32,22 @@ class Sums:
     def values(self) -> dict[str, float]:
         """Sum over count; keys that nothing was counted for are absent."""
         return {key: self.sums[key] / self.counts[key] for key in self.sums if self.counts[key] > 0}
+
+
+def on_line(step: int, number: float | Sequence[Sequence[float]]) -> float:
+    """A number of the configuration at an optimizer step: itself, or what its points [[step, number], ...] say."""
+    if isinstance(number, (int, float)):
+        return float(number)
+    steps, numbers = zip(*number, strict=True)
+    return float(np.interp(step, steps, numbers))
+
+
+def target_widths(settings: Mapping[str, Any], step: int, sides_N: Tensor | None) -> float | Tensor:
+    """Sigma of the soft targets at a step: one, or float64 [N] where it follows the boxes."""
+    sigma, per_side = on_line(step, settings["target_sigma"]), settings.get("target_sigma_per_side")
+    if per_side is None or sides_N is None:
+        return sigma
+    return torch.clamp(on_line(step, per_side) * sides_N.double(), min=sigma)
 
 
 @dataclass(frozen=True)
@@ -64,13 +81,14 @@ class Rows:
         z_NK = z_NV[:, self.ids_K]
         return z_NK, z_NK.log_softmax(-1), z_NV.logsumexp(-1) - z_NK.logsumexp(-1)
 
-    def terms(self, temperature: float, sigma: float, truncate: float | None) -> dict[str, Tensor]:
-        """Per coordinate row: the terms and monitors of the distribution."""
+    def terms(self, temperature: float, sigma: float | Tensor, truncate: float | None) -> dict[str, Tensor]:
+        """Per coordinate row: the terms and monitors of the distribution. sigma: of all rows, or float64 [N]."""
         z_NK, logp_NK, gate_N = self.coord(temperature)
         num_bins = z_NK.shape[-1]
         k, g = torch.arange(num_bins, dtype=torch.float64), self.bins_N.double()[:, None]
         p_NK = logp_NK.exp()
-        q_NK = torch.exp(-((k - g) ** 2) / (2 * sigma**2))
+        width = sigma[:, None] if isinstance(sigma, Tensor) else sigma
+        q_NK = torch.exp(-((k - g) ** 2) / (2 * width**2))
         q_NK = q_NK if truncate is None else q_NK * ((k - g).abs() <= truncate)
         q_NK = q_NK / q_NK.sum(-1, keepdim=True)
         at_g = self.bins_N[:, None]

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from coordexp.audit.rows64 import Rows, Sums
+from coordexp.audit.rows64 import Rows, Sums, target_widths
 from coordexp.metrics import keys_stage1 as keys
 
 MONITORS = ("acc_top5", "p_gt_mean", "margin_mean", "expected_bin_mae", "w1_to_delta")
@@ -18,7 +18,7 @@ class Stage1Equations:
 
     Arguments:
         config: resolved_config.json.  sums, p90: what the numbers are added to.
-        counted: dumped rows of all forwards that the losses are divided over.
+        counted: dumped rows of all forwards that the losses are divided over.  step: of the run, 0 for the first.
     """
 
     def __init__(
@@ -27,12 +27,13 @@ class Stage1Equations:
         counted: Sequence[Mapping[str, Any]],
         sums: Sums,
         p90: dict[str, list[float]],
+        step: int,
     ) -> None:
         self._settings = config["custom"]["coord_soft_ce_w1"]
         self._is_packed = bool(config["training"]["packing"])
         self._num_text = sum(int(rows["num_text"]) for rows in counted)
         self._num_coord = sum(int(rows["bins_N"].numel()) for rows in counted)
-        self._sums, self._p90 = sums, p90
+        self._sums, self._p90, self._step = sums, p90, step
 
     def add(self, rows: Rows, num_samples: int) -> Tensor:
         """Adds a forward; returns its share of the step's loss."""
@@ -51,7 +52,8 @@ class Stage1Equations:
     def _coord(self, rows: Rows) -> Tensor:
         """Adds the coordinate rows; returns their weighted sum."""
         settings, num = self._settings, rows.bins_N.numel()
-        terms = rows.terms(settings["temperature"], settings["target_sigma"], settings["target_truncate"])
+        sigma = target_widths(settings, self._step, rows.raw.get("sides_N"))
+        terms = rows.terms(settings["temperature"], sigma, settings["target_truncate"])
         has_gate = settings["gate_weight"] > 0 or settings["monitor_mass"]
         weighted_N = rows.logits_RV.new_zeros(num)
         for name in ("soft_ce", "w1", "ce", "gate"):

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from coordexp.audit.rows64 import Rows, Sums
+from coordexp.audit.rows64 import Rows, Sums, target_widths
 from coordexp.losses.inputs import TextRole
 from coordexp.losses.modules import ForwardKind
 
-PLAIN: dict[str, Any] = {"temperature": 1.0, "target_sigma": 2.0, "target_truncate": None}
+PLAIN: dict[str, Any] = {
+    "temperature": 1.0,
+    "target_sigma": 2.0,
+    "target_sigma_per_side": None,
+    "target_truncate": None,
+}
 FLOOR = 1e-12
 
 
@@ -23,7 +28,7 @@ class Stage2Equations:
 
     Arguments:
         config: resolved_config.json.  sums, p90: what the numbers are added to.
-        counted: dumped rows of all forwards that the losses are divided over.
+        counted: dumped rows of all forwards that the losses are divided over.  step: of the run, 0 for the first.
     """
 
     def __init__(
@@ -32,19 +37,21 @@ class Stage2Equations:
         counted: Sequence[Mapping[str, Any]],
         sums: Sums,
         p90: dict[str, list[float]],
+        step: int,
     ) -> None:
         section = config["stage2_ab"] or config["rollout_matching"]
         self._decode_mode = section["coord_decode_mode"]
         self._modules = {one["name"]: one for one in section["pipeline"]["objective"]}
         self._diagnostics = {one["name"]: one for one in section["pipeline"]["diagnostics"]}
-        self._counted, self._sums, self._p90 = counted, sums, p90
+        self._counted, self._sums, self._p90, self._step = counted, sums, p90, step
 
     def add(self, rows: Rows, kind: ForwardKind) -> Tensor:
         """Adds a forward; returns its share of the step's loss."""
         loss = rows.logits_RV.new_zeros(()) + self._text(rows, kind)
         reg = self._modules.get("coord_reg")
         settings = PLAIN if reg is None else reg["config"]
-        terms = rows.terms(settings["temperature"], settings["target_sigma"], settings["target_truncate"])
+        sigma = target_widths(settings, self._step, _sides(rows.raw))
+        terms = rows.terms(settings["temperature"], sigma, settings["target_truncate"])
         self._diagnose(rows, terms, kind)
         if kind.coord is None:
             return loss
@@ -158,6 +165,14 @@ class Stage2Equations:
         total = weight * (gate_R * gated).sum()
         self._sums.add(f"loss/{kind.coord}/text_gate", total, gated.sum())
         return total / denominator if denominator else 0.0
+
+
+def _sides(raw: Mapping[str, Any]) -> Tensor:
+    """float64 [N]: width, height, width, height of every box, then 0 for the vertices of polygons."""
+    bins_N, num = raw["bins_N"].double(), 4 * raw["num_boxes"]
+    boxes_B4 = bins_N[:num].view(-1, 4)
+    sides_B2 = (boxes_B4[:, 2:] - boxes_B4[:, :2]).abs()
+    return torch.cat([sides_B2.repeat(1, 2).flatten(), torch.zeros_like(bins_N[num:])])
 
 
 def _gated(raw: Mapping[str, Any], kind: ForwardKind, config: Mapping[str, float]) -> Tensor:

@@ -125,7 +125,8 @@ def _pipeline() -> str:
     parts = [
         "\n## `stage2_ab.pipeline`, `rollout_matching.pipeline`\n\n"
         "`objective` and `diagnostics` are ordered lists. Every entry states `name`, `enabled`, `weight`, "
-        "`channels` (A, B or both) and exactly the keys of `config` listed here; none has a default. "
+        "`channels` (A, B or both) and exactly the keys of `config` listed here, none of which has a "
+        "default unless it is said. "
         "`bbox_geo` stands before `coord_reg`.\n"
     ]
     for name, module in {**OBJECTIVE_MODULES, **DIAGNOSTIC_MODULES}.items():
@@ -182,6 +183,8 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(_type_name(part) for part in typing.get_args(annotation))
     if origin is typing.Annotated:
         return _type_name(typing.get_args(annotation)[0])
+    if origin is tuple:
+        return "[" + ", ".join(map(_type_name, typing.get_args(annotation))) + "]"
     if origin is list:
         return f"list of {_type_name(typing.get_args(annotation)[0])}"
     names = {bool: "true or false", int: "integer", float: "number", str: "text", NoneType: "null"}

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from coordexp.data.batch_meta import BatchMeta
-from coordexp.data.row_types import RowTyper, row_parts, row_types
+from coordexp.data.row_types import RowTyper, row_parts, row_sides, row_types
 from coordexp.data.source import SampleSource
 from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns
@@ -22,7 +22,12 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 def with_meta(
-    collate: Collate, columns: CoordColumns, typer: RowTyper | None = None, parts: tuple[str, ...] = ()
+    collate: Collate,
+    columns: CoordColumns,
+    typer: RowTyper | None = None,
+    parts: tuple[str, ...] = (),
+    *,
+    has_sides: bool = False,
 ) -> Collate:
     """`collate`, plus the `BatchMeta` of the batch.
 
@@ -30,8 +35,11 @@ def with_meta(
     typer: also types the rows, for the token metrics. Rows of a batch whose labels are not those of its samples stay
     without types (`types_skipped`).
     parts: names of the data sets of a mixture; rows then tell theirs.
+    has_sides: coordinate rows tell the sides of their boxes.
     """
-    return partial(_collate_with_meta, collate=collate, columns=columns, typer=typer, parts=parts)
+    return partial(
+        _collate_with_meta, collate=collate, columns=columns, typer=typer, parts=parts, has_sides=has_sides
+    )
 
 
 def _collate_with_meta(
@@ -41,6 +49,7 @@ def _collate_with_meta(
     columns: CoordColumns,
     typer: RowTyper | None,
     parts: tuple[str, ...],
+    has_sides: bool,
 ) -> dict[str, Any]:
     """A function of the module, so that spawned workers can be given it."""
     samples = unpacked(features)
@@ -57,6 +66,8 @@ def _collate_with_meta(
         rows = replace(rows, types_R=row_types(typed, batch["labels"], rows))
     if parts:
         rows = replace(rows, parts_R=row_parts(samples, parts, batch["labels"], rows), num_parts=len(parts))
+    if has_sides:
+        rows = replace(rows, sides_N=row_sides(samples, rows))
     BatchMeta(
         rows,
         tuple(source.sample_id for source in sources),

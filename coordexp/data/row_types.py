@@ -13,9 +13,14 @@ from torch import Tensor
 from coordexp.codec.coord_vocab import Tokenizer
 from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.forms.choose import form_of
+from coordexp.codec.schema import KIND_BBOX, BoxObject
 from coordexp.codec.token_types import TokenType
 from coordexp.data.source import DatasetFilter, SampleSource
+from coordexp.errors import RecordError
 from coordexp.losses.inputs import IGNORE_INDEX, SupervisedRows
+
+SIDES = "coordexp_sides"
+"""Where an encoded sample carries `coord_sides` of its objects."""
 
 
 class RowTyper:
@@ -77,6 +82,33 @@ def row_parts(
         return None
     parts = torch.from_numpy(np.repeat([place[source] for source in sources], counts))
     return _of_rows(parts, flat, rows, 0)
+
+
+def coord_sides(objects: Sequence[BoxObject]) -> list[float]:
+    """Of every coordinate of the objects: the side of its box along its axis, in bins; 0 of polygons."""
+    sides: list[float] = []
+    for obj in objects:
+        if obj.kind == KIND_BBOX:
+            x1, y1, x2, y2 = obj.bins
+            sides += [float(x2 - x1), float(y2 - y1)] * 2
+        else:
+            sides += [0.0] * len(obj.bins)
+    return sides
+
+
+def row_sides(samples: Sequence[dict[str, Any]], rows: SupervisedRows) -> Tensor:
+    """float32 [N], `SupervisedRows.sides_N` of rows that were made of the labels of `samples`, in their order.
+
+    Raises RecordError naming the samples: the batch has other coordinates than their objects.
+    """
+    sides = [side for sample in samples for side in sample[SIDES]]
+    if len(sides) != rows.num_coord:
+        named = ", ".join(SampleSource.of_sample(sample).sample_id for sample in samples)
+        raise RecordError(
+            f"{named}: target_sigma_per_side needs the box of every coordinate, but the objects have {len(sides)} "
+            f"coordinates and the labels {rows.num_coord}. Leave target_sigma_per_side out"
+        )
+    return torch.tensor(sides, dtype=torch.float32)
 
 
 def _of_rows(values: Tensor, flat: Tensor, rows: SupervisedRows, fill: int) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from coordexp.data.lengths import sample_lengths
+from coordexp.data.row_types import SIDES, coord_sides
 from coordexp.data.shown import ShownRows
 from coordexp.data.source import SOURCE_COLUMN, SampleSource, naming_sample
 from coordexp.errors import RecordError
@@ -63,9 +64,9 @@ class EncodedSamples(DrawnDataset):
         return lengths
 
     def _encoded(self, draw: Draw) -> dict[str, Any]:
-        row = self._shown[draw].row
-        with naming_sample(row):
-            return encode_sample(self._template, row)
+        shown = self._shown[draw]
+        with naming_sample(shown.row):
+            return {**encode_sample(self._template, shown.row), SIDES: coord_sides(shown.record.objects)}
 
     def _another(self, draw: Draw, first_error: RecordError) -> dict[str, Any]:
         """The first sample that can be encoded of a few drawn for this index."""

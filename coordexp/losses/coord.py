@@ -87,7 +87,7 @@ def whole_bins(bins_N: Tensor) -> Tensor:
 def gaussian_targets(
     bins_N: Tensor,
     num_bins: int = 1000,
-    sigma: float = 2.0,
+    sigma: float | Tensor = 2.0,
     truncate: float | None = None,
     *,
     dtype: torch.dtype = torch.float32,
@@ -96,19 +96,43 @@ def gaussian_targets(
 
     Arguments:
         bins_N: int64 [N] true bins in [0, num_bins).
-        sigma: width in bins, > 0.
+        sigma: width in bins, > 0: one for all rows, or float [N].
         truncate: q is 0 where |k - g| > truncate (bins); None: no cut. 0 gives one-hot rows.
     Returns float [N, num_bins].
 
     Raises ContractError for bins of a dtype that is no integer.
     """
-    if not sigma > 0:
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(dtype).unsqueeze(-1)
+    elif not sigma > 0:
         raise ConfigError(f"target_sigma = {sigma}: expected a number of bins > 0")
     distance_NK = torch.arange(num_bins, dtype=dtype, device=bins_N.device) - whole_bins(bins_N).unsqueeze(-1)
     weight_NK = (-0.5 * (distance_NK / sigma) ** 2).exp()
     if truncate is not None:
         weight_NK = weight_NK.masked_fill(distance_NK.abs() > truncate, 0.0)
     return weight_NK / weight_NK.sum(-1, keepdim=True)
+
+
+def sigma_rows(sigma: float, per_side: float | None, sides_N: Tensor | None) -> float | Tensor:
+    """Width of every row's Gaussian target, in bins: max(sigma, per_side * side); `sigma` for all without `per_side`.
+
+    sides_N: float [N], `SupervisedRows.sides_N`.
+
+    Raises ContractError for rows that do not know their boxes.
+    """
+    if per_side is None:
+        return sigma
+    if sides_N is None:
+        raise ContractError(
+            "target_sigma_per_side: these rows do not tell the sides of their boxes (sides_N)"
+        )
+    return (per_side * sides_N).clamp_min(sigma)
+
+
+def box_sides(bins_B4: Tensor) -> Tensor:
+    """float32 [4 B]: for x1, y1, x2, y2 of every box its width, height, width and height, in bins."""
+    width_B, height_B = (bins_B4[:, 2:] - bins_B4[:, :2]).abs().float().unbind(-1)
+    return torch.stack([width_B, height_B, width_B, height_B], -1).flatten()
 
 
 # --- one value per row, from a shared distribution ---------------------------------------------------

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coordexp.losses.columns import CoordColumns, coord_log_odds
-from coordexp.losses.coord import CoordDistribution
+from coordexp.losses.coord import CoordDistribution, box_sides
 from coordexp.losses.sums import math_dtype
 
 IGNORE_INDEX = -100
@@ -73,6 +73,8 @@ class SupervisedRows:
     """int8 [R]: the data set of a mixture that the row's sample is of, by its place among `num_parts`."""
     num_parts: int = 0
     """Data sets of the mixture."""
+    sides_N: Tensor | None = None
+    """float [N]: the side of the row's box along its axis, in bins; 0 for a vertex of a polygon. None: not known."""
 
     @classmethod
     def from_labels(cls, labels_BT: Tensor, columns: CoordColumns) -> SupervisedRows:
@@ -107,6 +109,8 @@ class SupervisedRows:
 
         All positions are rows of the flattened hidden states, i.e. token position - 1.
         """
+        sides_N = torch.zeros(bins_N.numel(), device=bins_N.device)
+        sides_N[: 4 * num_boxes] = box_sides(bins_N[: 4 * num_boxes].view(-1, 4))
         return cls(
             positions_R=torch.cat([text_positions_R, slot_positions_N]),
             targets_R=torch.cat([text_targets_R, columns.index(bins_N.device)[bins_N]]),
@@ -115,6 +119,7 @@ class SupervisedRows:
             num_boxes=num_boxes,
             roles_R=roles_R,
             dropped_invalid_R=dropped_invalid_R,
+            sides_N=sides_N,
         )
 
     @property
@@ -166,6 +171,7 @@ class SupervisedRows:
             None if self.types_R is None else self.types_R[rows],
             None if self.parts_R is None else self.parts_R[rows],
             self.num_parts,
+            None if self.sides_N is None else self.sides_N[coord],
         )
 
 

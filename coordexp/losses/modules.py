@@ -6,7 +6,7 @@ nothing is checked again here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from coordexp.config.schema.pipeline import Pipeline
+from coordexp.control.points import Number, value_at
 from coordexp.errors import ContractError
 from coordexp.losses.inputs import SupervisedRows, TextRole
 
@@ -81,8 +82,18 @@ class CoordReg:
     w1_weight: float
     temperature: float
     """T of the coordinate distribution, for this module, box decoding and coord_diag alike."""
-    target_sigma: float
+    target_sigma: Number
     target_truncate: float | None
+    target_sigma_per_side: Number | None = None
+
+    def at(self, step: int) -> CoordReg:
+        """With the numbers of optimizer step `step` in place of points."""
+        per_side = self.target_sigma_per_side
+        return replace(
+            self,
+            target_sigma=value_at(step, self.target_sigma),
+            target_sigma_per_side=None if per_side is None else value_at(step, per_side),
+        )
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,10 @@ class ModuleSpec:
     channels: tuple[str, ...]
     config: TokenCE | BboxGeo | CoordReg | CoordDiag
 
+    def at(self, step: int) -> ModuleSpec:
+        """The entry as optimizer step `step` runs it."""
+        return replace(self, config=self.config.at(step)) if isinstance(self.config, CoordReg) else self
+
     def weight_in(self, channel: str) -> float:
         """Weight of the module in a channel, 0 where it is off."""
         return self.weight if self.enabled and channel in self.channels else 0.0
@@ -127,6 +142,10 @@ class ObjectiveSpec:
             tuple(_spec(entry.model_dump()) for entry in pipeline.objective),
             tuple(_spec(entry.model_dump()) for entry in pipeline.diagnostics),
         )
+
+    def at(self, step: int) -> ObjectiveSpec:
+        """The lists as optimizer step `step` runs them."""
+        return replace(self, objective=tuple(entry.at(step) for entry in self.objective))
 
     def find(self, name: str) -> ModuleSpec | None:
         """The entry of a module, enabled or not; None if it is not listed."""

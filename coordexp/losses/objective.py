@@ -18,6 +18,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from coordexp.control.points import last_value
 from coordexp.errors import ContractError
 from coordexp.losses import box
 from coordexp.losses import coord as atoms
@@ -88,6 +89,14 @@ class Stage2Objective:
         self._text_weighting = None if token_ce is None else TextWeighting(token_ce)
         self._geo, self._geo_scale = self._module("bbox_geo", BboxGeo)
         self._reg, self._reg_scale = self._module("coord_reg", CoordReg)
+        self._last: tuple[int, Stage2Objective] | None = None
+
+    def at(self, step: int) -> Stage2Objective:
+        """The objective of optimizer step `step`: itself where nothing changes over the run."""
+        if self._last is None or self._last[0] != step:
+            spec = self.spec.at(step)
+            self._last = (step, self if spec == self.spec else Stage2Objective(spec, self.decode_mode))
+        return self._last[1]
 
     def needs(self, forward: ForwardKind) -> LossNeeds:
         """What a head has to compute for this forward."""
@@ -241,8 +250,14 @@ class Stage2Objective:
         reg, dist, bins_N = self._reg, inputs.distribution, inputs.rows.bins_N
         rows: dict[str, Tensor] = {}
         if {"coord_soft_ce", "coord_w1"} & set(weights):
+            per_side = reg.target_sigma_per_side
+            sigma = atoms.sigma_rows(
+                last_value(reg.target_sigma),
+                None if per_side is None else last_value(per_side),
+                inputs.rows.sides_N,
+            )
             target_NK = atoms.gaussian_targets(
-                bins_N, dist.num_bins, reg.target_sigma, reg.target_truncate, dtype=dist.logits_NK.dtype
+                bins_N, dist.num_bins, sigma, reg.target_truncate, dtype=dist.logits_NK.dtype
             )
             rows["coord_soft_ce"] = atoms.soft_ce_rows(dist, target_NK)
             rows["coord_w1"] = atoms.w1_rows(dist, target_NK)

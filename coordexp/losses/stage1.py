@@ -18,14 +18,16 @@ A trainer does, per forward:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from coordexp.config import parse_sections
+from coordexp.control.points import Number, last_value, value_at
 from coordexp.errors import ContractError
 from coordexp.losses import coord as atoms
 from coordexp.losses.columns import CoordColumns
@@ -62,8 +64,10 @@ class Stage1Weights:
     ce_weight: float = 0.0
     gate_weight: float = 0.0
     temperature: float = 1.0
-    target_sigma: float = 2.0
+    target_sigma: Number = 2.0
     """In bins."""
+    target_sigma_per_side: Number | None = None
+    """Sigma over the side of a box, where that is more than target_sigma; None: target_sigma everywhere."""
     target_truncate: float | None = None
     """Bins beyond which there is no target mass; None: no cut."""
 
@@ -75,6 +79,22 @@ class Stage1Weights:
         """
         custom = parse_sections({"custom": {"coord_soft_ce_w1": mapping}}, source="weights").custom
         return cls(**custom.coord_soft_ce_w1.model_dump(exclude={"monitor_mass"}))
+
+    def at(self, step: int) -> Stage1Weights:
+        """What optimizer step `step` trains with: a number in place of points."""
+        return self._with(partial(value_at, step))
+
+    def settled(self) -> Stage1Weights:
+        """What evaluation measures with at any step, so that its losses can be compared: the last point of points."""
+        return self._with(last_value)
+
+    def _with(self, number_of: Callable[[Number], float]) -> Stage1Weights:
+        per_side = self.target_sigma_per_side
+        return replace(
+            self,
+            target_sigma=number_of(self.target_sigma),
+            target_sigma_per_side=None if per_side is None else number_of(per_side),
+        )
 
     def of(self, term: str) -> float:
         """Weight of one of COORD_TERMS."""
@@ -157,7 +177,10 @@ class Stage1Terms:
 
 
 def stage1_terms(inputs: LossInputs, weights: Stage1Weights) -> Stage1Terms:
-    """All terms of the stage-1 objective. `inputs` must hold what `weights.needs()` names. No host sync."""
+    """All terms of the stage-1 objective. `inputs` must hold what `weights.needs()` names. No host sync.
+
+    weights: of one step (`Stage1Weights.at`); points count as their last one.
+    """
     if inputs.coord_logits_NK.shape[-1] == 0:
         return _terms_of_text(inputs, weights)
     raw_rows = _coord_term_rows(inputs, weights)
@@ -265,10 +288,16 @@ def stage1_loss(
 def _coord_term_rows(inputs: LossInputs, weights: Stage1Weights) -> dict[str, Tensor]:
     """Unweighted COORD_TERMS per coordinate row; only those that the loss contains carry a gradient."""
     dist, bins_N, log_odds_N = inputs.distribution, inputs.rows.bins_N, inputs.coord_log_odds_N
+    per_side = weights.target_sigma_per_side
+    sigma = atoms.sigma_rows(
+        last_value(weights.target_sigma),
+        None if per_side is None else last_value(per_side),
+        inputs.rows.sides_N,
+    )
     target_NK = atoms.gaussian_targets(
         bins_N,
         dist.num_bins,
-        weights.target_sigma,
+        sigma,
         weights.target_truncate,
         dtype=inputs.coord_logits_NK.dtype,
     )

@@ -130,6 +130,7 @@ class CoordTrainer(SwiftTrainerBridge):
             self.columns,
             None if counts is None else RowTyper(template.tokenizer, counts, self.form),
             self.mixed_datasets,
+            has_sides=self.settings.sections.custom.coord_soft_ce_w1.target_sigma_per_side is not None,
         )
 
     @property

@@ -119,6 +119,7 @@ class Stage1CoordTrainer(CoordTrainer):
         for key in SUPERVISION_KEYS:
             inputs.pop(key, None)
         in_training = self.model.training
+        weights = self.weights.at(self.state.global_step) if in_training else self.weights.settled()
         totals: Totals = (
             self._plan.totals
             if in_training and self._plan is not None
@@ -127,7 +128,7 @@ class Stage1CoordTrainer(CoordTrainer):
         tokens = TokenMetrics(rows, self.columns, **self.token_switches)
 
         def objective(loss_inputs: LossInputs) -> tuple[Tensor, Stage1Terms]:
-            terms = stage1_terms(loss_inputs, self.weights)
+            terms = stage1_terms(loss_inputs, weights)
             return combine(terms, totals[TEXT], totals[COORD]), terms.detach()
 
         with self.pace.timer.phase("forward"):

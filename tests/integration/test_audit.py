@@ -39,7 +39,8 @@ def failed(found: Sequence[AuditLine]) -> dict[tuple[str, str], str]:
 
 
 def test_a_sound_stage_1_recipe_passes_as_a_command(nano_model: Path, scenes: Path, tmp_path: Path):
-    run = run_file(tmp_path, nano_model)
+    widths = {"target_sigma": [[0, 9.0], [2, 3.0]], "target_sigma_per_side": 0.03}
+    run = run_file(tmp_path, nano_model, coordexp={"custom": {"coord_soft_ce_w1": widths}})
     report = tmp_path / "audit.json"
     done = run_coordexp(
         "audit", run, scenes / "train.jsonl", "--samples", 4, "--max-new-tokens", 24, "--output", report,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from coordexp.config.schedules.points import SIGMA, SIGMA_PER_SIDE, PositiveOrPoints, PositiveOrPointsOrNull
 from coordexp.config.schema.answer_form import AnswerFormat, form_name
 from coordexp.config.schema.augmentation import Augmentation
 from coordexp.config.schema.fusion import Fusion, JsonlFiles
@@ -48,7 +49,8 @@ class CoordSoftCeW1(Section):
         default=0.0, ge=0, description="Weight of the mass leak out of the coordinate vocabulary."
     )
     temperature: float = Field(default=1.0, gt=0, description="Divides the logits in every term but `ce`.")
-    target_sigma: float = Field(default=2.0, gt=0, description="Width of the Gaussian target, in bins.")
+    target_sigma: PositiveOrPoints = Field(default=2.0, description=SIGMA)
+    target_sigma_per_side: PositiveOrPointsOrNull = Field(default=None, description=SIGMA_PER_SIDE)
     target_truncate: float | None = Field(
         default=None, ge=0, description="Target is 0 beyond this distance in bins; null: no cut."
     )

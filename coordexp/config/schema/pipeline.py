@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from coordexp.config.schedules.points import SIGMA, SIGMA_PER_SIDE, PositiveOrPoints, PositiveOrPointsOrNull
 from coordexp.config.schema.section import Section
 
 Weight = Annotated[float, Field(ge=0)]
@@ -60,7 +61,8 @@ class CoordRegConfig(Section):
     self_context_soft_ce_weight: Weight = Field(description="The same, added in channel A only.")
     w1_weight: Weight = Field(description="Wasserstein-1 distance.")
     temperature: float = Field(gt=0, description="Divides the coordinate logits.")
-    target_sigma: float = Field(gt=0, description="Width of the Gaussian target, in bins.")
+    target_sigma: PositiveOrPoints = Field(description=SIGMA)
+    target_sigma_per_side: PositiveOrPointsOrNull = Field(default=None, description=SIGMA_PER_SIDE)
     target_truncate: float | None = Field(
         ge=0, description="Target is 0 beyond this distance in bins; null: no cut."
     )
@@ -166,14 +168,14 @@ class Pipeline(Section):
 
 
 def pipeline_identity(pipeline: Pipeline, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two pipelines the same experiment.
+    """What makes two pipelines the same experiment; an optional key at its default is no part of it.
 
     extra: the semantic settings outside the lists: `variant`, `stage2_ab.coord_ctx_embed_mode`,
     `stage2_ab.coord_decode_mode`, `rollout_matching.coord_decode_mode`, where they apply.
     """
     return {
-        "objective": [entry.model_dump() for entry in pipeline.objective],
-        "diagnostics": [entry.model_dump() for entry in pipeline.diagnostics],
+        "objective": [entry.model_dump(exclude_defaults=True) for entry in pipeline.objective],
+        "diagnostics": [entry.model_dump(exclude_defaults=True) for entry in pipeline.diagnostics],
         "extra": dict(extra),
     }
 

@@ -119,11 +119,12 @@ class StepAssembly:
         filler: what a rank without any sample runs its fillers on; asked for only then.
         """
         typed = self._typed(raws)
+        objective = self._objective.at(step)
         groups = self.layout.groups(samples)
         forwards = [self.layout.forward(group, typed) for group in groups]
         facts = {} if rolled_out is None else self._packing_facts(groups)
-        load = self._load(forwards, kinds, groups, sum(len(raw.images) for raw in raws))
-        totals = self._totals([forward.meta.rows for forward in forwards], kinds)
+        load = self._load(objective, forwards, kinds, groups, sum(len(raw.images) for raw in raws))
+        totals = self._totals(objective, [forward.meta.rows for forward in forwards], kinds)
         wanted = max(1, self._agree(len(forwards)))
         if wanted < len(forwards):
             raise ContractError(f"{len(forwards)} forwards on this rank, but all ranks agreed on {wanted}.")
@@ -144,6 +145,7 @@ class StepAssembly:
 
     def _load(
         self,
+        objective: Stage2Objective,
         forwards: Sequence[PlannedForward],
         kinds: Sequence[ForwardKind],
         groups: Sequence[Sequence[EncodedSample]],
@@ -151,9 +153,7 @@ class StepAssembly:
     ) -> StepLoad:
         length = self.layout.packing_length
         return StepLoad(
-            num_supervised=sum(
-                self._objective.num_supervised(forward.meta.rows, kinds) for forward in forwards
-            ),
+            num_supervised=sum(objective.num_supervised(forward.meta.rows, kinds) for forward in forwards),
             num_images=num_images,
             num_tokens=sum(sample.num_tokens for group in groups for sample in group),
             num_places=len(groups) * length
@@ -162,10 +162,12 @@ class StepAssembly:
             is_packed=length is not None,
         )
 
-    def _totals(self, rows: Sequence[SupervisedRows], kinds: Sequence[ForwardKind]) -> Mapping[str, Tensor]:
+    def _totals(
+        self, objective: Stage2Objective, rows: Sequence[SupervisedRows], kinds: Sequence[ForwardKind]
+    ) -> Mapping[str, Tensor]:
         own: dict[str, Tensor] = {}
         for kind in kinds:
-            own |= step_counts(rows, self._objective, kind)
+            own |= step_counts(rows, objective, kind)
         summed = self._add_up(torch.stack([count.double() for count in own.values()]).to(self._device))
         return dict(zip(own, summed.float().unbind(), strict=True))
 

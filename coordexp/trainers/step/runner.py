@@ -90,20 +90,20 @@ class PlainRunner:
         slot_rows_N: Tensor | None = None,
     ) -> tuple[ForwardOutcome, Tensor | None]:
         """One forward under the objective of `kind`, and the coordinate logits [N, K] of the rows asked for."""
-        rows = forward.meta.rows
+        rows, of_step = forward.meta.rows, self._objective.at(plan.step)
         tokens = TokenMetrics(rows, self.columns, **self._token_switches)
 
         def objective(inputs: LossInputs) -> tuple[Tensor, Stage2Terms]:
-            return self._objective(inputs, kind, plan.totals)
+            return of_step(inputs, kind, plan.totals)
 
-        supervised = Supervised(rows, self._objective.needs(kind), objective, tokens.observer, tokens.restart)
+        supervised = Supervised(rows, of_step.needs(kind), objective, tokens.observer, tokens.restart)
         result: HeadResult[Stage2Terms] = self.head.run(
             model, unwrapped, dict(forward.inputs), supervised, slot_rows_N
         )
         assert result.loss is not None
         terms = Stage2Terms.merge(result.terms)
         if self._checks_atoms:
-            shares = self._objective.shares(terms, plan.totals)
+            shares = of_step.shares(terms, plan.totals)
             check_atoms_sum(result.loss.item(), {key: share.item() for key, share in shares.items()})
         metrics = terms.metrics()
         if kind is not ForwardKind.SELF_CONTEXT:  # its inputs are no tokens

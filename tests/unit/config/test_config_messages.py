@@ -12,7 +12,7 @@ from coordexp.errors import ConfigError
 
 KNOWN_IN_COORD_LOSS = (
     "Known here: enabled, soft_ce_weight, w1_weight, ce_weight, gate_weight, temperature, target_sigma, "
-    "target_truncate, monitor_mass."
+    "target_sigma_per_side, target_truncate, monitor_mass."
 )
 CHANNEL_B = "channel B has one contract: rollout prefix, missed objects appended, one forward"
 PIPELINE = "it is set per module in the pipeline"
@@ -336,7 +336,8 @@ def test_sections_that_arrive_as_json_name_their_source() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_sections({"custom": {"coord_soft_ce_w1": {"target_sigma": -1}}}, source="--coordexp")
     assert str(caught.value) == (
-        "custom.coord_soft_ce_w1.target_sigma = -1 in --coordexp: expected greater than 0."
+        "custom.coord_soft_ce_w1.target_sigma = -1 in --coordexp: expected a number above 0, or "
+        "points [[step, number], ...]."
     )
 
 

@@ -320,7 +320,10 @@ def test_defaults():
         ({"gate_weight": "1"}, r'gate_weight = "1" in weights: expected a valid number'),
         ({"ce_weight": True}, r"ce_weight = true in weights: expected a valid number"),
         ({"temperature": 0}, r"temperature = 0 in weights: expected greater than 0"),
-        ({"target_sigma": float("nan")}, r"target_sigma = NaN in weights: expected a finite number"),
+        (
+            {"target_sigma": float("nan")},
+            r"target_sigma = NaN in weights: expected a number above 0, or points",
+        ),
         ({"target_truncate": -2}, r"target_truncate = -2 in weights: expected greater than or equal to 0"),
         ({"enabled": "yes"}, r'enabled = "yes" in weights: expected a valid boolean'),
         ([("w1_weight", 1)], r"in weights: expected a mapping"),

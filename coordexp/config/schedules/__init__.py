@@ -1,0 +1,1 @@
+"""Numbers that may change over a run, as they are written."""
