@@ -37,7 +37,8 @@ def data_files(study: Study, name: str) -> DataFiles:
     data = study.file.data[name]
     if data.shapes is not None:
         folder = study.folder / ASSETS / "data" / name
-        made_from = {**data.shapes.model_dump(exclude_none=True), **_scenes(data.shapes)}
+        sizes = {"train": data.shapes.train, "val": data.shapes.val, "seed": data.shapes.seed}
+        made_from = {**sizes, **_scenes(data.shapes)}
         return DataFiles(folder / "train.jsonl", folder / "val.jsonl", {"shapes": made_from})
     return _given_files(study, name, data)
 
@@ -120,8 +121,12 @@ def _config(shapes: StudyShapes) -> Any:
 
 
 def _scenes(shapes: StudyShapes) -> dict[str, Any]:
-    """The settings that the preset stands for, so that a change of it is a change of the data."""
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(_config(shapes)).items()}
+    """What the preset stands for, so that a change of it is a change of the data; settings as usual are left out."""
+    from coordexp.data.scene_config import ShapesConfig
+
+    usual = asdict(ShapesConfig())
+    changed = {name: v for name, v in asdict(_config(shapes)).items() if v != usual[name]}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in changed.items()}
 
 
 def _given_files(study: Study, name: str, data: StudyData) -> DataFiles:
