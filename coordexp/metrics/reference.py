@@ -18,8 +18,9 @@ Every key that a run can log. Printed from the catalogue by `coordexp metrics wr
 - `sum`: added up. `mean`: sums over counts; the column says what is counted. `ratio`: summed numerators over
   summed denominators. `max`: the largest value.
 - `better`: which way a number should go; a number without a direction cannot be `metric_for_best_model`.
-- A run directory holds `metrics.jsonl` (a `run_meta` record, then one payload a line) and `stats.json` (the
-  last payload). A payload: `{"schema_version": 1, "mode": "train", "global_step": 7, "metrics": {...}}`.
+- A run directory holds `metrics.jsonl` (a `run_meta` record, then one payload a line) and `stats.json` (a small
+  payload, replaced at every optimizer step). A payload:
+  `{"schema_version": 1, "mode": "train", "global_step": 7, "metrics": {...}}`.
 """
 
 

@@ -1,7 +1,8 @@
-"""The files a run writes: `metrics.jsonl` (every payload, one a line) and `stats.json` (the last one).
+"""The files a run writes: `metrics.jsonl` (every payload, one a line) and `stats.json` (where it stands).
 
 The first record of `metrics.jsonl` is `run_meta` (config hash and versions); a resumed run appends another
-before it goes on. Each line is one write, so a reader never sees half of it and a crash costs one line.
+before it goes on. Each line is one write, so a reader never sees half of it and a crash costs one line. `stats.json` is
+a payload too, a small one: it is replaced at every optimizer step.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ class MetricsSink:
         self.run_dir = Path(run_dir)
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.metrics_path = self.run_dir / METRICS_FILE
-        self.stats_path = self.run_dir / STATS_FILE
         _end_torn_line(self.metrics_path)
         record = {
             "record": RUN_META,
@@ -65,10 +65,13 @@ class MetricsSink:
         append_jsonl(self.metrics_path, record)
 
     def write(self, payload: Payload) -> None:
-        """Append a payload to metrics.jsonl and make it the content of stats.json."""
-        payload = validate_payload(payload)
-        append_jsonl(self.metrics_path, payload)
-        write_json(self.stats_path, payload, indent=1, sync=False)
+        """Append a payload to metrics.jsonl."""
+        append_jsonl(self.metrics_path, validate_payload(payload))
+
+
+def write_stats(run_dir: Path, payload: Payload) -> None:
+    """Make a payload the content of stats.json, at once for a reader. It may be lost when the machine fails."""
+    write_json(run_dir / STATS_FILE, payload, indent=1, sync=False)
 
 
 def read_payloads(path: str | Path) -> Iterator[Payload]:

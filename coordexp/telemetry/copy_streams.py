@@ -4,16 +4,20 @@
 
 All but PREFIX are file descriptors: what comes from OUT_PIPE goes to OUT, from ERR_PIPE to ERR, byte for byte and at
 once. CONTROL brings the path of the file, a line break, a header for the file and a NUL, when the file's folder
-exists; until then its lines wait. The file gets whole lines, each behind PREFIX; of a line that was drawn over (a
-progress bar) the last state. The program ends when both pipes do, so it also writes what a killed process has left.
+exists; until then its lines wait. The file gets whole lines without escape sequences (colours), each behind PREFIX; of
+a line that was drawn over (a progress bar) the last state. The program ends when both pipes do, so it also writes what
+a killed process has left.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import sys
 from contextlib import suppress
+
+_ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class LogFile:
@@ -32,6 +36,7 @@ class LogFile:
 
     def add(self, line: bytes) -> None:
         line = self.prefix + line.rstrip(b"\r").rpartition(b"\r")[2] + b"\n"
+        line = _ESCAPES.sub(b"", line)
         if self.descriptor is None:
             self.waiting.append(line)
         else:

@@ -130,7 +130,7 @@ def _stats_behind(path: Path, last: Payload) -> list[str]:
         step = read_json(path)["global_step"] if path.exists() else None
     except (RecordError, KeyError, TypeError):
         step = None
-    if step == last["global_step"]:
+    if step is not None and step >= last["global_step"]:
         return []
     found = "is missing or broken" if step is None else f"is at step {step}"
     return [

@@ -84,6 +84,13 @@ def open_in(folder: str | Path, *, command: str, resumed_from: str | None, has_h
     _recording.control = None
 
 
+def reaches_terminal() -> bool:
+    """Whether what this process writes to stdout is seen on a terminal."""
+    if _recording is None:
+        return sys.stdout.isatty()
+    return 1 in _recording.consoles and os.isatty(_recording.consoles[1])
+
+
 def stop() -> None:
     """Let the console be the console again, and wait for what is still to be written."""
     global _recording

@@ -27,7 +27,12 @@ from coordexp.errors import ConfigError
 from coordexp.losses.columns import CoordColumns
 from coordexp.metrics.accumulate import MetricStore
 from coordexp.metrics.catalog import check_known
-from coordexp.metrics.keys_run import NONFINITE_LOSS_TOTAL, NONFINITE_METRICS_TOTAL, OOM_RETRIES_TOTAL
+from coordexp.metrics.keys_run import (
+    NONFINITE_LOSS_TOTAL,
+    NONFINITE_METRICS_TOTAL,
+    OOM_RETRIES_TOTAL,
+    REMAINING,
+)
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.progress import PROGRESS_KEY
 from coordexp.metrics.sinks import MetricsSink, installed_versions
@@ -36,13 +41,15 @@ from coordexp.swift_bridge.callbacks.console import use_console_lines
 from coordexp.swift_bridge.prompts import complete_prompt
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
 from coordexp.telemetry import run_log
-from coordexp.telemetry.console_line import console_line
+from coordexp.telemetry.console.view import ConsoleView
 from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
 from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
 from coordexp.trainers.dry_run.page import render
 from coordexp.trainers.dry_run.run import TEACHER_FORCED, DryRun
 from coordexp.trainers.dry_run.start import start_dry_run
 from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
+from coordexp.trainers.logs.console import RunConsole
+from coordexp.trainers.logs.stats import StatsFile
 from coordexp.trainers.logs.trackers import TRACKERS_KEY, ids_of, use_payloads
 from coordexp.trainers.offset_training import OffsetTraining
 from coordexp.trainers.optimizers import OURS, checked_table, meet_flat_weights
@@ -93,6 +100,9 @@ class CoordTrainer(SwiftTrainerBridge):
             self.metrics, self.args.gradient_accumulation_steps, self.args.device, self.mixed_datasets
         )
         self.add_callback(StepEnd(self.pace.timer))
+        self._stats = StatsFile(self.args.output_dir)
+        if self.settings.sections.custom.dry_run is None:
+            self.add_callback(self._stats)
         self._has_started = False
         self._plan: StepPlan | None = None
         self._finite_guard = self._guard_loss()
@@ -104,7 +114,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self.dry_run = self._start_dry_run()
         self._sink: MetricsSink | None = None
         self.trackers = use_payloads(self, self.settings.swift)
-        use_console_lines(self, console_line)
+        self._console = RunConsole(use_console_lines(self).say, colours=run_log.reaches_terminal())
         self._health = HealthWatch()
         self._reported_nonfinite: set[str] = set()
         if self.is_world_process_zero():
@@ -177,6 +187,8 @@ class CoordTrainer(SwiftTrainerBridge):
             kept = self.state.stateful_callbacks
             self.pace.restore(kept.get(PROGRESS_KEY))
             self.pace.schedule = lr_schedule(self.args, int(self.state.max_steps))
+            if self.is_world_process_zero():
+                self._console.resume(self.args.output_dir, int(self.state.global_step))
             if HEALTH_KEY in kept:
                 self._health.load_state_dict(kept[HEALTH_KEY]["attributes"])
             if self._own_optimizer is not None and self.is_deepspeed_enabled:
@@ -320,10 +332,26 @@ class CoordTrainer(SwiftTrainerBridge):
             meta = {"config_hash": self._resolved["config_hash"], "variant": self.settings.variant}
             self._sink = MetricsSink(self.args.output_dir, meta=meta)
         self._sink.write(payload)
+        self._stats.note(mode, payload["global_step"])
+        remaining = record.get(REMAINING)
+        self._console.show(payload, self._console_view(), None if remaining is None else str(remaining))
         for tracker in self.trackers.values():
             tracker.send(payload["metrics"], payload["global_step"])
         for advice in self._health.due(self.state.global_step, payload["metrics"]):
             logger.warning(advice.message)
+
+    @property
+    def coord_weights(self) -> Mapping[str, float] | None:
+        """Weights of the coordinate terms of stage 1 by name; None where its objective is another."""
+        return None
+
+    def _console_view(self) -> ConsoleView:
+        return ConsoleView(
+            self.settings.sections.telemetry.console,
+            int(self.state.max_steps),
+            coord_weights=self.coord_weights,
+            best_metric=self._best.metric.key,
+        )
 
     def _said_of(self, mode: str) -> dict[str, Any]:
         """Beside a payload's numbers: the prompt of evaluation rollouts where it is not that of training."""
@@ -400,14 +428,17 @@ class CoordTrainer(SwiftTrainerBridge):
         if self.is_world_process_zero():  # a step of the run, not of a rank
             self.metrics.add(NONFINITE_LOSS_TOTAL, 1.0)
 
-    def stop_if_not_finite(self, terms: Mapping[str, Tensor], sample_ids: Sequence[str] = ()) -> None:
+    def stop_if_not_finite(
+        self, terms: Mapping[str, Tensor], sample_ids: Sequence[str] = (), *, loss: Tensor
+    ) -> None:
         """Watch the terms of a micro-batch; at the last one of a step, stop all ranks if any was not finite.
 
+        loss: 0-dim, this rank's share of the step's loss in the micro-batch, as its backward pass takes it.
         With `custom.on_nonfinite_loss: skip_step` the update of that step is dropped instead.
         """
-        self._finite_guard.watch(terms, sample_ids)
+        self._finite_guard.watch(terms, sample_ids, loss=loss)
         if self.accelerator.sync_gradients:
-            self._finite_guard.check(self.state.global_step + 1)
+            self._stats.loss = self._finite_guard.check(self.state.global_step + 1)
 
     def sum_over_ranks(self, counts: Tensor) -> Tensor:
         """`counts` added up over all ranks when `average_tokens_across_devices` asks for it, else as they are."""

@@ -27,7 +27,8 @@ class FiniteLossGuard:
     """Collects the loss terms of an optimizer step on the device; `check` looks at them once, at its end.
 
     All ranks watch the same terms, any number of times, and call `check` equally often. `check` costs one small
-    collective and the only host sync of the step, before the backward pass of the last micro-batch.
+    collective and the only host sync of the step, before the backward pass of the last micro-batch. The loss of the
+    step comes along.
 
     Arguments:
         on_nonfinite: `custom.on_nonfinite_loss`. `skip_step` also needs a `DropUpdate` among the trainer's callbacks.
@@ -37,28 +38,38 @@ class FiniteLossGuard:
         self._on_nonfinite = on_nonfinite
         self._names: tuple[str, ...] = ()
         self._flags: list[Tensor] = []
+        self._losses: list[Tensor] = []
         self._samples: list[Sequence[str]] = []
         self._drops_update = False
 
-    def watch(self, terms: Mapping[str, Tensor], sample_ids: Sequence[str] = ()) -> None:
-        """Remember whether each term (0-dim) of one micro-batch is finite. No host sync."""
+    def watch(
+        self, terms: Mapping[str, Tensor], sample_ids: Sequence[str] = (), *, loss: Tensor | None = None
+    ) -> None:
+        """Remember whether each term (0-dim) of one micro-batch is finite, and its loss (0-dim). No host sync."""
         self._names = tuple(terms)
         self._flags.append(torch.stack([term.detach().isfinite().logical_not() for term in terms.values()]))
+        self._losses.append((self._flags[-1].new_zeros(()) if loss is None else loss.detach()).float())
         self._samples.append(sample_ids)
 
-    def check(self, step: int) -> None:
+    def check(self, step: int) -> float:
         """Look for terms that were not finite on any rank, and forget the terms. The same on every rank.
+
+        Returns the loss of the step: of each rank its losses added up, the mean of them.
 
         Raises NonFiniteLossError for `stop`. For `skip_step` it warns, and the next `take_drop` is True.
         """
-        bad_MA, samples = torch.stack(self._flags).to(torch.int8), self._samples
-        self._flags, self._samples = [], []
-        ranks = [bad_MA.amax(0)]  # [A]: ranks may have run different numbers of micro-batches
+        bad_MA, samples, losses = torch.stack(self._flags).to(torch.int8), self._samples, self._losses
+        self._flags, self._samples, self._losses = [], [], []
+        # [A + 1]: terms, then the loss; ranks may have run different numbers of micro-batches
+        own = torch.cat([bad_MA.amax(0).float(), torch.stack(losses).sum()[None]])
+        ranks = [own]
         if dist.is_available() and dist.is_initialized():
-            ranks = [torch.empty_like(ranks[0]) for _ in range(dist.get_world_size())]
-            dist.all_gather(ranks, bad_MA.amax(0))
-        if not torch.stack(ranks).any():
-            return
+            ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+            dist.all_gather(ranks, own)
+        by_rank: list[list[float]] = torch.stack(ranks).tolist()
+        loss = sum(row[-1] for row in by_rank) / len(by_rank)
+        if not any(any(row[:-1]) for row in by_rank):
+            return loss
         found = f"the loss is not finite at step {step} ({self._describe_all(bad_MA, samples)})."
         if self._on_nonfinite == "stop":
             raise NonFiniteLossError(
@@ -67,6 +78,7 @@ class FiniteLossGuard:
             )
         self._drops_update = True
         logger.warning("%s The step is skipped: its gradients are dropped on all ranks. %s.", found, ADVICE)
+        return loss
 
     def take_drop(self) -> bool:
         """Whether the gradients of the step must be dropped; False from then on."""

@@ -26,7 +26,7 @@ from coordexp.head.run import RowsHead
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.objective import check_atoms_sum
-from coordexp.losses.stage1 import Stage1Terms, Stage1Weights, combine, stage1_terms
+from coordexp.losses.stage1 import COORD_TERMS, Stage1Terms, Stage1Weights, combine, stage1_terms
 from coordexp.losses.stage1_numbers import (
     finish_parts,
     finish_per_sample,
@@ -94,6 +94,10 @@ class Stage1CoordTrainer(CoordTrainer):
         encode_datasets(arguments, self.settings)
         pack_datasets(arguments, self.settings)
 
+    @property
+    def coord_weights(self) -> dict[str, float] | None:
+        return {term: self.weights.of(term) for term in COORD_TERMS} if self.weights.enabled else None
+
     def plan_step(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         metas = [BatchMeta.of(batch) for batch in batches]
         self.count_samples(
@@ -153,7 +157,7 @@ class Stage1CoordTrainer(CoordTrainer):
         if in_training:
             loss = loss * self.gradient_scale
             coord = terms.coord if terms.coord_ce is None else terms.coord_ce
-            self.stop_if_not_finite({"text": terms.text.sum, "coord": coord.sum}, meta.sample_ids)
+            self.stop_if_not_finite({"text": terms.text.sum, "coord": coord.sum}, meta.sample_ids, loss=loss)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     # evaluation by what the model writes

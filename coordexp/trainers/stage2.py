@@ -81,10 +81,11 @@ class Stage2Trainer(CoordTrainer):
         assert self._plan is not None
         with self.pace.timer.phase("forward"), self.compute_loss_context_manager():
             outcome = self.parts.runner(model, self.unwrapped_model, self._on_device(forward), self._plan)
-        self.stop_if_not_finite(outcome.watched(), forward.meta.sample_ids)
+        loss = outcome.loss * (0.0 if forward.is_filler else self.gradient_scale)
+        self.stop_if_not_finite(outcome.watched(), forward.meta.sample_ids, loss=loss)
         if not forward.is_filler:
             self.add_metrics(outcome.metrics)
-        return self.backward(outcome.loss * (0.0 if forward.is_filler else self.gradient_scale))
+        return self.backward(loss)
 
     def _on_device(self, forward: PlannedForward) -> PlannedForward:
         return forward.on(self.args.device, self._prepare_input(dict(forward.inputs)))

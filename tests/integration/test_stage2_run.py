@@ -83,6 +83,20 @@ def test_input_tokens_are_those_of_the_samples(aligned):
         assert record["num_input_tokens_seen"] == pytest.approx(seen)
 
 
+def test_the_console_says_what_the_model_wrote_and_stats_hold_the_loss_of_the_step(aligned):
+    *_, last = steps(payloads(aligned, "train"))
+    said = (aligned / "run.log").read_text().splitlines()
+    [line] = [line for line in said if line.startswith("step 5/5 · ")]
+    assert f" · F1 {last['rollout/f1']:.3g} · " in line
+    assert f"truncated {last['rollout/parse_truncated_rate']:.0%}" in line
+    largest, *_ = sorted(atoms(last).items(), key=lambda item: -item[1])
+    assert f"loss {last['loss']:.4g} ({largest[0].split('/')[-1]} {largest[1]:.4g}" in line
+    assert any(line.startswith("eval at step 4/5 · F1 ") for line in said)
+    stats = json.loads((aligned / "stats.json").read_text())
+    assert stats["global_step"] == 5
+    assert stats["metrics"]["loss"] == pytest.approx(last["loss"], rel=1e-6)
+
+
 WITHOUT_EMBEDDINGS = {
     "rollout/desc_sem_acc_on_matched",
     "rollout/desc_sem_sim_mean",

@@ -44,7 +44,7 @@ class LossAlone:
         loss, _ = self.trainer.head(
             model, self.trainer.unwrapped_model, inputs, rows, self.needs, self._objective, None
         )
-        self.trainer.stop_if_not_finite({"loss": loss})
+        self.trainer.stop_if_not_finite({"loss": loss}, loss=loss)
         return loss
 
     def _objective(self, inputs: LossInputs) -> tuple[Tensor, None]:

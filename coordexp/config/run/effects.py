@@ -138,6 +138,7 @@ def _ours_without_effect(
     yield from _rollout_eval(stage2, sections, swift)
     yield from _objective_of_stage1(variant, sections)
     yield from form_problems(sections, variant)
+    yield from _console(sections, swift)
     least, most = sections.custom.min_pixels, swift.get("max_pixels")
     if least is not None and isinstance(most, int) and least > most:
         yield ("custom", "min_pixels"), f"{least} is more than max_pixels {most}."
@@ -160,6 +161,19 @@ def _objective_of_stage1(variant: str, sections: Sections) -> Iterator[tuple[Key
             "every weight is 0, so that coordinates are never trained; give one of them a weight, or write enabled: "
             "false for cross-entropy on every token.",
         )
+
+
+def _console(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Lines that would be asked for more often than there are records."""
+    every, logged = sections.telemetry.console.every_steps, swift.get("logging_steps")
+    for name in sorted(every.model_fields_set):
+        steps = int(getattr(every, name))
+        if isinstance(logged, int) and steps < logged:
+            yield (
+                ("telemetry", "console", "every_steps", name),
+                f"{steps} has no effect with logging_steps: {logged}, since a line needs a record; lower "
+                "logging_steps.",
+            )
 
 
 def _rollouts(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from coordexp.config.schema.section import Section
 
@@ -31,9 +33,55 @@ class UserRule(Section):
     action: str = Field(min_length=1, description="What to do about it, without a full stop.")
 
 
+class ConsoleSteps(Section):
+    """Optimizer steps between the lines of a level. A line needs a record: none comes more often than logging_steps."""
+
+    level_1: int = Field(default=1, gt=0, description="The line of a step.")
+    level_2: int = Field(default=10, gt=0, description="The terms of the loss.")
+    level_3: int = Field(default=50, gt=0, description="Schedule, packing, memory, and where the time goes.")
+
+
+_FIRST_LEVEL = {"every_steps.level_2": 2, "every_steps.level_3": 3, "min_change": 4, "stall_after": 4}
+"""Setting -> the first level that reads it."""
+
+
+class ConsoleLevels(Section):
+    """How much the console (and run.log) says; the whole record is in metrics.jsonl."""
+
+    level: Literal[1, 2, 3, 4] = Field(
+        default=4,
+        description="1: a line a step. 2: also each term of the loss with its share. 3: also schedule, packing, memory "
+        "and time. 4: at evaluations also what got better and worse.",
+    )
+    every_steps: ConsoleSteps = ConsoleSteps()
+    min_change: float = Field(
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="Smallest change of an evaluation number that counts: absolute of fractions, relative of others.",
+    )
+    stall_after: int = Field(
+        default=3,
+        gt=0,
+        description="Evaluations without a better number than the best before them after which `[STALL]` is said.",
+    )
+
+    @model_validator(mode="after")
+    def _is_read(self) -> ConsoleLevels:
+        given = {
+            *self.model_fields_set,
+            *(f"every_steps.{name}" for name in self.every_steps.model_fields_set),
+        }
+        for name, level in _FIRST_LEVEL.items():
+            if name in given and self.level < level:
+                raise ValueError(f"{name} has no effect below level {level}; raise level, or remove it")
+        return self
+
+
 class Telemetry(Section):
     """What watches a run."""
 
+    console: ConsoleLevels = ConsoleLevels()
     rules: list[UserRule] = Field(
         default=[], description="Rules beside the built-in ones (runbooks/rules.md)."
     )

@@ -1,25 +1,29 @@
-"""What a run shows on its console: a progress bar, and one line per record. ms-swift prints the whole record."""
+"""What a run shows on its console: a progress bar, and the lines it is told. ms-swift prints whole records."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from swift.trainers.patcher import PrinterCallbackNew, ProgressCallbackNew, add_train_message
 from swift.utils import append_to_jsonl
 
-LineOf = Callable[[int, int, Mapping[str, object]], str]
-"""(step, last step, record) -> the line."""
-
 
 class ConsoleLines(ProgressCallbackNew):
-    """In place of ms-swift's own; logging.jsonl is written as it does. line_of: see `LineOf`."""
+    """In place of ms-swift's own; logging.jsonl is written as it does."""
 
-    def __init__(self, line_of: LineOf, *, has_bar: bool) -> None:
+    def __init__(self, *, has_bar: bool) -> None:
         super().__init__()
-        self._line_of, self._has_bar = line_of, has_bar
+        self._has_bar = has_bar
+
+    def say(self, lines: str) -> None:
+        """Print, above the progress bar if there is one."""
+        if self.training_bar is None:
+            print(lines, flush=True)
+        else:
+            self.training_bar.write(lines)
+            self.training_bar.refresh()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._has_bar:
@@ -40,19 +44,14 @@ class ConsoleLines(ProgressCallbackNew):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         add_train_message(logs, state, self.start_time, self.start_step)
-        if not state.is_world_process_zero:
-            return
-        append_to_jsonl(os.path.join(args.output_dir, "logging.jsonl"), logs)
-        line = self._line_of(state.global_step, state.max_steps, logs)
-        if self.training_bar is None:
-            print(line, flush=True)
-        else:
-            self.training_bar.write(line)
-            self.training_bar.refresh()
+        if state.is_world_process_zero:
+            append_to_jsonl(os.path.join(args.output_dir, "logging.jsonl"), logs)
 
 
-def use_console_lines(trainer: Any, line_of: LineOf) -> None:
-    """Let a trainer show `line_of` each record, under its progress bar if it has one."""
+def use_console_lines(trainer: Any) -> ConsoleLines:
+    """Let a trainer print no records; what it shall print instead is told to the result."""
     has_bar = not trainer.args.disable_tqdm
     trainer.remove_callback(ProgressCallbackNew if has_bar else PrinterCallbackNew)
-    trainer.add_callback(ConsoleLines(line_of, has_bar=has_bar))
+    lines = ConsoleLines(has_bar=has_bar)
+    trainer.add_callback(lines)
+    return lines

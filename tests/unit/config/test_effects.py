@@ -78,6 +78,18 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
             "true, since nothing is generated.",
         ),
         (
+            "telemetry: {console: {every_steps: {level_2: 5}}}\ntraining: {logging_steps: 10}\n",
+            (),
+            "telemetry.console.every_steps.level_2 in run.yaml:1: 5 has no effect with logging_steps: 10, since a line "
+            "needs a record; lower logging_steps.",
+        ),
+        (
+            "telemetry: {console: {level: 2, every_steps: {level_3: 20}}}\n",
+            (),
+            "telemetry.console in run.yaml:1: every_steps.level_3 has no effect below level 3; raise level, or "
+            "remove it",
+        ),
+        (
             ALIGNED + "  vllm: {max_num_seqs: 4}\n",
             (),
             "rollout_matching.vllm in run.yaml:7: has no effect with backend: hf, which has no vLLM engine; remove it "

@@ -11,7 +11,7 @@ import pytest
 from coordexp.cli.main import main
 from coordexp.metrics.catalog import lookup
 from coordexp.metrics.payload import build_payload
-from coordexp.metrics.sinks import MetricsSink
+from coordexp.metrics.sinks import MetricsSink, write_stats
 from coordexp.telemetry.doctor import diagnose
 from coordexp.telemetry.health import RULES, HealthWatch
 
@@ -123,6 +123,7 @@ def write_run(folder, payloads, *, age=0.0, checkpoints=(), **resolved):
     sink = MetricsSink(folder, meta={"config_hash": "0123456789abcdef"})
     for mode, step, metrics in payloads:
         sink.write(build_payload(mode, step, metrics))
+        write_stats(folder, build_payload("train", step, {}))
     moment = time.time() - age
     os.utime(sink.metrics_path, (moment, moment))
     for step in checkpoints:
@@ -274,6 +275,8 @@ def test_a_last_payload_that_is_behind(tmp_path):
     (run / "stats.json").write_text(json.dumps(build_payload("train", 10, {})))
     (problem,) = diagnose(run).problems
     assert problem.startswith("stats.json is at step 10, metrics.jsonl at step 20")
+    (run / "stats.json").write_text(json.dumps(build_payload("train", 25, {})))
+    assert diagnose(run).problems == []  # it is written at every step, records at some
     (run / "stats.json").write_text("{")
     assert "missing or broken" in diagnose(run).problems[0]
 

@@ -35,6 +35,7 @@ warnings.warn("a warning")
 os.write(1, b"from C\\n")
 subprocess.run(["sh", "-c", "echo from a child; echo its error >&2"])
 sys.stderr.write("bar 1/3\\rbar 2/3\\r"); sys.stderr.flush(); sys.stderr.write("bar 3/3\\n")
+print("\\x1b[1;31mred\\x1b[0m and \\x1b[2Kplain", flush=True)
 sys.stdout.write("no line break"); sys.stdout.flush()
 """
 
@@ -43,16 +44,16 @@ def test_everything_is_in_the_file_and_on_the_console(tmp_path):
     done = run(tmp_path, SAYS)
     assert done.returncode == 0
     console = done.stdout.splitlines()  # of pipes, a print waits longer than what comes from C
-    assert sorted(console) == sorted(
-        ["before the folder is known", "a print", "from C", "from a child", "no line break"]
-    )
+    coloured = "\x1b[1;31mred\x1b[0m and \x1b[2Kplain"
+    expected = ["before the folder is known", "a print", "from C", "from a child", coloured, "no line break"]
+    assert sorted(console) == sorted(expected)
     assert "bar 1/3\nbar 2/3\nbar 3/3\n" in done.stderr  # read as text: \r is a line break too
     lines = (tmp_path / "run.log").read_text().splitlines()
     assert lines[0].startswith("======== attempt 1 · ")
     assert lines[1] == "command: swift sft"
     expected = {
         "before the folder is known", "a print", "a library's error", "from C", "from a child", "its error", "bar 3/3",
-        "no line break",
+        "no line break", "red and plain",
     }  # fmt: skip
     assert expected <= set(lines)
     assert any("UserWarning: a warning" in line for line in lines)

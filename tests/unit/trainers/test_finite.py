@@ -14,11 +14,12 @@ from coordexp.trainers.finite import DropUpdate, FiniteLossGuard, NonFiniteLossE
 ONE, NAN, INF = torch.tensor(1.0), torch.tensor(float("nan")), torch.tensor(float("-inf"))
 
 
-def test_finite_steps_pass():
+def test_finite_steps_pass_and_tell_their_loss():
     guard = FiniteLossGuard()
     for step in (1, 2):
-        guard.watch({"text": ONE, "coord": ONE})
-        guard.check(step)
+        guard.watch({"text": ONE, "coord": ONE}, loss=step * ONE)
+        guard.watch({"text": ONE, "coord": ONE}, loss=0.5 * ONE)
+        assert guard.check(step) == step + 0.5
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
@@ -96,6 +97,8 @@ def test_a_skipped_step_passes_the_gradient_scaler_of_fp16():
 def one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     guard = FiniteLossGuard()
+    guard.watch({"text": ONE, "coord": ONE}, loss=(rank + 1) * ONE)
+    assert guard.check(2) == 1.5  # the mean over ranks
     for _ in range(2 * rank):  # ranks may train different numbers of micro-batches
         guard.watch({"text": ONE, "coord": ONE}, ["fine.jsonl:1"])
     guard.watch({"text": NAN if rank == 1 else ONE, "coord": ONE}, [f"rank{rank}.jsonl:4"])
