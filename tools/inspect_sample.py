@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from coordexp.codec.parse import ParsedRollout, parse_rollout
+from coordexp.codec.forms.choose import FORMS, form_of
+from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.records import OBJECT_ORDERINGS, Record, order_objects, parse_record
 from coordexp.codec.schema import FIELD_ORDERS
@@ -46,6 +47,7 @@ FLAGS = {
     "user": "prompt",
     "system": "system",
     "media_order": "media_order",
+    "answer_form": "answer_form",
     "object_field_order": "field_order",
     "object_ordering": "object_ordering",
 }
@@ -122,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", help="what the model is asked")
     parser.add_argument("--system", help="system message, or a .txt file; '' for none")
     parser.add_argument("--media-order", choices=("media_first", "text_first"))
+    parser.add_argument("--answer-form", choices=FORMS, help="how answers are written")
     parser.add_argument("--field-order", choices=FIELD_ORDERS)
     parser.add_argument("--object-ordering", choices=OBJECT_ORDERINGS)
     weights = parser.add_argument_group("token_ce weights")
@@ -221,18 +224,18 @@ def build_sample(
     record: Record, tok: Any, args: argparse.Namespace, prompt: Prompt
 ) -> tuple[EncodedSample, list[str], ForwardKind]:
     """The sample, facts to print above it, and the forward whose weights apply."""
-    field_order = prompt.object_field_order
+    form = form_of(prompt.answer_form, prompt.object_field_order)
     objects = order_objects(record.objects, prompt.object_ordering)
     text = tok.apply_chat_template(
         chat_messages(prompt, len(record.images)), add_generation_prompt=True, tokenize=False
     )
     prompt_ids = tok.encode(text, add_special_tokens=False)
-    builder = TargetBuilder(tok, field_order=field_order)
+    builder = TargetBuilder(tok, form=form)
     if args.rollout is None:
         sample = builder.from_ground_truth(prompt_ids, objects, sample_id=args.record)
         return sample, [f"ground truth: {len(objects)} objects"], ForwardKind.TEACHER_FORCED
     text = sys.stdin.read() if args.rollout == "-" else args.rollout
-    parsed = parse_rollout(tok.encode(text, add_special_tokens=False), tok, field_order=field_order)
+    parsed = form.parse(tok.encode(text, add_special_tokens=False), tok)
     match = match_objects(parsed.objects, objects)
     found = builder.from_rollout(
         prompt_ids, parsed, match, objects, generation_prompt_ids=prompt_ids, sample_id=args.record
@@ -285,6 +288,8 @@ def taught_slots(sample: EncodedSample) -> list[tuple[list[int], list[int]]]:
 
 def slot_rows(sample: EncodedSample, tok: Any) -> list[dict[str, str]]:
     """One row per slot: where it is, what part of the sample, bins as written, bins as taught."""
+    if sample.coords_are_text:
+        return []
     bin_of = pieces_of(tok).coord_vocab.bin_of
     return [
         {

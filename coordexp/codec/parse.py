@@ -67,6 +67,8 @@ class ParsedObject(BoxObject):
     token_span: tuple[int, int]
     byte_span: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
     """Of the record in the response's bytes."""
+    desc_token_span: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
+    """Half-open range of the tokens that overlap the description, which may stand before the record (compact form)."""
 
     def as_box(self) -> BoxObject:
         """The object alone; compares equal to a BoxObject with the same content."""
@@ -295,23 +297,24 @@ class RecordLocator:
     def locate(self, reading: RecordReading) -> ParsedObject | DroppedRecord:
         """The object of a reading that is kept, else the dropped record."""
         token_span = self._tokens.tokens_over(reading.start, reading.stop)
-        start = self._char_at(reading.start)
+        start = self.char_at(reading.start)
         if reading.reason is not None:
-            span = (start, self._char_at(reading.stop))
+            span = (start, self.char_at(reading.stop))
             return DroppedRecord(reading.reason, span, token_span, (reading.start, reading.stop))
-        desc_span = self._char_at(reading.desc_start), self._char_at(reading.desc_stop)
+        desc_span = self.char_at(reading.desc_start), self.char_at(reading.desc_stop)
         return ParsedObject(
             reading.desc,
             reading.kind,
             reading.bins,
             token_positions=reading.token_positions,
-            span=(start, self._char_at(reading.stop)),
+            span=(start, self.char_at(reading.stop)),
             desc_span=desc_span,
             token_span=token_span,
             byte_span=(reading.start, reading.stop),
+            desc_token_span=self._tokens.tokens_over(reading.desc_start, reading.desc_stop),
         )
 
-    def _char_at(self, offset: int) -> int:
+    def char_at(self, offset: int) -> int:
         """Character offset of a byte offset at an ASCII delimiter, not before the last one asked for."""
         if self._is_ascii:
             return offset

@@ -74,9 +74,9 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--answer-form",
-        choices=("coordjson", "coordjson_numbers", "qwen"),
-        help="how answers are read: CoordJSON, the same with numbers, or Qwen3-VL's own JSON (which a model without "
-        "coordinate tokens that nobody has trained is taken to write)",
+        choices=("coordjson", "coordjson_numbers", "qwen", "compact"),
+        help="how answers are read: CoordJSON, the same with numbers, Qwen3-VL's own JSON (which a model without "
+        "coordinate tokens that nobody has trained is taken to write), or names and coordinate tokens alone",
     )
     group.add_argument(
         "--object-field-order", choices=("desc_first", "geometry_first"), help="of an object's keys"

@@ -2,6 +2,7 @@
 
 base       AnswerForm: serialise, append, parse, token types
 json_form  answers in JSON: CoordJSON, the same with numbers, Qwen3-VL's own
+compact    names and coordinate tokens, nothing else
 choose     the form of a prompt's `answer_form`
 """
 

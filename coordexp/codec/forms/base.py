@@ -17,7 +17,6 @@ class AnswerForm(ABC):
     """One way to write the objects of a picture as text, and to read them back.
 
     opening: what an answer begins with, up to its first record.  closing: what stands behind its last record.
-    object_key: text that every record holds once, for counting records while an answer is written.
     most_bytes_per_object, most_tokens_per_coord: bounds of what `serialize` writes beside descriptions, where every
         byte is a token at most; the opening and the closing are not counted.
     """
@@ -25,7 +24,6 @@ class AnswerForm(ABC):
     name: str
     opening: str
     closing: str
-    object_key: str
     most_bytes_per_object: int
     most_tokens_per_coord: int
 

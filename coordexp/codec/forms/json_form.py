@@ -24,7 +24,6 @@ class JsonForm(AnswerForm):
         check_field_order(field_order)
         self.name, self.layout, self.field_order = name, layout, field_order
         self.opening, self.closing = layout.opening, layout.closing
-        self.object_key = f'"{layout.desc_key}"'
         self.most_bytes_per_object = len(f'{{"{layout.desc_key}": "", "bbox_2d": []}}, ')
         digits = 1 if layout.scale is None else len(str(layout.scale.most))
         self.most_tokens_per_coord = digits + len(", ")

@@ -6,12 +6,13 @@ from typing import Literal
 
 from coordexp.config.schema.prompt import AnswerFormName
 
-AnswerFormat = Literal["coordjson", "qwen"]
+AnswerFormat = Literal["coordjson", "qwen", "compact"]
 
 _FORMS: dict[tuple[AnswerFormat, bool], AnswerFormName] = {
     ("coordjson", True): "coordjson",
     ("coordjson", False): "coordjson_numbers",
     ("qwen", False): "qwen",
+    ("compact", True): "compact",
 }
 """(custom.answer_format, custom.coord_tokens.enabled) -> form."""
 

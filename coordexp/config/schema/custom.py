@@ -172,7 +172,8 @@ class Custom(Section):
         default="coordjson",
         description='How answers are written. `coordjson`: {"objects": [{"desc", "bbox_2d"}, ...]}, with coordinate '
         'tokens or (coord_tokens.enabled: false) with the numbers of the bins. `qwen`: Qwen3-VL\'s own [{"bbox_2d", '
-        '"label"}, ...] with numbers from 0 to 1000; needs coord_tokens.enabled: false.',
+        '"label"}, ...] with numbers from 0 to 1000; needs coord_tokens.enabled: false. `compact`: a line for a '
+        "description, with four coordinate tokens for each of its boxes.",
     )
     coord_tokens: CoordTokens = CoordTokens()
     coord_soft_ce_w1: CoordSoftCeW1 = CoordSoftCeW1()

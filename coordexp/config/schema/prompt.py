@@ -14,7 +14,7 @@ IMAGE_TAG = "<image>"
 MediaOrder = Literal["media_first", "text_first"]
 FieldOrder = Literal["desc_first", "geometry_first"]
 Ordering = Literal["sorted", "random"]
-AnswerFormName = Literal["coordjson", "coordjson_numbers", "qwen"]
+AnswerFormName = Literal["coordjson", "coordjson_numbers", "qwen", "compact"]
 
 
 class Prompt(Section):

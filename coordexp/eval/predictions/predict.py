@@ -82,7 +82,6 @@ def _no_trace(record: Record, image_id: int) -> dict[str, Any]:
 def _trace_line(
     record: Record, image_id: int, rollout: Rollout, parsed: ParsedRollout, tokenizer: Any, form: AnswerForm
 ) -> dict[str, Any]:
-    desc_positions = form.desc_token_positions(rollout.response_token_ids, tokenizer)
     return {
         "image_id": image_id,
         "image": record.images[0],
@@ -90,10 +89,7 @@ def _trace_line(
         "generated_token_text": token_names(tokenizer, rollout.response_token_ids),
         "token_logprobs": [value if math.isfinite(value) else None for value in rollout.token_logprobs],
         "object_token_positions": [list(obj.token_positions) for obj in parsed.objects],
-        "object_desc_token_positions": [
-            [p for p in desc_positions if obj.token_span[0] <= p < obj.token_span[1]]
-            for obj in parsed.objects
-        ],
+        "object_desc_token_positions": [list(range(*obj.desc_token_span)) for obj in parsed.objects],
         "num_prompt_tokens": len(rollout.prompt_token_ids) or None,
         "finish_reason": rollout.finish_reason,
         "seconds": rollout.seconds,

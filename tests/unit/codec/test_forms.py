@@ -27,8 +27,16 @@ TEXTS = {
     '{"desc": "a \\"big\\" dog", "bbox_2d": [0, 499, 500, 999]}]}',
     "qwen": '[{"bbox_2d": [12, 40, 310, 402], "label": "cat"}, '
     '{"bbox_2d": [0, 499, 501, 1000], "label": "a \\"big\\" dog"}]',
+    "compact": "[\ncat<|coord_12|><|coord_40|><|coord_310|><|coord_402|>\n"
+    'a "big" dog<|coord_0|><|coord_499|><|coord_500|><|coord_999|>]',
 }
-EMPTY = {"coordjson": '{"objects": []}', "coordjson_numbers": '{"objects": []}', "qwen": "[]"}
+EMPTY = {
+    "coordjson": '{"objects": []}',
+    "coordjson_numbers": '{"objects": []}',
+    "qwen": "[]",
+    "compact": "[\n]",
+}
+NUMBER_FORMS = ("coordjson_numbers", "qwen")
 
 
 def ids_of(tok, text):
@@ -144,7 +152,7 @@ def test_what_cannot_be_continued_is_said_with_the_forms_own_opening():
         form_of("qwen").append_fragment([CAT], '{"objects": [')
     with pytest.raises(RolloutError, match="ends in neither"):
         form_of("qwen").append_fragment([CAT], EMPTY["qwen"])
-    with pytest.raises(ConfigError, match="expected one of coordjson, coordjson_numbers, qwen"):
+    with pytest.raises(ConfigError, match="expected one of coordjson, coordjson_numbers, qwen, compact"):
         form_of("yaml")
 
 
@@ -181,7 +189,7 @@ def test_an_answer_that_is_cut_anywhere_keeps_its_whole_records_and_goes_on(
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32))
-@pytest.mark.parametrize("name", [name for name in FORMS if name != "coordjson"])
+@pytest.mark.parametrize("name", NUMBER_FORMS)
 def test_faulty_answers_raise_nothing_and_agree_with_a_plain_reader(demo, name, seed):
     """Reference: `json.loads` of every record by itself."""
     rng, form = random.Random(seed), form_of(name)

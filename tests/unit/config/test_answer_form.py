@@ -67,6 +67,21 @@ def load(tmp_path: Path, text: str):
             "custom.token_type_metrics.coord_monitor_mass in run.yaml:1: is the probability of coordinate tokens",
         ),
         (
+            "custom: {answer_format: compact, coord_tokens: {enabled: false}}\n",
+            "custom.answer_format in run.yaml:1: compact writes coordinates as coordinate tokens, which "
+            "custom.coord_tokens.enabled: false rules out; write enabled: true there, or another format.",
+        ),
+        (
+            "custom: {answer_format: compact, object_field_order: geometry_first}\n",
+            "custom.object_field_order in run.yaml:1: has no effect with answer_format: compact, whose order is "
+            "desc_first; write that, or remove it.",
+        ),
+        (
+            aligned(TOKEN_CE, "  repeat_terminate: {enabled: true, max_object_keys: 9}\n"),
+            'rollout_matching.repeat_terminate.max_object_keys in run.yaml:4: counts `"desc"` keys, which answers in '
+            "the format qwen have not; remove it.",
+        ),
+        (
             aligned(TOKEN_CE + GEO),
             "bbox_geo looks at coordinate tokens, and this answer writes numbers; write enabled: false. token_ce "
             "teaches the numbers.",
@@ -90,6 +105,7 @@ def test_what_does_not_go_with_the_form_is_refused(tmp_path: Path, text: str, sa
         (f"custom: {{{NUMBERS}, {PLAIN}}}\n", "coordjson_numbers"),
         (f"custom: {{answer_format: qwen, {NUMBERS}, {PLAIN}}}\n", "qwen"),
         (aligned(TOKEN_CE), "qwen"),
+        ("custom: {answer_format: compact}\n", "compact"),
     ],
 )
 def test_what_goes_with_it_is_taken(tmp_path: Path, text: str, form: str):

@@ -414,3 +414,35 @@ def test_numbers_of_appended_objects_are_text_and_those_of_the_rollout_are_not_t
     assert (weights_T.numpy()[is_number_T & ~is_tail_T] == 0).all()
     num_digits = int(sum(is_number_T & is_tail_T))
     assert (num_digits > 0) is bool(missed)
+
+
+@FEW
+@given(seed=seeds)
+def test_compact_targets_share_names_and_have_a_slot_for_every_coordinate(tok, seed):
+    rng, form = random.Random(seed), form_of("compact")
+    names = ("cat", "dog", 'a "b"\n]')
+
+    def objects():
+        found = [obj for obj in random_objects(rng, rng.randint(0, 4)) if obj.kind == "bbox_2d"]
+        return [BoxObject(rng.choice(names), obj.kind, obj.bins) for obj in found]
+
+    preds, gts = objects(), objects()
+    ids = encode(tok, form.serialize(preds) + "<|im_end|>")
+    parsed = form.parse(ids if rng.random() < 0.5 else ids[: rng.randint(0, len(ids))], tok)
+    match = random_match(rng, len(parsed.objects), len(gts))
+    prompt_ids = encode(tok, PROMPT)
+    sample = TargetBuilder(tok, form=form).from_rollout(
+        prompt_ids, parsed, match, gts, generation_prompt_ids=prompt_ids, sample_id="compact"
+    )
+    assert isinstance(sample, EncodedSample)
+    pairs = [] if parsed.prefix_is_fallback else match.matched
+    missed = gts if parsed.prefix_is_fallback else [gts[index] for index in match.unmatched_gt]
+    kept = [obj.as_box() for obj in parsed.prefix_objects]
+    assert sample.target_text == form.serialize(kept + missed) + "<|im_end|>"
+    assert sample.box_bins_B4.tolist() == [list(gts[gt].bins) for _, gt in pairs] + [
+        list(gt.bins) for gt in missed
+    ]
+    assert (sample.types_T[sample.box_positions_B4] == TokenType.COORD).all()
+    whole = TargetBuilder(tok, form=form).from_ground_truth(prompt_ids, kept + missed, sample_id="whole")
+    assert whole.target_text == sample.target_text
+    assert whole.token_ids_T.tolist() == sample.token_ids_T.tolist()
