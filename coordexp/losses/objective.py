@@ -281,7 +281,7 @@ class Stage2Objective:
 
     def _terms(self, inputs: LossInputs, forward: ForwardKind, logged: dict[str, SumCount]) -> Stage2Terms:
         if not self.has_diagnostics(forward):
-            return Stage2Terms(logged, {}, None, inputs.coord_logits_NK.detach()[:0, 0])
+            return Stage2Terms(logged, {}, None, inputs.coord_logits_NK.detach().flatten()[:0])
         rows = atoms.monitor_rows(
             inputs.distribution, inputs.rows.bins_N, _present(inputs.coord_log_odds_N, "coord_log_odds_N")
         )

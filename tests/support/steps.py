@@ -9,6 +9,7 @@ import torch
 from support.stage2 import PIPELINE, objective_spec
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.schema import BoxObject
 from coordexp.config.schema.rollout import Matching
 from coordexp.data.raw_samples import RawSample
@@ -79,12 +80,17 @@ def opened(backend: Any, agree: Any = lambda number: number, at_once: int = 256)
 
 
 def teacher(
-    tok: Any, backend: WrittenAnswers, first_index: int = 0, num_answers: int = 1, **matching: Any
+    tok: Any,
+    backend: WrittenAnswers,
+    first_index: int = 0,
+    num_answers: int = 1,
+    form: AnswerForm | None = None,
+    **matching: Any,
 ) -> AnswerTeacher:
     return AnswerTeacher(
         opened(backend),
-        AnswerJudge(tok, Matching(**matching)),
-        TargetBuilder(tok),
+        AnswerJudge(tok, Matching(**matching), form=form),
+        TargetBuilder(tok, form=form),
         policy_version=lambda step: step + 1,
         seed=7,
         first_index=first_index,

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.stage1_head import load
-from support.stage2 import BBOX_GEO, COORD_REG, TOKEN_CE
+from support.stage2 import BBOX_GEO, COORD_REG, PIPELINE, TOKEN_CE, objective_spec
 from support.steps import WrittenAnswers, assembly, box, objective, raw, teacher
 from transformers import AutoTokenizer
 
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.serialize import serialize
 from coordexp.codec.token_types import TokenType
 from coordexp.control.schedule import Channel
 from coordexp.head.run import RowsHead
+from coordexp.losses.columns import CoordColumns
 from coordexp.losses.modules import ForwardKind
+from coordexp.losses.objective import Stage2Objective
 from coordexp.models.self_context import SelfContext
 from coordexp.targets.builder import TargetBuilder
 from coordexp.targets.roles import TokenRole
+from coordexp.trainers.step.assembly import StepAssembly
 from coordexp.trainers.step.planners import GroundTruthPlanner, RolloutPlanner, ScheduledPlanner
 from coordexp.trainers.step.runner import PlainRunner, SelfContextRunner
 
@@ -59,14 +65,18 @@ def run_step(model, runner, plan):
     return loss, gradient, metrics
 
 
-def text_loss_by_hand(model, samples):
-    """token_ce of channel B, sample by sample, from the model's logits in float64."""
+def text_loss_by_hand(model, samples, coord_weight=0.0):
+    """token_ce of channel B, sample by sample, from the model's logits in float64.
+
+    coord_weight: of coordinates of missed objects, where they are numbers.
+    """
     weight_of = {
         (TokenRole.MATCHED_PREFIX, TokenType.STRUCT): TOKEN_CE["rollout_matched_prefix_struct_weight"],
         (TokenRole.FN_TAIL, TokenType.STRUCT): 1.0,
         (TokenRole.FN_TAIL, TokenType.DESC): TOKEN_CE["rollout_fn_desc_weight"],
         (TokenRole.CLOSURE, TokenType.STRUCT): 1.0,
         (TokenRole.EOS, TokenType.EOS): 1.0,
+        (TokenRole.FN_TAIL, TokenType.COORD): coord_weight,
     }
     total = weights = 0.0
     for sample in samples:
@@ -98,6 +108,29 @@ def test_a_rollout_step_is_planned_run_and_checked(tok, model):
     assert loss == pytest.approx(
         sum(float(share) for share in objective_shares(metrics, plan).values()), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("head", ["plain", "fused"])
+def test_a_rollout_step_on_answers_that_write_numbers(tok, model, head):
+    """No coordinate columns: the numbers of missed objects are taught as text, those of the rollout are not."""
+    form, columns = form_of("qwen"), CoordColumns(())
+    only_text = Stage2Objective(objective_spec(PIPELINE["objective"][:1]))
+    assemble = replace(assembly(tok, None).layout, columns=columns)
+    assembled = StepAssembly(
+        assemble, only_text, agree=int, add_up=lambda counts: counts, device=torch.device("cpu")
+    )
+    backend = WrittenAnswers(tok, [form.serialize([CAT]) + END])
+    planner = RolloutPlanner(teacher(tok, backend, form=form), TargetBuilder(tok, form=form), assembled)
+    plan = planner([raw(tok, 1, CAT, DOG)], 0)
+    (sample,) = plan.rolled_out.samples
+    assert sample.target_text == form.serialize([CAT, DOG]) + END
+    runner = PlainRunner(RowsHead(head, columns), only_text, columns, checks_atoms=True)
+    loss, gradient, (metrics,) = run_step(model, runner, plan)
+    assert loss == pytest.approx(text_loss_by_hand(model, [sample], coord_weight=1.0), rel=1e-5)
+    assert {key for key in metrics if key.startswith("loss/")} == {
+        "loss/B_rollout_text/struct_ce", "loss/B_rollout_text/desc_ce",
+    }  # fmt: skip
+    assert float(gradient.norm()) > 0
 
 
 def objective_shares(metrics, plan):
