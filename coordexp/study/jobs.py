@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coordexp.config import load_run_config
+from coordexp.config import config_hash, load_run_config
 from coordexp.config.run.run_config import RunConfig
 from coordexp.errors import ConfigError
 from coordexp.files import is_file
@@ -203,7 +203,9 @@ def _way_of(study: Study, name: str, steps: int) -> dict[str, Any]:
     """How a recipe trains, without where from and where to."""
     recipe = study.file.recipes[name]
     if recipe.command == "train":
-        return {"command": "train", "config_hash": _resolved(study, name, steps).config_hash}
+        run = _resolved(study, name, steps)
+        settings = config_hash(run.variant, run.sections, run.swift, without_defaults=True)
+        return {"command": "train", "config_hash": settings}
     return {
         "command": recipe.command,
         "config_hash": file_fingerprint(Path(str(recipe.config))),

@@ -174,6 +174,12 @@ def _problems(file: StudyFile, tree: Tree) -> Iterator[Problem]:
                 ("recipes", name),
                 "needs config, a run file; or `budget: {steps: 0}` to evaluate what it starts from.",
             )
+        for key, kept, chosen in (
+            ("coord", recipe.coord, headline.coord),
+            ("score", recipe.score, headline.score),
+        ):
+            if kept is not None and chosen not in kept:
+                yield problem(("recipes", name, key), f"leaves out {chosen}, by which recipes are compared.")
         alike = file.recipes.get(recipe.budget.measured_on or "")
         if alike is not None and (alike.config, alike.overrides) != (recipe.config, recipe.overrides):
             yield problem(

@@ -165,6 +165,16 @@ class StudyRecipe(Section):
         default=None, description="Data sets that it is run on; all by default."
     )
     checkpoint: Checkpoint = Field(default=LAST, description="Which one is evaluated.")
+    coord: Annotated[list[Readout] | None, BeforeValidator(_listed)] = Field(
+        default=None,
+        description="Only these of the study's ways to read coordinates (numbers in digits have the arg-max alone).",
+    )
+    score: Annotated[list[ScoreMethod] | None, BeforeValidator(_listed)] = Field(
+        default=None, description="Only these of the study's scores."
+    )
+    max_new_tokens: int | None = Field(
+        default=None, gt=0, description="Of an answer, where its form needs more than the study says."
+    )
     save_steps: int | None = Field(
         default=None,
         gt=0,

@@ -55,11 +55,16 @@ def is_run_context(name: str) -> bool:
     return name in RUN_CONTEXT or name.startswith("swanlab_")
 
 
-def config_hash(variant: str, sections: Sections, swift: Mapping[str, Any]) -> str:
+def config_hash(
+    variant: str, sections: Sections, swift: Mapping[str, Any], *, without_defaults: bool = False
+) -> str:
     """sha256 of what a run computes.
 
     Unchanged by run name, seed, output paths, reporting, telemetry, notes and debug limits, by values that equal their
     default, by the order of keys, and by which of the two YAML forms they stand in.
+
+    without_defaults: unchanged as well by settings that a later version adds, as long as the run does not use them; but
+    blind to a default that a later version changes.
     """
     arguments = all_arguments()
     ours = sections.model_dump(
@@ -69,7 +74,8 @@ def config_hash(variant: str, sections: Sections, swift: Mapping[str, Any]) -> s
             "telemetry": True,
             "custom": {"trainer_variant", "train_jsonl", "val_jsonl", "dry_run", "generation_samples"},
             "training": {"effective_batch_size"},
-        }
+        },
+        exclude_defaults=without_defaults,
     )
     theirs = {
         name: value
