@@ -89,7 +89,7 @@ def make_models(study: Study, cells: Iterable[Cell], *, say: Callable[[str], obj
     for cell in cells:
         recipe = study.recipe_of(cell)
         model = recipe.model or study.file.model
-        if recipe.start_from is not None or model.path is not None:
+        if study.start_of(cell) is not None or model.path is not None:
             continue
         folder = start_model(study, cell).path
         if build_tiny_model(folder, preset=model.preset, seed=cell.seed, coord_tokens=model.coord_tokens):

@@ -51,13 +51,14 @@ def training_job(study: Study, cell: Cell, done: Mapping[Cell, Mapping[str, Any]
 
     Raises ConfigError naming the recipe where its file or its overrides are wrong.
     """
-    recipe = study.recipe_of(cell)
     data = data_files(study, cell.data)
-    if recipe.start_from is not None:
-        other = Cell(cell.data, recipe.start_from.recipe, cell.seed)
-        start = chosen_checkpoint(study.folder_of(other), recipe.start_from.checkpoint) if done[other]["steps"] else (
-            Path(done[other]["checkpoint"])
-        )  # fmt: skip
+    origin = study.start_of(cell)
+    if origin is not None:
+        other, which = origin
+        if done[other]["steps"]:
+            start = chosen_checkpoint(study.folder_of(other), which)
+        else:
+            start = Path(done[other]["checkpoint"])
         start_from = {"identity": done[other]["identity"], "checkpoint": start.name}
     else:
         model = start_model(study, cell)

@@ -18,7 +18,7 @@ from coordexp.config.checks.problems import KeyPath, Place, Problem, dotted, one
 from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree, read_yaml
 from coordexp.errors import ConfigError
-from coordexp.study.schema import METRICS, StudyFile, StudyRecipe
+from coordexp.study.schema import LAST, METRICS, Checkpoint, StudyFile, StudyRecipe
 
 OUTPUT = Path("runs/study")
 AXES = ("data", "recipe", "seed")
@@ -91,9 +91,18 @@ class Study:
         """How a cell is trained."""
         return self.file.recipes[cell.recipe]
 
+    def start_of(self, cell: Cell) -> tuple[Cell, Checkpoint] | None:
+        """The cell whose checkpoint this one goes on from, and which; None where it starts from the model."""
+        start, data = self.recipe_of(cell).start_from, self.file.data[cell.data].start_from
+        if start is not None:
+            return Cell(cell.data, start.recipe, cell.seed), start.checkpoint
+        return None if data is None else (Cell(data, cell.recipe, cell.seed), LAST)
+
     def needs(self, cell: Cell) -> list[Cell]:
-        """Cells of the same data and seed that must be done before this one."""
-        return [Cell(cell.data, name, cell.seed) for name in sorted(needed_recipes(self.recipe_of(cell)))]
+        """Cells of the same seed that must be done before this one."""
+        needed = {Cell(cell.data, name, cell.seed) for name in needed_recipes(self.recipe_of(cell))}
+        start = self.start_of(cell)
+        return sorted(needed if start is None else needed | {start[0]})
 
     def folder_of(self, cell: Cell) -> Path:
         """The run folder of a cell."""
@@ -221,9 +230,28 @@ def _order_problems(file: StudyFile, problem: Any) -> Iterator[Problem]:
             if missing:
                 text = f"needs {other}, which is not run on {', '.join(missing)}; widen its `only`."
                 yield problem(("recipes", name), text)
+    yield from _start_problems(study, problem)
     for name in file.recipes:
         missing = [data for data in study.data_of(name) if data not in study.data_of(file.baseline)]
         if missing:
             text = f"is not run on {', '.join(missing)}, where {name} has to be compared with it."
             yield problem(("baseline",), text)
             return
+
+
+def _start_problems(study: Study, problem: Any) -> Iterator[Problem]:
+    """Data sets that go on from others: which must come before, with the same recipes."""
+    before: list[str] = []
+    for name, data in study.file.data.items():
+        if data.start_from is not None and data.start_from not in before:
+            text = (
+                f"{one_of(data.start_from, before)}." if before else "the first data set has none before it."
+            )
+            yield problem(("data", name, "start_from"), text)
+        elif data.start_from is not None:
+            for recipe, how in study.file.recipes.items():
+                runs_on = study.data_of(recipe)
+                if how.start_from is None and name in runs_on and data.start_from not in runs_on:
+                    text = f"{recipe} is not run on {data.start_from}; widen its `only`."
+                    yield problem(("data", name, "start_from"), text)
+        before.append(name)

@@ -75,6 +75,11 @@ class StudyData(Section):
     shapes: StudyShapes | None = Field(default=None, description="Scenes to draw.")
     train_jsonl: str | None = Field(default=None, description="Training records.")
     val_jsonl: str | None = Field(default=None, description="Records that are answered and evaluated.")
+    start_from: Name | None = Field(
+        default=None,
+        description="A data set listed before: what would start from the model goes on from its own last checkpoint "
+        "there, for tasks too hard to learn from random weights.",
+    )
     label: str | None = Field(default=None, description="What the page calls it; the name by default.")
 
     @model_validator(mode="after")

@@ -51,7 +51,7 @@ def shown_tables(results: Mapping[str, Any]) -> list[ShownTable]:
 def _numbers_table(results: Mapping[str, Any], table: Mapping[str, Any]) -> ShownTable:
     readout = results["readout"]
     names = list(dict.fromkeys([*results["headline"], *COLUMNS]))
-    spreads = [row["readouts"][readout] for row in table["rows"]]
+    spreads = [row["readouts"].get(readout, {}) for row in table["rows"]]
     best = {name: _best([spread.get(name) for spread in spreads], name) for name in names}
     rows = [
         (

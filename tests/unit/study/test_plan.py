@@ -40,6 +40,17 @@ def test_cells_come_after_those_they_need_and_the_first_seed_before_the_second(t
     assert study.folder_of(Cell("few", "slow", 1)) == Path("runs/study/small/few/slow/seed1")
 
 
+def test_a_data_set_may_go_on_from_another_one_with_the_same_recipe(tmp_path):
+    text = STUDY.replace("crowded: {", "crowded: {start_from: few, ").replace(
+        ", only: few}\n  first", "}\n  first"
+    )
+    study = read_study(written(tmp_path, text))
+    assert study.needs(Cell("crowded", "first", 2)) == [Cell("few", "first", 2)]
+    assert study.start_of(Cell("crowded", "first", 2)) == (Cell("few", "first", 2), "last")
+    assert study.needs(Cell("crowded", "slow", 1)) == [Cell("crowded", "first", 1)]
+    assert study.start_of(Cell("few", "first", 1)) is None
+
+
 def test_selection_restricts_the_named_axes(tmp_path):
     cells = read_study(written(tmp_path, STUDY)).cells
     assert [str(cell) for cell in selected(cells, ["recipe=first,slow", "seed=2"])] == [
@@ -64,6 +75,8 @@ def test_selection_restricts_the_named_axes(tmp_path):
         ("  first: {config: a.yaml}", "  first: {config: a.yaml, only: crowded}", r"recipes\.\w+ .*not run on few"),
         (", measured_on: first}", "}", r"recipes\.later\.budget .*seconds_of needs measured_on"),
         ("measured_on: first", "measured_on: slow", r"recipes\.later\.budget\.measured_on .*trains with b\.yaml"),
+        ("few: {shapes", "few: {start_from: crowded, shapes", r"data\.few\.start_from .*the first data set"),
+        ("crowded: {", "crowded: {start_from: fwe, ", r"data\.crowded\.start_from .*did you mean few"),
         ("{shapes: {preset: few}}", "{train_jsonl: a.jsonl}", r"data\.few .*expected shapes, or both"),
     ],
 )  # fmt: skip
