@@ -221,7 +221,7 @@ class HfBackend(PolicyBackend):
         settings, device = self.settings, batch["input_ids"].device
         processors = LogitsProcessorList(watching)
         if settings.decoding.coord != "argmax":
-            processors.append(CoordReadout(settings.decoding.coord, self._coord_vocab.ids, device))
+            processors.append(CoordReadout(settings.decoding.coord, self._coord_vocab.ids))
         if settings.repetition_penalty != 1.0:
             processors.append(RepetitionPenalty(settings.repetition_penalty, batch["attention_mask"]))
         if settings.repeat_terminate.enabled:

@@ -15,9 +15,12 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from coordexp.config.schema.rollout import Readout
+from coordexp.losses.columns import CoordColumns
 
 LEAST_MASS = 0.5
 """The coordinate tokens must hold more than this much of the probability for a position to be a coordinate."""
+ROUNDING = 0.01
+"""What float32 may do to the difference of two scores."""
 
 
 def read_coords(logits_NK: Tensor, how: Readout) -> Tensor:
@@ -32,31 +35,61 @@ def read_coords(logits_NK: Tensor, how: Readout) -> Tensor:
         return logits_NK.argmax(dim=-1)
     probs_NK = logits_NK.double().softmax(dim=-1)  # backends differ in float32: sums of it must not
     if how == "median":
-        reached_NK = probs_NK.cumsum(dim=-1) >= 0.5
-        return reached_NK.to(torch.int8).argmax(dim=-1)
+        half_N1 = probs_NK.new_full((len(probs_NK), 1), 0.5)
+        return torch.searchsorted(probs_NK.cumsum(dim=-1), half_N1).squeeze(-1)
     if how == "expectation":
         bins_K = torch.arange(probs_NK.shape[-1], device=probs_NK.device, dtype=probs_NK.dtype)
         return (probs_NK @ bins_K).round().long()
     raise ValueError(f"how is {how!r}: expected argmax, median or expectation")
 
 
-def coord_mass_is_large(scores_BV: Tensor, coord_BK: Tensor) -> Tensor:
-    """Whether the coordinate tokens hold more than `LEAST_MASS` of the probability.  bool [B]
-
-    coord_BK: their columns of `scores_BV`.
-    """
-    mass_B = coord_BK.float().logsumexp(dim=-1) - scores_BV.float().logsumexp(dim=-1)
-    return mass_B > math.log(LEAST_MASS)
-
-
-def force_readout(scores_BV: Tensor, coord_ids_K: Tensor, how: Readout) -> Tensor:
+def force_readout(scores_BV: Tensor, columns: CoordColumns, how: Readout) -> Tensor:
     """Make the token of `how` the only possible one in the rows that mean a coordinate, in place.
 
-    coord_ids_K: ids of the coordinate tokens in the order of the bins.  No row is looked at from the host.
+    A row does where the coordinate tokens hold more than `LEAST_MASS` of the probability. On a CPU, where a pass over
+    the vocabulary is dear and a look at the values is not, only rows that may mean a coordinate are summed, and only
+    those that do are written. Elsewhere no row is looked at from the host.
     """
-    coord_BK = scores_BV[:, coord_ids_K]
-    is_coord_B1 = coord_mass_is_large(scores_BV, coord_BK).unsqueeze(1)
-    chosen_B1 = coord_ids_K[read_coords(coord_BK, how)].unsqueeze(1)
+    coord_BK = columns.take(scores_BV)
+    ids_K = columns.index(scores_BV.device)
+    if scores_BV.device.type != "cpu":
+        return _force_masked(scores_BV, coord_BK, ids_K, how)
+    rows_R = _may_mean_a_coordinate(scores_BV, coord_BK).nonzero().squeeze(1)
+    if len(rows_R):
+        probs_RV = _taken(scores_BV, rows_R).softmax(dim=-1)
+        rows_R = rows_R[columns.take(probs_RV).sum(dim=-1) > LEAST_MASS]
+    if len(rows_R):
+        chosen_R = ids_K[read_coords(_taken(coord_BK, rows_R), how)]
+        scores_BV.index_fill_(0, rows_R, float("-inf"))
+        scores_BV[rows_R, chosen_R] = 0.0
+    return scores_BV
+
+
+def _may_mean_a_coordinate(scores_BV: Tensor, coord_BK: Tensor) -> Tensor:
+    """False where the mass of the K coordinate tokens cannot be more than `LEAST_MASS`, told without sums of exps.
+
+    Together they are at most K times as likely as the likeliest of them. The others are at least as likely as any one
+    of them, and at least as their number times their geometric mean (Jensen).  bool [B]
+    """
+    num_others = scores_BV.shape[1] - coord_BK.shape[1]
+    others_B = scores_BV.amax(dim=-1)
+    if num_others:
+        mean_B = (scores_BV.sum(dim=-1) - coord_BK.sum(dim=-1)) / num_others
+        others_B = torch.maximum(others_B, mean_B + math.log(num_others))
+    margin = math.log(coord_BK.shape[1] * (1 - LEAST_MASS) / LEAST_MASS) + ROUNDING
+    return others_B <= coord_BK.amax(dim=-1) + margin
+
+
+def _taken(values_BV: Tensor, rows_R: Tensor) -> Tensor:
+    """Rows of `values_BV`, which are not copied where all are taken. rows_R: ascending."""
+    return values_BV if len(rows_R) == len(values_BV) else values_BV[rows_R]
+
+
+def _force_masked(scores_BV: Tensor, coord_BK: Tensor, ids_K: Tensor, how: Readout) -> Tensor:
+    """As `force_readout`, by masks over all rows."""
+    mass_B = coord_BK.float().logsumexp(dim=-1) - scores_BV.float().logsumexp(dim=-1)
+    is_coord_B1 = (mass_B > math.log(LEAST_MASS)).unsqueeze(1)
+    chosen_B1 = ids_K[read_coords(coord_BK, how)].unsqueeze(1)
     kept_B1 = scores_BV.gather(1, chosen_B1)
     scores_BV.masked_fill_(is_coord_B1, float("-inf"))
     return scores_BV.scatter_(1, chosen_B1, kept_B1.masked_fill(is_coord_B1, 0.0))
@@ -65,10 +98,10 @@ def force_readout(scores_BV: Tensor, coord_ids_K: Tensor, how: Readout) -> Tenso
 class CoordReadout(LogitsProcessor):
     """Writes coordinates as `how` reads them. For transformers' `generate`; it must see the model's own scores."""
 
-    def __init__(self, how: Readout, coord_ids: Sequence[int], device: torch.device) -> None:
+    def __init__(self, how: Readout, coord_ids: Sequence[int]) -> None:
         self._how = how
-        self._coord_ids_K = torch.tensor(coord_ids, device=device)
+        self._columns = CoordColumns(coord_ids)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores: [rows, V]."""
-        return force_readout(scores, self._coord_ids_K, self._how)
+        return force_readout(scores, self._columns, self._how)

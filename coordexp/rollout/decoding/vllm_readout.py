@@ -11,6 +11,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config.schema.rollout import Readout
+from coordexp.losses.columns import CoordColumns
 from coordexp.rollout.decoding.readout import force_readout
 from coordexp.rollout.decoding.vllm_rows import RowsProcessor, rows_index
 
@@ -24,7 +25,7 @@ class VllmCoordReadout(RowsProcessor[Readout]):
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         super().__init__(vllm_config, device, is_pin_memory)
-        self._coord_ids_K: Tensor | None = None
+        self._columns: CoordColumns | None = None
         self._groups: list[tuple[Readout, list[int]]] = []
 
     @classmethod
@@ -48,12 +49,12 @@ class VllmCoordReadout(RowsProcessor[Readout]):
         for how, rows in self._groups:
             index = rows_index(rows, logits.shape[0], logits.device)
             if index is None:
-                force_readout(logits, self._coord_ids(logits.device), how)
+                force_readout(logits, self._coord_columns(), how)
             else:
-                logits[index] = force_readout(logits[index], self._coord_ids(logits.device), how)
+                logits[index] = force_readout(logits[index], self._coord_columns(), how)
         return logits
 
-    def _coord_ids(self, device: torch.device) -> Tensor:
-        if self._coord_ids_K is None:
-            self._coord_ids_K = torch.tensor(CoordVocab.from_tokenizer(self.tokenizer()).ids, device=device)
-        return self._coord_ids_K
+    def _coord_columns(self) -> CoordColumns:
+        if self._columns is None:
+            self._columns = CoordColumns(CoordVocab.from_tokenizer(self.tokenizer()).ids)
+        return self._columns

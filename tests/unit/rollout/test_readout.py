@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordexp.losses.columns import CoordColumns
 from coordexp.rollout.decoding import read_coords
 from coordexp.rollout.decoding.readout import CoordReadout, force_readout
 
@@ -69,7 +70,7 @@ def scores():
 
 def test_only_rows_that_mean_a_coordinate_are_forced():
     before = scores()
-    after = force_readout(scores(), torch.tensor(IDS), "median")
+    after = force_readout(scores(), CoordColumns(IDS), "median")
     assert after[0].argmax().item() == 5  # bin 2, where the mode is bin 4
     assert torch.isinf(after[0]).sum().item() == VOCAB - 1
     assert after[0, 5].item() == 0.0
@@ -78,7 +79,34 @@ def test_only_rows_that_mean_a_coordinate_are_forced():
 
 
 def test_the_processor_of_generate_does_the_same():
-    processor = CoordReadout("expectation", IDS, torch.device("cpu"))
+    processor = CoordReadout("expectation", IDS)
     out = processor(torch.zeros(3, 4, dtype=torch.long), scores())
     # mean of row 0: (0.25 * 2 + 0.35 * 4) / 0.9 = 2.11
     assert out.argmax(dim=1).tolist() == [5, 1, 1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    first=st.sampled_from([0, 11, 30]),
+    shift=st.floats(-3, 12),
+    scale=st.sampled_from([0.1, 1.0, 4.0]),
+    how=st.sampled_from(["argmax", "median", "expectation"]),
+)
+def test_rows_are_forced_by_their_mass_in_double_precision(seed, first, shift, scale, how):
+    """Against the definition, row by row: all kinds of rows, coordinates at any place of the vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = list(range(first, first + 50))
+    before = torch.randn(24, 80, generator=generator) * scale
+    before[:, ids] += shift * torch.rand(24, 1, generator=generator)
+    before[::5, (first + 60) % 80] += 9.0  # one other token may outweigh all of them
+    after = force_readout(before.clone(), CoordColumns(ids), how)
+    alone = force_readout(before[:, ids].contiguous(), CoordColumns(range(50)), how)
+    assert torch.equal(alone.isfinite().sum(dim=1), torch.ones(24, dtype=torch.int64))  # all mass is theirs
+    masses = before.double().softmax(dim=-1)[:, ids].sum(dim=-1).tolist()
+    for row, mass in enumerate(masses):
+        if mass > 0.5:
+            wanted = ids[read_coords(before[row : row + 1, ids], how).item()]
+            assert after[row].isfinite().nonzero().flatten().tolist() == [wanted]
+        else:
+            assert torch.equal(after[row], before[row])
