@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coordexp.config.checks.problems import Place, Problem, closest
+from coordexp.config.schema.custom import RLHF
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.rollout_eval import RolloutEval
 from coordexp.config.schema.sections import Sections
@@ -133,6 +134,8 @@ def best_metric_problems(
     written: how and where an argument was written.
     """
     asked_for, greater = swift.get("metric_for_best_model"), swift.get("greater_is_better")
+    if variant == RLHF:  # ms-swift's trainer, with numbers of its own
+        return []
     try:
         choose_best_metric(
             None if asked_for is None else str(asked_for),

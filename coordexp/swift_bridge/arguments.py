@@ -1,4 +1,4 @@
-"""What the plugin reads from the command line of `swift sft`, and the rejection of flags nobody knows.
+"""What the plugin reads from the command line of `swift sft` or `swift rlhf`, and the rejection of flags nobody knows.
 
 ms-swift imports plugins while it parses its arguments and offers them no way to add flags, so ours are read from
 `sys.argv`. They need `--ignore_args_error true`, under which ms-swift only warns about a misspelt flag; this module
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from swift.arguments import SftArguments
+from swift.arguments import RLHFArguments, SftArguments
 from swift.utils.utils import _patch_get_type_hints
 from transformers import HfArgumentParser
 
@@ -59,8 +59,8 @@ class PluginFlags:
         return int(self.swift["data_seed" if "data_seed" in self.given else "seed"])
 
 
-def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
-    """Split `argv` into our flags and ms-swift's.
+def read_plugin_flags(argv: Sequence[str], *, rlhf: bool = False) -> PluginFlags:
+    """Split `argv` into our flags and those of `swift sft`, or of `swift rlhf`.
 
     Raises:
         ConfigError: a flag neither side knows (with the nearest valid one), or `--coordexp` that is not a JSON object.
@@ -71,7 +71,7 @@ def read_plugin_flags(argv: Sequence[str]) -> PluginFlags:
     dotted, others = split_dotted(argv)
     own, rest = ours.parse_known_args(others)
     with _patch_get_type_hints():
-        swift_parser = HfArgumentParser([SftArguments])
+        swift_parser = HfArgumentParser([RLHFArguments if rlhf else SftArguments])
     swift_parser.allow_abbrev = False
     reject_unknown_flags(rest, [o for action in swift_parser._actions for o in action.option_strings])
     swift_values, left_over = swift_parser.parse_known_args(rest)

@@ -8,14 +8,10 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import sys
-from collections.abc import Collection, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from datasets import Dataset
-
-from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.config import Sections, check_variant, swift_not_built
 from coordexp.config.checks.problems import COMMAND_LINE, Place, Problem, dotted, raise_problems
 from coordexp.config.prompt import with_prompt
@@ -23,21 +19,15 @@ from coordexp.config.run.advice import untrained_rows
 from coordexp.config.run.dotted import sections_of_flags
 from coordexp.config.run.machine import package_problems
 from coordexp.config.run.run_problems import run_problems
-from coordexp.config.schema.answer_form import writes_numbers
-from coordexp.config.schema.custom import TokenTypeMetrics
 from coordexp.config.schema.form_problems import number_problems
-from coordexp.config.schema.prompt import Prompt
 from coordexp.config.schema.sections import check_sections_fit
 from coordexp.data.dataset import RowMaker
-from coordexp.data.source import DatasetFilter
-from coordexp.data.store.open import open_records
 from coordexp.errors import ConfigError, CoordExpError
 from coordexp.metrics.best import best_metric_problems
 from coordexp.swift_bridge.arguments import LoadFlags, PluginFlags, read_load_flags, read_plugin_flags
-from coordexp.swift_bridge.dataset import register_jsonl
-from coordexp.swift_bridge.factory import use_trainer
 from coordexp.swift_bridge.loading import prepare_loaded_models
 from coordexp.swift_bridge.prompts import first_too_long
+from coordexp.swift_bridge.registry.factory import use_trainer
 from coordexp.swift_bridge.remote_code import TRUST_SETTING, check_models
 from coordexp.swift_bridge.template import register_coord_template
 from coordexp.swift_bridge.versions import check_versions
@@ -47,6 +37,7 @@ from coordexp.trainers.optimizers import register_optimizers
 from coordexp.trainers.runtime import RunSettings, activate
 from coordexp.trainers.start.leave_nothing import leave_nothing
 from coordexp.trainers.start.prompt import prompt_of_run, use_prompt_of
+from coordexp.trainers.start.register import checked_tokenizer, register_datasets, warn_if_no_type_counts
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +54,13 @@ def trains(argv: Sequence[str]) -> bool:
     return Path(argv[0]).name == "sft.py" and not multiprocessing.current_process().daemon
 
 
+def is_rlhf(argv: Sequence[str]) -> bool:
+    """Whether this is a process of `swift rlhf`."""
+    return Path(argv[0]).name == "rlhf.py"
+
+
 def activate_from_argv(argv: Sequence[str]) -> bool:
-    """Register the template, and for `swift sft` the datasets and the trainer that the flags ask for.
+    """Register the template, and for `swift sft` and `swift rlhf` what their flags ask for.
 
     In a worker process nothing is done: what a worker needs is sent to it.
     Other ms-swift commands (infer, export, ...) that replay the plugin of a checkpoint get the template and what
@@ -76,6 +72,9 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
     check_versions()
     register_coord_template()
     log_to_console()
+    if is_rlhf(sys.argv):
+        _start_rlhf(argv)
+        return False
     if not trains(sys.argv):
         load = read_load_flags(argv)
         refuse_unmerged(load.adapters)
@@ -110,8 +109,10 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
     start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
     prompt = prompt_of_run(sections.custom, flags.swift, (*start, flags.model))
     sections = sections.model_copy(update={"custom": with_prompt(sections.custom, prompt)})
-    _check_form(flags.model, sections, variant, prompt)
-    _register_datasets(flags, sections, RowMaker(prompt, flags.data_seed))
+    raise_problems([Problem(dotted(path), text) for path, text in number_problems(sections, variant)])
+    checked_tokenizer(flags.model, prompt)
+    names = register_datasets(flags, sections, RowMaker(prompt, flags.data_seed))
+    warn_if_no_type_counts(sections, names)
     prepare_loaded_models(preparation(sections.custom.coord_offset, start), trust_remote_code=trusted)
     register_optimizers()
     use_trainer(VARIANTS[variant])
@@ -122,6 +123,17 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
     )
     sys.excepthook = end_in_one_line
     return True
+
+
+def _start_rlhf(argv: Sequence[str]) -> None:
+    from coordexp.trainers.rlhf.start import activate_rlhf  # loads trl, which swift sft has no use for
+
+    flags = read_plugin_flags(argv, rlhf=True)
+    sections = _sections(flags)
+    refuse_unmerged(flags.swift["adapters"] or ())
+    activate_rlhf(flags, sections)
+    prepare_loaded_models(restore_for_inference, trust_remote_code=sections.custom.trust_remote_code)
+    sys.excepthook = end_in_one_line
 
 
 def end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -169,52 +181,6 @@ def _variant(flags: PluginFlags, sections: Sections) -> str | None:
             f"of coordexp; expected one of {', '.join(sorted(VARIANTS))}."
         )
     return variant
-
-
-def _check_form(model: str | None, sections: Sections, variant: str, prompt: Prompt) -> None:
-    """Does the form of the answer, which may come with the model, go with the settings and with the tokenizer?
-
-    For a local model folder: are the coordinate tokens there, where the form has them? (A hub id is checked when the
-    trainer starts.)
-    """
-    found = number_problems(sections, variant)
-    raise_problems([Problem(dotted(path), text, place=None) for path, text in found])
-    if model is None or not Path(model).is_dir() or writes_numbers(prompt.answer_form):
-        return
-    from transformers import AutoTokenizer
-
-    CoordVocab.from_tokenizer(AutoTokenizer.from_pretrained(model))
-
-
-def _register_datasets(flags: PluginFlags, sections: Sections, rows_of: RowMaker) -> None:
-    """Open every data file now, which checks a new one; ms-swift asks for the rows later."""
-    custom, debug, swift = sections.custom, sections.debug, flags.swift
-    both = set(swift["dataset"]) & set(swift["val_dataset"])
-    if both and debug.train_sample_limit != debug.val_sample_limit:
-        raise ConfigError(
-            f"{min(both)} is both dataset and val_dataset; expected equal debug.train_sample_limit and "
-            f"debug.val_sample_limit, found {debug.train_sample_limit} and {debug.val_sample_limit}."
-        )
-    names: set[str] = set()
-
-    def serve(path: str, limit: int | None) -> Dataset:
-        store = open_records(path)
-        names.update(store.datasets)
-        table = store.table if limit is None else store.table.select(range(min(limit, len(store.table))))
-        return table.with_transform(rows_of)
-
-    register_jsonl(swift["dataset"], partial(serve, limit=debug.train_sample_limit))
-    register_jsonl(swift["val_dataset"], partial(serve, limit=debug.val_sample_limit))
-    _warn_if_no_type_counts(custom.token_type_metrics, names)
-
-
-def _warn_if_no_type_counts(settings: TokenTypeMetrics, names: Collection[str]) -> None:
-    """Say so when token types are asked for and no sample's dataset is among those that count."""
-    complaint = DatasetFilter(tuple(settings.include), tuple(settings.exclude)).complaint(names)
-    if settings.enabled and complaint is not None:
-        logger.warning(
-            "custom.token_type_metrics: %s Accuracy by token type and coord_monitor/* stay absent.", complaint
-        )
 
 
 def _as_flag(name: str) -> tuple[str, Place | None]:

@@ -1,9 +1,10 @@
-"""Write coordexp/config/checks/swift_arguments.json: the arguments of the installed ms-swift's `swift sft`.
+"""Write coordexp/config/checks/swift_arguments.json: the arguments of the installed ms-swift's `swift sft` and `rlhf`.
 
 Run it after an upgrade of ms-swift or transformers:  python tools/setup/dump_swift_arguments.py
 
 The file lets a configuration be checked without importing torch. Per argument: the section it is shown in,
-the types it takes, its choices where it has some, and its default.
+the types it takes, its choices where it has some, and its default. Of `swift rlhf` those are written that `swift sft`
+does not have, or has in another form.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def section_classes() -> dict[str, list[type]]:
 
 def collect() -> dict[str, Any]:
     """The content of the file, from the installed packages."""
-    from swift.arguments import SftArguments
+    from swift.arguments import RLHFArguments, SftArguments
 
     sections = dict.fromkeys(("tuner_type", "tuner_backend", "adapters"), "tuner") | {
         field.name: section
@@ -44,16 +45,24 @@ def collect() -> dict[str, Any]:
         for cls in classes
         for field in dataclasses.fields(cls)
     }
-    arguments = {}
-    for field in sorted(dataclasses.fields(SftArguments), key=lambda field: field.name):
+    sft, rlhf = (arguments_of(cls, sections) for cls in (SftArguments, RLHFArguments))
+    if not sft.keys() <= rlhf.keys():
+        raise SystemExit(f"swift rlhf lacks arguments of swift sft: {sorted(sft.keys() - rlhf.keys())}")
+    versions = {package: version(package) for package in ("ms-swift", "transformers")}
+    more = {name: entry for name, entry in rlhf.items() if entry != sft.get(name)}
+    return {"versions": versions, "arguments": sft, "rlhf_arguments": more}
+
+
+def arguments_of(cls: type, sections: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Name -> what the file says of every argument of a dataclass of ms-swift. sections: those other than training."""
+    arguments: dict[str, dict[str, Any]] = {}
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.name):
         if field.init:
             found, choices = describe(field.type)
-            arguments[field.name] = {"section": sections.get(field.name, "training"), "types": sorted(found)}
-            if choices:
-                arguments[field.name]["choices"] = choices
+            entry: dict[str, Any] = {"section": sections.get(field.name, "training"), "types": sorted(found)}
+            arguments[field.name] = entry | ({"choices": choices} if choices else {})
             arguments[field.name]["default"] = json_default(field)
-    versions = {package: version(package) for package in ("ms-swift", "transformers")}
-    return {"versions": versions, "arguments": arguments}
+    return arguments
 
 
 def json_default(field: dataclasses.Field[Any]) -> Any:

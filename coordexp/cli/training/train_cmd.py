@@ -1,4 +1,4 @@
-"""`coordexp train FILE [--key value ...]`: check a run configuration, print the `swift sft` command, run it."""
+"""`coordexp train FILE [--key value ...]`: check a run configuration, print ms-swift's command, run it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "train",
         allow_abbrev=False,
         usage="coordexp train [--dry-run | --dry-run=step] FILE [--key value ...] [--dotted.path value ...]",
-        help="train from a YAML file through `swift sft`",
+        help="train from a YAML file through `swift sft` (or `swift rlhf`)",
         description="Takes YAML with our sections (model, training, custom, ...) and ms-swift's flat YAML. Further "
         "flags override the file: ms-swift's own (--max_steps 3) and ours "
         "(--custom.coord_soft_ce_w1.enabled false).",
@@ -52,10 +52,13 @@ def run(args: argparse.Namespace) -> int:
         flags = config.to_swift_argv()
         if folder is not None:
             flags = [*dry_run.without_resume(flags), *dry_run.flags(folder)]
-        print("running: " + mask_secrets(shlex.join(["swift", "sft", *flags]), config.swift), flush=True)
+        print(
+            "running: " + mask_secrets(shlex.join(["swift", config.command, *flags]), config.swift),
+            flush=True,
+        )
         if args.dry_run == COMMAND:
             return EXIT_OK
-        command = [sys.executable, "-m", "swift.cli.main", "sft", *flags]
+        command = [sys.executable, "-m", "swift.cli.main", config.command, *flags]
         return subprocess.run(command, env={**config.env, **os.environ}, check=False).returncode
     finally:
         if folder is not None:

@@ -1,4 +1,4 @@
-"""The arguments of `swift sft`, from a data file, so that they can be checked without importing ms-swift.
+"""The arguments of `swift sft` and `swift rlhf`, from a data file, so that they can be checked without ms-swift.
 
 tools/setup/dump_swift_arguments.py writes the file; a test compares it with the installed ms-swift.
 """
@@ -107,9 +107,10 @@ class SwiftArgument:
 
 
 @cache
-def all_arguments() -> dict[str, SwiftArgument]:
-    """Name -> argument, of every argument of `swift sft`."""
-    entries = read_json(DATA_FILE)["arguments"]
+def all_arguments(*, rlhf: bool = False) -> dict[str, SwiftArgument]:
+    """Name -> argument, of every argument of `swift sft`, or of `swift rlhf`, which has all of them and more."""
+    content = read_json(DATA_FILE)
+    entries = content["arguments"] | (content["rlhf_arguments"] if rlhf else {})
     return {
         name: SwiftArgument(
             name,
@@ -123,13 +124,13 @@ def all_arguments() -> dict[str, SwiftArgument]:
 
 
 def is_known(name: str) -> bool:
-    """Whether `swift sft` has an argument of that name."""
-    return name in all_arguments()
+    """Whether `swift sft` or `swift rlhf` has an argument of that name."""
+    return name in all_arguments(rlhf=True)
 
 
 def nearest(name: str) -> str | None:
     """The argument that `name` was probably meant to be, or None."""
-    return RENAMED.get(name) or closest(name, all_arguments())
+    return RENAMED.get(name) or closest(name, all_arguments(rlhf=True))
 
 
 def _number(value: object, *, whole: bool) -> int | float | None:

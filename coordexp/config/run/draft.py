@@ -188,7 +188,7 @@ def _unknown_top(tree: Tree, key: str) -> list[Problem]:
 
 def _unknown_top_key(key: str) -> str:
     if swift_arguments.is_known(key):
-        section = swift_arguments.all_arguments()[key].section
+        section = swift_arguments.all_arguments(rlhf=True)[key].section
         return f"an ms-swift argument; in a file with sections it stands inside one: {section}.{key}."
     near = closest(key, TOP_KEYS)
     return "unknown section" + (

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted, one_of
+from coordexp.config.contradictions import rlhf
 from coordexp.config.contradictions.rollouts import contradictions
 from coordexp.config.run.data_files import files_of_mixture, files_of_sources
 from coordexp.config.run.optimizers import has_other_plugins, optimizer_problems, options_without_effect
+from coordexp.config.schema.custom import RLHF
 from coordexp.config.schema.form_problems import form_problems
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.sections import Sections
@@ -29,7 +31,9 @@ def effect_problems(
         for path, text in _ours_without_effect(variant, sections, swift)
     ]
     theirs = []
-    further = (*optimizer_problems(swift), *_tuner(swift), *_links(swift), *_determinism(sections, swift))
+    further = [*optimizer_problems(swift), *_tuner(swift), *_links(swift), *_determinism(sections, swift)]
+    if variant == RLHF:
+        further += rlhf.theirs_without_effect(sections, swift)
     for name, text in further:
         path, where = written(name)
         theirs.append(Problem(path, text, value=swift[name], place=where))
@@ -130,6 +134,13 @@ def ends_in(names: Any) -> list[str]:
 def _ours_without_effect(
     variant: str, sections: Sections, swift: Mapping[str, Any]
 ) -> Iterator[tuple[KeyPath, str]]:
+    if variant == RLHF:
+        yield from rlhf.ours_without_effect(sections)
+        yield from form_problems(sections, variant)
+        yield from _pixel_limits(sections, swift)
+        return
+    if sections.custom.teacher_prompt is not None:
+        yield ("custom", "teacher_prompt"), "is asked in swift rlhf alone (rlhf_type: gkd); remove it."
     yield from _augmentation(sections, swift)
     yield from options_without_effect(sections, swift)
     yield from _fusion(sections, swift)
@@ -139,11 +150,15 @@ def _ours_without_effect(
     yield from _objective_of_stage1(variant, sections)
     yield from form_problems(sections, variant)
     yield from _console(sections, swift)
+    yield from _pixel_limits(sections, swift)
+    if sections.rollout_matching is not None:
+        yield from _rollouts(variant, sections.rollout_matching, sections.custom.prompt_variants)
+
+
+def _pixel_limits(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     least, most = sections.custom.min_pixels, swift.get("max_pixels")
     if least is not None and isinstance(most, int) and least > most:
         yield ("custom", "min_pixels"), f"{least} is more than max_pixels {most}."
-    if sections.rollout_matching is not None:
-        yield from _rollouts(variant, sections.rollout_matching, sections.custom.prompt_variants)
 
 
 def _objective_of_stage1(variant: str, sections: Sections) -> Iterator[tuple[KeyPath, str]]:

@@ -20,7 +20,7 @@ from coordexp.config.run.draft import Draft, Written, draft_of
 from coordexp.config.run.overrides import apply_overrides
 from coordexp.config.run.run_config import RunConfig, is_our_plugin
 from coordexp.config.run.run_problems import RunCheck, run_problems
-from coordexp.config.schema.custom import DEFAULT_VARIANT
+from coordexp.config.schema.custom import DEFAULT_VARIANT, RLHF
 from coordexp.config.schema.fusion import Fusion
 from coordexp.config.schema.sections import Sections, check_sections_fit, check_variant
 from coordexp.config.schema.training import DeepSpeed, accumulation_steps
@@ -37,6 +37,7 @@ BECOMES: dict[KeyPath, str] = {
 
 
 TRUNCATION, RAISE = "truncation_strategy", "raise"
+RLHF_TYPE = "rlhf_type"
 
 
 class LaunchSections(Sections):
@@ -146,11 +147,16 @@ def _checked_ours(tree: Tree) -> tuple[LaunchSections, set[str], list[Problem]]:
 
 def _checked_swift(draft: Draft) -> tuple[dict[str, Any], list[Problem]]:
     values, problems = {}, []
+    arguments = swift_arguments.all_arguments(rlhf=RLHF_TYPE in draft.swift)
     for name, written in draft.swift.items():
         if name == TRUNCATION and written.value == RAISE:
             continue
+        if name not in arguments:
+            text = f"an argument of swift rlhf, which a file runs that sets {RLHF_TYPE}."
+            problems.append(Problem(written.path, text, place=written.place))
+            continue
         try:
-            values[name] = swift_arguments.all_arguments()[name].convert(written.value)
+            values[name] = arguments[name].convert(written.value)
         except ValueError as error:
             problems.append(Problem(written.path, f"{error}.", value=written.value, place=written.place))
     if TRUNCATION in draft.swift and draft.swift[TRUNCATION].value == RAISE:
@@ -171,6 +177,8 @@ def _stop_at_long_samples(draft: Draft, swift: dict[str, Any]) -> list[Problem]:
 def _variant(draft: Draft, launch: LaunchSections) -> tuple[str | None, list[Problem]]:
     """The trainer variant, from either of its two places; None where it cannot be told."""
     in_section, written = launch.custom.trainer_variant, draft.variant
+    if RLHF_TYPE in draft.swift:
+        return RLHF, _no_variant(draft, in_section)
     if written is None:
         plugins = draft.swift.get("external_plugins")
         if in_section is None and plugins is not None and is_our_plugin(plugins.value):
@@ -187,6 +195,17 @@ def _variant(draft: Draft, launch: LaunchSections) -> tuple[str | None, list[Pro
         text = f"custom.trainer_variant says {in_section}; keep one of them."
         return None, [Problem(written.path, text, value=written.value, place=written.place)]
     return variant, []
+
+
+def _no_variant(draft: Draft, in_section: str | None) -> list[Problem]:
+    """A variant in a run of swift rlhf, which has none."""
+    text = f"has no effect with {RLHF_TYPE}, which says what trains; remove one of them."
+    if draft.variant is not None:
+        written = draft.variant
+        return [Problem(written.path, text, value=written.value, place=written.place)]
+    path: KeyPath = ("custom", "trainer_variant")
+    found = [Problem(dotted(path), text, value=in_section, place=draft.ours.place(path))]
+    return [] if in_section is None else found
 
 
 def _variant_as_written(tree: Tree) -> str | None:

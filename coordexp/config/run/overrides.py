@@ -79,7 +79,7 @@ def _swift_flag(draft: Draft, flag: str, values: list[str]) -> None:
         written = DottedFlag(flag, tuple(values))
         _assign(draft, written.path, written.value)
         return
-    argument = swift_arguments.all_arguments().get(flag)
+    argument = swift_arguments.all_arguments(rlhf=True).get(flag)
     if argument is None:
         near = closest(flag, OUR_FLAGS)
         text = f"ms-swift has no such argument; did you mean {near}?" if near else unknown_argument(flag)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.config.checks.swift_arguments import all_arguments
+from coordexp.config.schema.custom import RLHF
 from coordexp.config.schema.pipeline import canonical_hash, pipeline_identity
 from coordexp.config.schema.sections import Sections, checksum_of, pipeline_of
 from coordexp.files import write_json
@@ -66,7 +67,7 @@ def config_hash(
     without_defaults: unchanged as well by settings that a later version adds, as long as the run does not use them; but
     blind to a default that a later version changes.
     """
-    arguments = all_arguments()
+    arguments = all_arguments(rlhf=variant == RLHF)
     ours = sections.model_dump(
         exclude={
             "debug": True,

@@ -10,6 +10,8 @@ Two forms of the file mean the same:
                                                 ignore_args_error: true
                                                 custom_trainer_variant: stage1_coord
                                                 coordexp: {custom: {...}}
+
+A file that sets `rlhf_type` is one of `swift rlhf`, whose trainers are ms-swift's; it has no trainer variant.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 
 from coordexp.config.checks import swift_arguments
 from coordexp.config.run.resolved import config_hash
-from coordexp.config.schema.custom import Custom, Debug, Experiment
+from coordexp.config.schema.custom import RLHF, Custom, Debug, Experiment
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.sections import Sections
 from coordexp.config.schema.stage2 import Stage2AB
@@ -47,6 +49,11 @@ class RunConfig:
     world_size: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """What of ms-swift runs it: `sft`, or `rlhf`."""
+        return RLHF if self.variant == RLHF else "sft"
 
     @property
     def custom(self) -> Custom:
@@ -84,12 +91,12 @@ class RunConfig:
             **self.swift,
             "external_plugins": [*plugins, PLUGIN_FILE],
             "ignore_args_error": True,
-            "custom_trainer_variant": self.variant,
+            **({} if self.variant == RLHF else {"custom_trainer_variant": self.variant}),
             **({"coordexp": sections} if any(sections.values()) else {}),
         }
 
     def to_swift_argv(self) -> list[str]:
-        """`to_swift_flat` as the flags of `swift sft`."""
+        """`to_swift_flat` as the flags of `command`."""
         argv: list[str] = []
         for name, value in self.to_swift_flat().items():
             if value is None or (value == [] and _is_default(name, value)):
@@ -105,7 +112,7 @@ def is_our_plugin(plugins: Any) -> bool:
 
 
 def _is_default(name: str, value: Any) -> bool:
-    argument = swift_arguments.all_arguments().get(name)
+    argument = swift_arguments.all_arguments(rlhf=True).get(name)
     return argument is not None and argument.default in (value, None)
 
 

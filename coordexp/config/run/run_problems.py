@@ -9,6 +9,7 @@ from coordexp.config.checks.problems import PlaceOf, Problem, WrittenOf
 from coordexp.config.run.effects import effect_problems
 from coordexp.config.run.packing import packing_problems
 from coordexp.config.run.values import value_problems
+from coordexp.config.schema.custom import RLHF
 from coordexp.config.schema.sections import Sections
 
 RunCheck = Callable[[str, Sections, Mapping[str, Any], WrittenOf], list[Problem]]
@@ -25,5 +26,5 @@ def run_problems(
     return [
         *value_problems(swift, written),
         *effect_problems(variant, sections, swift, written, place),
-        *packing_problems(swift, sections.training, variant, written, place),
+        *([] if variant == RLHF else packing_problems(swift, sections.training, variant, written, place)),
     ]

@@ -17,6 +17,8 @@ from coordexp.config.schema.section import Section
 
 VARIANTS = ("stage1_coord", "stage2_two_channel", "stage2_rollout_aligned")
 DEFAULT_VARIANT = "stage1_coord"
+RLHF = "rlhf"
+"""In place of a variant: a run of `swift rlhf`, whose trainer follows from `rlhf_type`."""
 VARIANT_ALIASES = {"stage1": "stage1_coord"}
 
 
@@ -147,6 +149,13 @@ class Custom(Section):
     fusion: Fusion | None = Field(default=None, description="Several data sets, each with its share.")
     prompt: str = Field(
         default=DEFAULT_PROMPT, min_length=1, description="User message that asks for the objects."
+    )
+    teacher_prompt: str | None = Field(
+        default=None,
+        min_length=1,
+        description="User message for the teacher of `swift rlhf` in place of `prompt`, in which `{answer}` stands for "
+        "the true answer: with `rlhf_type: gkd` and no teacher_model the model learns from what it says itself when it "
+        "is shown the objects.",
     )
     prompt_variants: dict[str, Annotated[str, Field(min_length=1)]] = Field(
         default={},

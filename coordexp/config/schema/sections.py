@@ -13,7 +13,7 @@ from coordexp.config.checks.problems import Place, Problem, one_of, raise_proble
 from coordexp.config.checks.removed import removed_variant
 from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree, read_yaml
-from coordexp.config.schema.custom import VARIANT_ALIASES, VARIANTS, Custom, Debug, Experiment
+from coordexp.config.schema.custom import RLHF, VARIANT_ALIASES, VARIANTS, Custom, Debug, Experiment
 from coordexp.config.schema.pipeline import canonical_hash, pipeline_checksum
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.section import Section
@@ -115,6 +115,7 @@ def check_variant(name: object) -> str:
 
 
 _SECTIONS_OF = {
+    RLHF: (),
     "stage1_coord": (),
     "stage2_rollout_aligned": ("rollout_matching",),
     "stage2_two_channel": ("stage2_ab", "rollout_matching"),

@@ -85,4 +85,5 @@ def test_the_file_fits_the_installed_ms_swift() -> None:
     )
     installed = json.loads(done.stdout.splitlines()[-1])
     on_disk = json.loads(swift_arguments.DATA_FILE.read_text())
-    assert installed["arguments"] == on_disk["arguments"], "run python tools/setup/dump_swift_arguments.py"
+    for part in ("arguments", "rlhf_arguments"):
+        assert installed[part] == on_disk[part], "run python tools/setup/dump_swift_arguments.py"
