@@ -78,8 +78,16 @@ def forward_equations(step: DumpedStep, model: nn.Module, ids_K: Tensor) -> dict
     joint = bool(step.config["swift"]["average_tokens_across_devices"])
     for plan in step.plans:
         rows = [one["rows"] for other in (step.plans if joint else [plan]) for one in counted(other)]
-        stage1 = None if plan["channel"] else Stage1Equations(step.config, rows, sums, p90, step.step)
-        stage2 = Stage2Equations(step.config, rows, sums, p90, step.step) if plan["channel"] else None
+        stage1 = (
+            None
+            if plan["channel"]
+            else Stage1Equations(step.config, rows, sums, p90, step.step, plan.get("knobs", {}))
+        )
+        stage2 = (
+            Stage2Equations(step.config, rows, sums, p90, step.step, plan.get("knobs", {}))
+            if plan["channel"]
+            else None
+        )
         for forward in counted(plan):
             share = torch.zeros((), dtype=torch.float64)
             for kind, logits_SV in _logits(forward, plan["kinds"], step.config, model, ids_K).items():

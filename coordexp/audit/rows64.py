@@ -42,6 +42,25 @@ def on_line(step: int, number: float | Sequence[Sequence[float]]) -> float:
     return float(np.interp(step, steps, numbers))
 
 
+def with_weights(
+    settings: Mapping[str, Any], step: int, knobs: Mapping[str, float], name: str, nested: str | None = None
+) -> dict[str, Any]:
+    """Settings with the weights that a step runs: the configured ones, or a controller's, times their warm-up.
+
+    name: in front of the names of knobs.  nested: where further weights stand, and are named like those beside it.
+    """
+    warmup = settings.get("warmup") or {}
+
+    def in_force(key: str, value: Any) -> Any:
+        is_weight = key == "weight" or key.endswith("_weight")
+        return knobs.get(f"{name}.{key}", value) * on_line(step, warmup.get(key, 1.0)) if is_weight else value
+
+    found = {key: in_force(key, value) for key, value in settings.items()}
+    if nested is not None:
+        found[nested] = {key: in_force(key, value) for key, value in settings[nested].items()}
+    return found
+
+
 def target_widths(settings: Mapping[str, Any], step: int, sides_N: Tensor | None) -> float | Tensor:
     """Sigma of the soft targets at a step: one, or float64 [N] where it follows the boxes."""
     sigma, per_side = on_line(step, settings["target_sigma"]), settings.get("target_sigma_per_side")

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from coordexp.audit.rows64 import on_line, with_weights
 from coordexp.metrics import keys_run, keys_stage1
+from coordexp.metrics.keys_control import schedule_key
 
 NOT_RECOMPUTED = {
     keys_run.TRAIN_SPEED: "a clock of ms-swift that runs from before the first step",
@@ -69,10 +71,34 @@ class DumpedStep:
 
 def run_equations(step: DumpedStep) -> dict[str, float]:
     """Progress, learning rate and events of the step, as far as the payload has them."""
-    values = _progress(step) | _events(step)
+    values = _progress(step) | _events(step) | _in_force(step)
     if keys_run.LEARNING_RATE not in step.excused:
         values[keys_run.LEARNING_RATE] = learning_rate(step.config["swift"], step.step + 1)
         values[keys_run.LR_PHASE] = _phase(step.config["swift"], step.step + 1)
+    return values
+
+
+def _in_force(step: DumpedStep) -> dict[str, float]:
+    """Settings that change over the run, as the step had them."""
+    knobs, config = step.plans[0].get("knobs", {}), step.config
+    section = config["stage2_ab"] or config["rollout_matching"]
+    is_stage1 = step.channel is None
+    entries = (
+        [{"name": "coord_soft_ce_w1", **config["custom"]["coord_soft_ce_w1"]}]
+        if is_stage1
+        else section["pipeline"]["objective"]
+    )
+    values: dict[str, float] = {}
+    for entry in entries:
+        name = entry["name"]
+        settings = with_weights(entry, step.step, knobs, name, None if is_stage1 else "config")
+        flat = {**(entry if is_stage1 else entry["config"])}
+        now = {**settings, **settings.get("config", {})}
+        for key, value in flat.items():
+            if key.startswith("target_sigma") and isinstance(value, list):
+                values[schedule_key(name, key)] = on_line(step.step, value)
+        changing = [*(entry.get("warmup") or {}), *(key for key in now if f"{name}.{key}" in knobs)]
+        values |= {schedule_key(name, key): now[key] for key in changing}
     return values
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from coordexp.audit.rows64 import Rows, Sums, target_widths
+from coordexp.audit.rows64 import Rows, Sums, target_widths, with_weights
 from coordexp.metrics import keys_stage1 as keys
 
 MONITORS = ("acc_top5", "p_gt_mean", "margin_mean", "expected_bin_mae", "w1_to_delta")
@@ -19,6 +19,7 @@ class Stage1Equations:
     Arguments:
         config: resolved_config.json.  sums, p90: what the numbers are added to.
         counted: dumped rows of all forwards that the losses are divided over.  step: of the run, 0 for the first.
+        knobs: what controllers had in force.
     """
 
     def __init__(
@@ -28,8 +29,11 @@ class Stage1Equations:
         sums: Sums,
         p90: dict[str, list[float]],
         step: int,
+        knobs: Mapping[str, float],
     ) -> None:
-        self._settings = config["custom"]["coord_soft_ce_w1"]
+        settings = config["custom"]["coord_soft_ce_w1"]
+        self._settings = with_weights(settings, step, knobs, "coord_soft_ce_w1")
+        self._has_gate = settings["gate_weight"] > 0 or settings["monitor_mass"]
         self._is_packed = bool(config["training"]["packing"])
         self._num_text = sum(int(rows["num_text"]) for rows in counted)
         self._num_coord = sum(int(rows["bins_N"].numel()) for rows in counted)
@@ -54,16 +58,15 @@ class Stage1Equations:
         settings, num = self._settings, rows.bins_N.numel()
         sigma = target_widths(settings, self._step, rows.raw.get("sides_N"))
         terms = rows.terms(settings["temperature"], sigma, settings["target_truncate"])
-        has_gate = settings["gate_weight"] > 0 or settings["monitor_mass"]
         weighted_N = rows.logits_RV.new_zeros(num)
         for name in ("soft_ce", "w1", "ce", "gate"):
             weighted_N = weighted_N + settings[f"{name}_weight"] * terms[name]
         named = {"loss": weighted_N, **{name: terms[name] for name in ("soft_ce", "w1", "ce")}}
-        named |= {"gate": terms["gate"]} if has_gate else {}
+        named |= {"gate": terms["gate"]} if self._has_gate else {}
         for name, values_N in named.items():
             for area in ("coord_diag", "coord_softce_w1"):
                 self._sums.add(f"{area}/{name}", values_N.sum(), num)
-        for name in (*MONITORS, *(["coord_vocab_mass"] if has_gate else [])):
+        for name in (*MONITORS, *(["coord_vocab_mass"] if self._has_gate else [])):
             self._sums.add(f"coord_diag/{name}", terms[name].sum(), num)
         self._sums.add(keys.COORD_DIAG_COORD_TOKENS, num)
         self._sums.add(keys.COORD_DIAG_ENABLED, float(settings["enabled"]))

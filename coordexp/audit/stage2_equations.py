@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from coordexp.audit.rows64 import Rows, Sums, target_widths
+from coordexp.audit.rows64 import Rows, Sums, target_widths, with_weights
 from coordexp.losses.inputs import TextRole
 from coordexp.losses.modules import ForwardKind
 
@@ -29,6 +29,7 @@ class Stage2Equations:
     Arguments:
         config: resolved_config.json.  sums, p90: what the numbers are added to.
         counted: dumped rows of all forwards that the losses are divided over.  step: of the run, 0 for the first.
+        knobs: what controllers had in force.
     """
 
     def __init__(
@@ -38,10 +39,14 @@ class Stage2Equations:
         sums: Sums,
         p90: dict[str, list[float]],
         step: int,
+        knobs: Mapping[str, float],
     ) -> None:
         section = config["stage2_ab"] or config["rollout_matching"]
         self._decode_mode = section["coord_decode_mode"]
-        self._modules = {one["name"]: one for one in section["pipeline"]["objective"]}
+        self._modules = {
+            one["name"]: with_weights(one, step, knobs, one["name"], "config")
+            for one in section["pipeline"]["objective"]
+        }
         self._diagnostics = {one["name"]: one for one in section["pipeline"]["diagnostics"]}
         self._counted, self._sums, self._p90, self._step = counted, sums, p90, step
 

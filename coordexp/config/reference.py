@@ -127,7 +127,9 @@ def _pipeline() -> str:
         "`objective` and `diagnostics` are ordered lists. Every entry states `name`, `enabled`, `weight`, "
         "`channels` (A, B or both) and exactly the keys of `config` listed here, none of which has a "
         "default unless it is said. "
-        "`bbox_geo` stands before `coord_reg`.\n"
+        "`bbox_geo` stands before `coord_reg`. An entry of `objective` may also have `warmup`, factors on its weights: "
+        "`{weight: [[0, 0.0], [200, 1.0]]}` brings the whole module in over 200 steps, `{w1_weight: ...}` one weight "
+        "of its `config` (points [[step, factor], ...], linear between them and constant outside).\n"
     ]
     for name, module in {**OBJECTIVE_MODULES, **DIAGNOSTIC_MODULES}.items():
         (config,) = models_in(module.model_fields["config"].annotation)

@@ -6,7 +6,8 @@ nothing is checked again here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from coordexp.config.schema.pipeline import Pipeline
-from coordexp.control.points import Number, value_at
+from coordexp.control.points import Number, Points, value_at
 from coordexp.errors import ContractError
 from coordexp.losses.inputs import SupervisedRows, TextRole
 
@@ -118,10 +119,38 @@ class ModuleSpec:
     weight: float
     channels: tuple[str, ...]
     config: TokenCE | BboxGeo | CoordReg | CoordDiag
+    warmup: Mapping[str, Points] = field(default_factory=dict)
+    """Factors on `weight` and on weights of the config, by their names."""
 
-    def at(self, step: int) -> ModuleSpec:
-        """The entry as optimizer step `step` runs it."""
-        return replace(self, config=self.config.at(step)) if isinstance(self.config, CoordReg) else self
+    def at(self, step: int, knobs: Mapping[str, float] | None = None) -> ModuleSpec:
+        """The entry as optimizer step `step` runs it.
+
+        knobs: weights that a controller has in force in place of the configured ones: `coord_reg.w1_weight`.
+        """
+        config = self.config.at(step) if isinstance(self.config, CoordReg) else self.config
+        weights: dict[str, Any] = {
+            name: (knobs or {}).get(f"{self.name}.{name}", weight)
+            * value_at(step, self.warmup.get(name, 1.0))
+            for name, weight in self.weights().items()
+        }
+        weight = weights.pop("weight")
+        return replace(self, weight=weight, config=replace(config, **weights), warmup={})
+
+    def in_force(self, step: int, knobs: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Value at a step of every setting that can change over the run, by its name."""
+        of_step = self.at(step, knobs)
+        values = of_step.weights()
+        names = [*self.warmup, *(name for name in values if f"{self.name}.{name}" in (knobs or {}))]
+        for entry in fields(self.config):
+            if isinstance(getattr(self.config, entry.name), Sequence):  # points
+                values[entry.name] = getattr(of_step.config, entry.name)
+                names.append(entry.name)
+        return {name: values[name] for name in dict.fromkeys(names)}
+
+    def weights(self) -> dict[str, float]:
+        """`weight` and the weights of the config, by name."""
+        names = [entry.name for entry in fields(self.config) if entry.name.endswith("_weight")]
+        return {"weight": self.weight, **{name: getattr(self.config, name) for name in names}}
 
     def weight_in(self, channel: str) -> float:
         """Weight of the module in a channel, 0 where it is off."""
@@ -143,9 +172,17 @@ class ObjectiveSpec:
             tuple(_spec(entry.model_dump()) for entry in pipeline.diagnostics),
         )
 
-    def at(self, step: int) -> ObjectiveSpec:
-        """The lists as optimizer step `step` runs them."""
-        return replace(self, objective=tuple(entry.at(step) for entry in self.objective))
+    def at(self, step: int, knobs: Mapping[str, float] | None = None) -> ObjectiveSpec:
+        """The lists as optimizer step `step` runs them. knobs: see `ModuleSpec.at`."""
+        return replace(self, objective=tuple(entry.at(step, knobs) for entry in self.objective))
+
+    def in_force(self, step: int, knobs: Mapping[str, float] | None = None) -> dict[tuple[str, str], float]:
+        """Value at a step of every setting that can change over the run, by module and name."""
+        return {
+            (entry.name, name): value
+            for entry in self.objective
+            for name, value in entry.in_force(step, knobs).items()
+        }
 
     def find(self, name: str) -> ModuleSpec | None:
         """The entry of a module, enabled or not; None if it is not listed."""

@@ -80,29 +80,49 @@ class Stage2Objective:
     Arguments:
         spec: the module lists.
         decode_mode: how bbox_geo reads a coordinate off its distribution, `exp` or `st`.
+        configured: the objective of the whole run, where this is that of one step; a module whose weight is 0 at the
+            step still says the temperature, and on which rows the text gate acts.
     """
 
-    def __init__(self, spec: ObjectiveSpec, decode_mode: Literal["exp", "st"] = "exp"):
+    def __init__(
+        self,
+        spec: ObjectiveSpec,
+        decode_mode: Literal["exp", "st"] = "exp",
+        *,
+        configured: Stage2Objective | None = None,
+    ):
         self.spec = spec
         self.decode_mode = decode_mode
         token_ce, self._text_scale = self._module("token_ce", TokenCE)
         self._text_weighting = None if token_ce is None else TextWeighting(token_ce)
+        if token_ce is None and configured is not None:
+            self._text_weighting = configured._text_weighting
         self._geo, self._geo_scale = self._module("bbox_geo", BboxGeo)
         self._reg, self._reg_scale = self._module("coord_reg", CoordReg)
-        self._last: tuple[int, Stage2Objective] | None = None
+        self._temperature = 1.0 if self._reg is None else self._reg.temperature
+        if configured is not None:
+            self._temperature = configured._temperature
+        self._last: tuple[tuple[int, dict[str, float]], Stage2Objective] | None = None
 
-    def at(self, step: int) -> Stage2Objective:
-        """The objective of optimizer step `step`: itself where nothing changes over the run."""
-        if self._last is None or self._last[0] != step:
-            spec = self.spec.at(step)
-            self._last = (step, self if spec == self.spec else Stage2Objective(spec, self.decode_mode))
+    def at(self, step: int, knobs: Mapping[str, float] | None = None) -> Stage2Objective:
+        """The objective of optimizer step `step`: itself where nothing changes over the run.
+
+        knobs: see `ModuleSpec.at`.
+        """
+        when = (step, dict(knobs or {}))
+        if self._last is None or self._last[0] != when:
+            spec = self.spec.at(step, knobs)
+            self._last = (when, self if spec == self.spec else self._of_step(spec))
         return self._last[1]
+
+    def _of_step(self, spec: ObjectiveSpec) -> Stage2Objective:
+        return Stage2Objective(spec, self.decode_mode, configured=self)
 
     def needs(self, forward: ForwardKind) -> LossNeeds:
         """What a head has to compute for this forward."""
         weights = self.coord_weights(forward)
         return LossNeeds(
-            temperature=1.0 if self._reg is None else self._reg.temperature,
+            temperature=self._temperature,
             text_odds="text_gate" in weights,
             coord_odds="coord_gate" in weights or self.has_diagnostics(forward),
         )

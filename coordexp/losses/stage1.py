@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from coordexp.config import parse_sections
-from coordexp.control.points import Number, last_value, value_at
+from coordexp.control.points import Number, Points, last_value, value_at
 from coordexp.errors import ContractError
 from coordexp.losses import coord as atoms
 from coordexp.losses.columns import CoordColumns
@@ -35,6 +35,8 @@ from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
 from coordexp.losses.sums import SumCount, add_up, divide, sum_count
 from coordexp.metrics import keys_stage1 as keys
 
+SECTION = "coord_soft_ce_w1"
+"""The settings' name, in front of those of weights."""
 COORD_TERMS = ("soft_ce", "w1", "ce", "gate")
 TERM_KEYS = {
     "soft_ce": keys.COORD_DIAG_SOFT_CE,
@@ -70,6 +72,8 @@ class Stage1Weights:
     """Sigma over the side of a box, where that is more than target_sigma; None: target_sigma everywhere."""
     target_truncate: float | None = None
     """Bins beyond which there is no target mass; None: no cut."""
+    warmup: Mapping[str, Points] = field(default_factory=dict)
+    """Factors on weights, by their names."""
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> Stage1Weights:
@@ -80,18 +84,39 @@ class Stage1Weights:
         custom = parse_sections({"custom": {"coord_soft_ce_w1": mapping}}, source="weights").custom
         return cls(**custom.coord_soft_ce_w1.model_dump(exclude={"monitor_mass"}))
 
-    def at(self, step: int) -> Stage1Weights:
-        """What optimizer step `step` trains with: a number in place of points."""
-        return self._with(partial(value_at, step))
+    def at(self, step: int, knobs: Mapping[str, float] | None = None) -> Stage1Weights:
+        """What optimizer step `step` trains with: numbers in place of points.
+
+        knobs: weights that a controller has in force in place of the configured ones: `coord_soft_ce_w1.w1_weight`.
+        """
+        return self._with(partial(value_at, step), knobs or {})
+
+    def in_force(self, step: int, knobs: Mapping[str, float] | None = None) -> dict[str, float]:
+        """Value at a step of every setting that can change over the run, by its name."""
+        of_step = self.at(step, knobs)
+        points = ("target_sigma", "target_sigma_per_side")
+        names = [*self.warmup, *(name for name in points if isinstance(getattr(self, name), Sequence))]
+        names += [name for name in self.weights() if f"{SECTION}.{name}" in (knobs or {})]
+        return {name: getattr(of_step, name) for name in dict.fromkeys(names)}
+
+    def weights(self) -> dict[str, float]:
+        """The weights by name."""
+        return {f"{term}_weight": self.of(term) for term in COORD_TERMS}
 
     def settled(self) -> Stage1Weights:
         """What evaluation measures with at any step, so that its losses can be compared: the last point of points."""
-        return self._with(last_value)
+        return self._with(last_value, {})
 
-    def _with(self, number_of: Callable[[Number], float]) -> Stage1Weights:
+    def _with(self, number_of: Callable[[Number], float], knobs: Mapping[str, float]) -> Stage1Weights:
         per_side = self.target_sigma_per_side
+        weights: dict[str, Any] = {
+            name: knobs.get(f"{SECTION}.{name}", weight) * number_of(self.warmup.get(name, 1.0))
+            for name, weight in self.weights().items()
+        }
         return replace(
             self,
+            **weights,
+            warmup={},
             target_sigma=number_of(self.target_sigma),
             target_sigma_per_side=None if per_side is None else number_of(per_side),
         )

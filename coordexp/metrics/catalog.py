@@ -15,7 +15,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from coordexp.errors import ContractError
-from coordexp.metrics import keys_datasets, keys_rollout, keys_run, keys_stage1, keys_stage2, keys_tokens
+from coordexp.metrics import (
+    keys_control,
+    keys_datasets,
+    keys_rollout,
+    keys_run,
+    keys_stage1,
+    keys_stage2,
+    keys_tokens,
+)
 from coordexp.metrics.spec import KeySection, Kind, MetricSpec, Reduce
 
 __all__ = [
@@ -46,6 +54,7 @@ SECTIONS: tuple[KeySection, ...] = (
     *keys_stage2.SECTIONS,
     *keys_rollout.SECTIONS,
     *keys_datasets.SECTIONS,
+    *keys_control.SECTIONS,
     *keys_run.SECTIONS,
 )
 
@@ -91,7 +100,7 @@ def lookup(key: str) -> MetricSpec | None:
 
 
 def _training_spec(key: str) -> MetricSpec | None:
-    pattern = keys_datasets.pattern_of(key)
+    pattern = keys_datasets.pattern_of(key) or keys_control.pattern_of(key)
     if pattern is None or pattern == key:
         return _SPECS.get(key)
     spec = _SPECS.get(pattern)

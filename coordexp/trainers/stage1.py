@@ -26,7 +26,7 @@ from coordexp.head.run import RowsHead
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.objective import check_atoms_sum
-from coordexp.losses.stage1 import COORD_TERMS, Stage1Terms, Stage1Weights, combine, stage1_terms
+from coordexp.losses.stage1 import COORD_TERMS, SECTION, Stage1Terms, Stage1Weights, combine, stage1_terms
 from coordexp.losses.stage1_numbers import (
     finish_parts,
     finish_per_sample,
@@ -36,6 +36,7 @@ from coordexp.losses.stage1_numbers import (
     per_sample_sums,
 )
 from coordexp.metrics.catalog import EVAL_PREFIX
+from coordexp.metrics.keys_control import schedule_key
 from coordexp.metrics.keys_rollout import TIME_ROLLOUT_EVAL
 from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, SAMPLES_REPLACED_TOTAL, TOKEN_TYPES_SKIPPED_TOTAL
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
@@ -109,6 +110,8 @@ class Stage1CoordTrainer(CoordTrainer):
                 batches, metas, step, self.sum_over_ranks, self.args.device, self._packing_length
             )
         )
+        in_force = self.weights.in_force(step)
+        self.metrics.add_all({schedule_key(SECTION, name): value for name, value in in_force.items()})
         return batches
 
     def compute_loss(

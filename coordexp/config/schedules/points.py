@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -64,6 +64,32 @@ class Bounds:
         )
 
 
+def _warmup(value: object) -> dict[str, Points]:
+    """Points of every named weight; ValueError for anything else."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected a mapping of weights to {POINTS}")
+    return {str(name): _named(str(name), points) for name, points in value.items()}
+
+
+def _named(name: str, points: object) -> Points:
+    try:
+        return FACTOR.points(points)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def check_warmup(warmup: Mapping[str, Points], weights: Mapping[str, float]) -> None:
+    """ValueError for a name that is none of the `weights`, or whose weight is 0."""
+    for name in warmup:
+        if name not in weights:
+            raise ValueError(
+                f"warmup.{name}: there is no such weight here; expected one of {', '.join(weights)}"
+            )
+        if not weights[name]:
+            raise ValueError(f"warmup.{name} cannot take effect: {name} is 0")
+
+
+FACTOR = Bounds("a number from 0", lambda number: number >= 0)
 SHARE = Bounds("a number from 0 to 1", lambda number: 0 <= number <= 1)
 POSITIVE = Bounds("a number above 0", lambda number: number > 0)
 
@@ -71,6 +97,13 @@ ShareOrPoints = Annotated[float | Points, PlainValidator(SHARE.number_or_points)
 PositiveOrPoints = Annotated[float | Points, PlainValidator(POSITIVE.number_or_points)]
 PositiveOrPointsOrNull = Annotated[float | Points | None, PlainValidator(POSITIVE.null_number_or_points)]
 
+Warmup = Annotated[dict[str, Points], PlainValidator(_warmup)]
+
+WARMUP = (
+    "Factors on weights, by name: `{w1_weight: [[0, 0.0], [200, 1.0]]}` brings that weight in over 200 steps. Points "
+    "[[step, factor], ...], linear between them and constant outside (evaluation takes the last point's); the step "
+    "alone decides."
+)
 SIGMA = (
     "Width of the Gaussian target, in bins; or points [[step, sigma], ...], linear between them and constant outside "
     "(evaluation takes the last point's)."

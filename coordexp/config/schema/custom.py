@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from coordexp.config.schedules.points import SIGMA, SIGMA_PER_SIDE, PositiveOrPoints, PositiveOrPointsOrNull
+from coordexp.config.schedules.points import (
+    SIGMA,
+    SIGMA_PER_SIDE,
+    WARMUP,
+    PositiveOrPoints,
+    PositiveOrPointsOrNull,
+    Warmup,
+    check_warmup,
+)
 from coordexp.config.schema.answer_form import AnswerFormat, form_name
 from coordexp.config.schema.augmentation import Augmentation
 from coordexp.config.schema.fusion import Fusion, JsonlFiles
@@ -59,6 +67,18 @@ class CoordSoftCeW1(Section):
     monitor_mass: bool = Field(
         default=True, description="Log coord_diag/gate and coord_vocab_mass even when gate_weight is 0."
     )
+    warmup: Warmup = Field(default={}, description=WARMUP)
+
+    @model_validator(mode="after")
+    def _warms_up_what_acts(self) -> CoordSoftCeW1:
+        check_warmup(self.warmup, self.weights())
+        if self.warmup and not self.enabled:
+            raise ValueError("warmup cannot take effect with enabled: false, which has no weights")
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """The weights by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name.endswith("_weight")}
 
 
 class CoordTokens(Section):

@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from coordexp.config.schedules.points import SIGMA, SIGMA_PER_SIDE, PositiveOrPoints, PositiveOrPointsOrNull
+from coordexp.config.schedules.points import (
+    SIGMA,
+    SIGMA_PER_SIDE,
+    WARMUP,
+    PositiveOrPoints,
+    PositiveOrPointsOrNull,
+    Warmup,
+    check_warmup,
+)
 from coordexp.config.schema.section import Section
 
 Weight = Annotated[float, Field(ge=0)]
@@ -88,21 +96,37 @@ class _Module(Section):
         return self.enabled and self.weight > 0 and channel in self.channels
 
 
-class TokenCeModule(_Module):
+class _ObjectiveModule(_Module):
+    config: Section
+    warmup: Warmup = Field(default={}, description=WARMUP)
+
+    @model_validator(mode="after")
+    def _warms_up_what_acts(self) -> _ObjectiveModule:
+        check_warmup(self.warmup, self.weights())
+        return self
+
+    def weights(self) -> dict[str, float]:
+        """The weights by name: `weight`, which is on everything, and those of the config."""
+        config = self.config
+        names = [name for name in type(config).model_fields if name.endswith("_weight")]
+        return {"weight": self.weight, **{name: getattr(config, name) for name in names}}
+
+
+class TokenCeModule(_ObjectiveModule):
     """Cross-entropy on text tokens."""
 
     name: Literal["token_ce"]
     config: TokenCeConfig
 
 
-class BboxGeoModule(_Module):
+class BboxGeoModule(_ObjectiveModule):
     """Losses on boxes decoded from the coordinate distributions."""
 
     name: Literal["bbox_geo"]
     config: BboxGeoConfig
 
 
-class CoordRegModule(_Module):
+class CoordRegModule(_ObjectiveModule):
     """Losses on the coordinate distributions."""
 
     name: Literal["coord_reg"]
@@ -117,7 +141,7 @@ class CoordDiagModule(_Module):
 
 
 ObjectiveModule = Annotated[TokenCeModule | BboxGeoModule | CoordRegModule, Field(discriminator="name")]
-OBJECTIVE_MODULES: dict[str, type[_Module]] = {
+OBJECTIVE_MODULES: dict[str, type[_ObjectiveModule]] = {
     "token_ce": TokenCeModule,
     "bbox_geo": BboxGeoModule,
     "coord_reg": CoordRegModule,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from coordexp.codec.token_types import TokenType
+from coordexp.control.controllers.bank import NO_KNOBS, Knobs
 from coordexp.control.schedule import Channel
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.raw_samples import RawSample
@@ -19,6 +20,7 @@ from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import SupervisedRows
 from coordexp.losses.modules import ForwardKind
 from coordexp.losses.objective import Stage2Objective
+from coordexp.metrics.keys_control import schedule_key
 from coordexp.packing.choice import plan_packs
 from coordexp.packing.layout import SampleBatch, pack_samples, pad_samples
 from coordexp.packing.position_ids import VisionLayout
@@ -113,16 +115,19 @@ class StepAssembly:
         kinds: tuple[ForwardKind, ...],
         filler: Callable[[], EncodedSample],
         rolled_out: RolledOut | None = None,
+        knobs: Knobs = NO_KNOBS,
     ) -> StepPlan:
         """The plan of optimizer step `step` over `samples`, made of `raws`.
 
         filler: what a rank without any sample runs its fillers on; asked for only then.
         """
         typed = self._typed(raws)
-        objective = self._objective.at(step)
+        objective = self._objective.at(step, knobs)
         groups = self.layout.groups(samples)
         forwards = [self.layout.forward(group, typed) for group in groups]
         facts = {} if rolled_out is None else self._packing_facts(groups)
+        in_force = self._objective.spec.in_force(step, knobs)
+        facts = {**facts, **{schedule_key(*names): value for names, value in in_force.items()}}
         load = self._load(objective, forwards, kinds, groups, sum(len(raw.images) for raw in raws))
         totals = self._totals(objective, [forward.meta.rows for forward in forwards], kinds)
         wanted = max(1, self._agree(len(forwards)))
@@ -131,7 +136,7 @@ class StepAssembly:
         if wanted > len(forwards):
             spare = forwards[-1] if forwards else self.layout.forward([filler()], typed)
             forwards += [replace(spare, is_filler=True)] * (wanted - len(forwards))
-        return StepPlan(step, kinds, tuple(forwards), totals, channel, rolled_out, facts, load)
+        return StepPlan(step, kinds, tuple(forwards), totals, channel, rolled_out, facts, load, knobs)
 
     def _typed(self, raws: Sequence[RawSample]) -> set[str] | None:
         counted = self._typed_datasets

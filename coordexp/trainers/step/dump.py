@@ -34,6 +34,7 @@ def write_plan(plan: StepPlan, folder: Path, rank: int, trained: Collection[str]
         "channel": None if plan.channel is None else str(plan.channel),
         "kinds": [kind.name for kind in plan.kinds],
         "load": asdict(plan.load),
+        "knobs": dict(plan.knobs),
         "totals": {name: float(total) for name, total in plan.totals.items()},
         "forwards": [_forward(forward) for forward in plan.forwards],
         "answers": [] if plan.rolled_out is None else _answers(plan.rolled_out),

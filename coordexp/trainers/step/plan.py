@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coordexp.control.controllers.bank import Knobs
 from coordexp.control.schedule import Channel
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.errors import ContractError
@@ -75,6 +76,8 @@ class StepPlan:
     """What the plan itself says of the step, for the log."""
     load: StepLoad = StepLoad()
     """How much this rank trains on."""
+    knobs: Knobs = field(default_factory=dict)
+    """What controllers have in force for the step."""
 
     @property
     def counted(self) -> tuple[PlannedForward, ...]:

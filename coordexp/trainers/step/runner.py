@@ -90,7 +90,7 @@ class PlainRunner:
         slot_rows_N: Tensor | None = None,
     ) -> tuple[ForwardOutcome, Tensor | None]:
         """One forward under the objective of `kind`, and the coordinate logits [N, K] of the rows asked for."""
-        rows, of_step = forward.meta.rows, self._objective.at(plan.step)
+        rows, of_step = forward.meta.rows, self._objective.at(plan.step, plan.knobs)
         tokens = TokenMetrics(rows, self.columns, **self._token_switches)
 
         def objective(inputs: LossInputs) -> tuple[Tensor, Stage2Terms]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -24,20 +24,22 @@ WIDTHS: list[dict[str, Any]] = [
 ]
 IDS = torch.arange(START, START + K)
 STEP = 11
+RAMP = [[0, 0.0], [22, 1.0]]
+KNOBS = {"coord_soft_ce_w1.ce_weight": 0.8, "coord_reg.w1_weight": 0.6}
 
 
 @pytest.mark.parametrize("changes", WIDTHS)
 def test_stage_1(changes: dict[str, Any]) -> None:
     logits, rows = make_batch()
-    weights = Stage1Weights.from_mapping({"ce_weight": 0.5, **changes})
-    of_step = weights.at(STEP)
+    weights = Stage1Weights.from_mapping({"ce_weight": 0.5, "warmup": {"ce_weight": RAMP}, **changes})
+    of_step = weights.at(STEP, KNOBS)
     inputs = LossInputs.from_logits(logits[rows.positions_R], rows, COLUMNS, of_step.needs(mass_monitor=True))
     loss = combine(stage1_terms(inputs, of_step), rows.num_text, rows.num_coord)
     config = {
         "custom": {"coord_soft_ce_w1": asdict(weights) | {"monitor_mass": True}},
         "training": {"packing": False},
     }
-    equations = Stage1Equations(config, [vars(rows)], Sums(), defaultdict(list), STEP)
+    equations = Stage1Equations(config, [vars(rows)], Sums(), defaultdict(list), STEP, KNOBS)
     audited = equations.add(Rows.of(vars(rows), logits.double(), IDS), 1)
     assert float(audited) == pytest.approx(loss.item(), rel=1e-5)
 
@@ -46,11 +48,18 @@ def test_stage_1(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", WIDTHS)
 def test_stage_2(changes: dict[str, Any], kind: ForwardKind) -> None:
     logits, rows = make_batch(rollout=kind is ForwardKind.ROLLOUT)
-    objective = Stage2Objective(make_spec(coord_reg=changes))
-    loss, terms = evaluate(objective.at(STEP), logits, rows, kind)
+    ramps = {
+        "bbox_geo": {"weight": RAMP},
+        "token_ce": {"desc_ce_weight": RAMP},
+        "coord_reg": {"w1_weight": RAMP},
+    }
+    spec = make_spec(coord_reg=changes)
+    spec = replace(spec, objective=tuple(replace(one, warmup=ramps[one.name]) for one in spec.objective))
+    objective = Stage2Objective(spec)
+    loss, terms = evaluate(objective.at(STEP, KNOBS), logits, rows, kind)
     section = {"coord_decode_mode": "exp", "pipeline": asdict(objective.spec)}
     sums = Sums()
-    equations = Stage2Equations({"stage2_ab": section}, [vars(rows)], sums, defaultdict(list), STEP)
+    equations = Stage2Equations({"stage2_ab": section}, [vars(rows)], sums, defaultdict(list), STEP, KNOBS)
     audited = equations.add(Rows.of(vars(rows), logits.double(), IDS), kind)
     assert float(audited) == pytest.approx(loss.item(), rel=1e-5)
     values = sums.values()

@@ -12,7 +12,7 @@ from coordexp.errors import ConfigError
 
 KNOWN_IN_COORD_LOSS = (
     "Known here: enabled, soft_ce_weight, w1_weight, ce_weight, gate_weight, temperature, target_sigma, "
-    "target_sigma_per_side, target_truncate, monitor_mass."
+    "target_sigma_per_side, target_truncate, monitor_mass, warmup."
 )
 CHANNEL_B = "channel B has one contract: rollout prefix, missed objects appended, one forward"
 PIPELINE = "it is set per module in the pipeline"

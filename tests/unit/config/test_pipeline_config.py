@@ -283,7 +283,11 @@ def test_the_losses_read_the_module_lists_as_they_were_written() -> None:
     ):
         left_out = {"target_sigma_per_side": None} if entry.name == "coord_reg" else {}
         config = own["config"] | left_out
-        assert dataclasses.asdict(entry) == own | {"channels": tuple(own["channels"]), "config": config}
+        assert dataclasses.asdict(entry) == own | {
+            "channels": tuple(own["channels"]),
+            "config": config,
+            "warmup": {},
+        }
     geo, reg = spec.objective[1:]
     assert [geo.weight_in(channel) for channel in "AB"] == [0.0, 2.0]
     assert reg.weight_in("B") == 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.control.points import last_value, value_at
@@ -34,6 +34,7 @@ def test_a_number_is_itself_at_any_step_and_a_run_ends_with_the_last_point() -> 
     assert last_value(POINTS) == 0.5
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 1000), st.floats(0, 100)), min_size=1, unique_by=lambda point: point[0]
