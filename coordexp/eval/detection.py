@@ -141,6 +141,7 @@ class DetectionSummary:
     _boxes: BoxSet
     _pairs: Pairs
     _ignored: Ignored
+    _kept_P: NDArray[np.bool_]
 
     @property
     def num_images(self) -> int:
@@ -175,6 +176,16 @@ class DetectionSummary:
             ImageMatch(tuple(found), frozenset(left_out), Counts(*row))
             for found, left_out, row in zip(pairs, ignored, counts, strict=True)
         ]
+
+    def right_predictions(self, threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_], IntArray]:
+        """Of every prediction, image after image: whether it is matched, whether it counts, and its image's row. [P]"""
+        index = self._index(threshold)
+        pairs, ignored = self._pairs, self._ignored
+        is_right_P = np.zeros_like(self._kept_P)
+        is_right_P[pairs.pred_M[(pairs.start_M <= index) & (index < pairs.stop_M)]] = True
+        counts_P = self._kept_P.copy()
+        counts_P[ignored.pred_M[ignored.is_ignored_MT[:, index]]] = False
+        return is_right_P, counts_P, self._boxes.pred_image_P
 
     def _index(self, threshold: float) -> int:
         for index, evaluated in enumerate(self.thresholds):
@@ -244,7 +255,7 @@ def _summary(
         )
         for t, threshold in enumerate(thresholds)
     ]
-    return DetectionSummary(thresholds, by_threshold, counts_NT3, boxes, pairs, ignored)
+    return DetectionSummary(thresholds, by_threshold, counts_NT3, boxes, pairs, ignored, kept_P)
 
 
 def _threshold_summary(

@@ -21,6 +21,7 @@ import numpy as np
 
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.box_matching import BoxSet
+from coordexp.eval.calibration import THRESHOLDS, Calibration, calibration_of
 from coordexp.eval.coco.annotations import CocoDict, CocoResults, Dataset, Results
 from coordexp.eval.coco.evaluate import (
     DEFAULT_ENGINE,
@@ -32,6 +33,7 @@ from coordexp.eval.coco.evaluate import (
 )
 from coordexp.eval.coco.external import coco_images, load_dataset, load_results
 from coordexp.eval.coco.federation import LVIS_MAX_DETS, is_federated
+from coordexp.eval.coco.fields import id_order
 from coordexp.eval.coco.from_images import category_names, coco_of
 from coordexp.eval.desc_mapping import DEFAULT_THRESHOLD, DESC_MATCHES, DescEmbedder, DescMapping, map_descs
 from coordexp.eval.detection import COCO_THRESHOLDS, DetectionSummary, class_averaged_f1, match_boxes
@@ -155,6 +157,8 @@ class Evaluation:
         one of the same desc with an IoU above 0.9.
         AP...: COCO numbers with the scores; `AP_const` with every score 1.0, which is what a model without confidences
         would get. By the rules of LVIS also APr, APc and APf; `lvis` holds all under the names of the lvis package.
+        ece_at_50, ece_isotonic_at_50, ece_at_75, ...: see `coordexp.eval.calibration`, None where scores are no
+        probabilities; `calibration` holds the reliability diagrams.
         """
         coco, half, settings = self.coco.metrics, self.f1.at(0.5), asdict(self.settings)
         num_pred, num_crowd = (
@@ -192,18 +196,39 @@ class Evaluation:
             "AR": coco[f"AR{self.coco.max_dets[-1]}"],
             "AP_const": self.constant.metrics["AP"],
             "const_scores": self.constant.metrics,
+            **self._calibration_errors(),
             "rollout_seconds": seconds,
             "boxes_per_second": num_pred / seconds if seconds else None,
             "dropped_unknown_desc": self.mapping.num_dropped,
             "mapped_desc": self.mapping.num_mapped,
             "drop_reasons": _drop_reasons(self.images),
             "f1_by_iou": [threshold_row(at) for at in self.f1.by_threshold],
+            "calibration": {
+                str(iou): None if found is None else found.as_json() for iou, found in self.calibration.items()
+            },
             "by_size": size_table(self.coco, self.dataset.area_M[~self.dataset.crowd_M]),
             "pr_curves": pr_curves(self.coco),
             "per_class": self.per_class,
             "per_class_at_50": {desc: counts._asdict() for desc, counts in half.per_class.items()},
         }  # fmt: skip
         return metrics if self.baseline is None else metrics | {"baseline": dict(self.baseline)}
+
+    @cached_property
+    def calibration(self) -> dict[float, Calibration | None]:
+        """Of the scores, by IoU."""
+        scores_P = np.concatenate([image.pred.scores_N for image in self.images])
+        by_id = sorted(range(len(self.images)), key=lambda n: id_order(self.images[n].image_id))
+        in_second_half_N = np.zeros(len(by_id), dtype=bool)
+        in_second_half_N[by_id[1::2]] = True
+        return {iou: calibration_of(self.f1, scores_P, in_second_half_N, iou) for iou in THRESHOLDS}
+
+    def _calibration_errors(self) -> dict[str, float | None]:
+        errors: dict[str, float | None] = {}
+        for iou, found in self.calibration.items():
+            at = f"at_{round(100 * iou)}"
+            errors[f"ece_{at}"] = None if found is None else found.ece
+            errors[f"ece_isotonic_{at}"] = None if found is None else found.ece_isotonic
+        return errors
 
     def _class_averaged(self) -> dict[str, float]:
         at = {threshold: class_averaged_f1(self.f1.at(threshold)) for threshold in COCO_THRESHOLDS}

@@ -19,6 +19,7 @@ _F1_ROWS = (
     "f1_at_50", "f1_at_95", "f1_50_95", "box_f1_at_50", "box_f1_50_95", "precision_at_50", "recall_at_50",
 )  # fmt: skip
 _OTHER_ROWS = ("class_averaged_f1_50_95", "duplicate_rate_mean", "duplicate_rate_p99")
+_CALIBRATION_ROWS = ("ece_at_50", "ece_isotonic_at_50", "ece_at_75", "ece_isotonic_at_75")
 _TABLE = (
     ("AP", "AP"),
     ("AP50", "AP50"),
@@ -174,6 +175,7 @@ def _print(metrics: dict[str, Any], output: Path) -> None:
         (*recalls, *_RECALL_SIZES),
         _F1_ROWS,
         _OTHER_ROWS,
+        _CALIBRATION_ROWS,
     ):
         print("  ".join(f"{name} {_cell(metrics[name], name)}" for name in names))
     _print_notes(metrics)

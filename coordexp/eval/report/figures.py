@@ -13,6 +13,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from coordexp.eval.calibration import THRESHOLDS
 from coordexp.eval.report.numbers import RunNumbers, drop_reasons
 from coordexp.eval.report.page import data_uri
 
@@ -41,6 +42,7 @@ def report_figures(runs: Sequence[RunNumbers]) -> list[ReportFigure]:
         _precision_recall(runs),
         _f1_over_confidence(runs),
         _f1_over_iou(runs),
+        *_reliabilities(runs),
         _objects_per_image(runs),
     ]
     if any(map(_answer_tokens, runs)):
@@ -124,6 +126,37 @@ def _f1_over_iou(runs: Sequence[RunNumbers]) -> ReportFigure:
 
     dotted = "" if len(runs) == 1 else " Dotted: boxes alone."
     return draw_figure("F1 over IoU", f"How fast F1 falls as boxes have to fit more tightly.{dotted}", draw)
+
+
+def _reliabilities(runs: Sequence[RunNumbers]) -> list[ReportFigure]:
+    return [
+        _reliability(runs, iou)
+        for iou in THRESHOLDS
+        if any(numbers.evaluation.calibration[iou] is not None for numbers in runs)
+    ]
+
+
+def _reliability(runs: Sequence[RunNumbers], iou: float) -> ReportFigure:
+    def draw(axes: Axes) -> None:
+        axes.plot((0, 1), (0, 1), color=TRUTH_COLOR, lw=0.8)
+        for numbers, color in _with_colors(runs):
+            found = numbers.evaluation.calibration[iou]
+            if found is None:
+                continue
+            scored, mapped = (
+                ([row.score for row in bins], [row.precision for row in bins])
+                for bins in (found.bins, found.isotonic_bins)
+            )
+            axes.plot(*scored, "-o", color=color, markersize=3.5, label=_label(numbers, runs, "as scored"))
+            axes.plot(*mapped, ":", color=color, label="isotonic fit" if len(runs) == 1 else None)
+        _unit_square(axes, "score", f"share with IoU {iou} and the right description")
+
+    return draw_figure(
+        f"Scores as probabilities, IoU {iou}",
+        "On the diagonal a score is the share of predictions that are right. Dotted: mapped by an isotonic fit on the "
+        "other half of the images.",
+        draw,
+    )
 
 
 def _objects_per_image(runs: Sequence[RunNumbers]) -> ReportFigure:

@@ -58,6 +58,8 @@ class Measure(NamedTuple):
     lower_is_better: bool = False
 
 
+_ECE = "mean distance of a score and the share of right predictions"
+_ISOTONIC = "scores mapped by a fit on the other half of the images"
 MEASURES = (
     Measure("AP", "AP", "COCO, IoU 0.5:0.95, ranked by score"),
     Measure("AP_const", "AP, all scores 1.0", "what a model without confidences would get"),
@@ -77,6 +79,10 @@ MEASURES = (
     Measure("precision_at_50", "Precision at IoU 0.5", "matched of all predicted objects"),
     Measure("recall_at_50", "Recall at IoU 0.5", "matched of all annotated objects"),
     Measure("box_f1_50_95", "F1 of boxes alone", "IoU 0.5:0.95, descriptions not looked at"),
+    Measure("ece_at_50", "Calibration error at IoU 0.5", _ECE, lower_is_better=True),
+    Measure("ece_isotonic_at_50", "the same, isotonic fit", _ISOTONIC, lower_is_better=True),
+    Measure("ece_at_75", "Calibration error at IoU 0.75", _ECE, lower_is_better=True),
+    Measure("ece_isotonic_at_75", "the same, isotonic fit", _ISOTONIC, lower_is_better=True),
     Measure("num_gt", "Objects annotated", "", 0),
     Measure("num_pred", "Objects predicted", "", 0),
 )
@@ -368,8 +374,7 @@ def _other_metrics(numbers: RunNumbers) -> dict[str, str]:
     differing = [
         f"{measure.key} {written[measure.key]:.4f}"
         for measure in MEASURES
-        if measure.key in written
-        and abs(written[measure.key] - numbers.evaluation.metrics[measure.key]) > 1e-9
+        if _differs(written.get(measure.key), numbers.evaluation.metrics[measure.key])
     ]
     if not differing:
         return {}
@@ -377,3 +382,8 @@ def _other_metrics(numbers: RunNumbers) -> dict[str, str]:
     return {
         f"{METRICS} differs": f"{', '.join(differing)}; it was made with: {settings or 'unknown settings'}"
     }
+
+
+def _differs(written: float | None, computed: float | None) -> bool:
+    """Of two numbers; one that is not known says nothing."""
+    return written is not None and computed is not None and abs(written - computed) > 1e-9
