@@ -1,4 +1,4 @@
-"""Metric keys of the run itself: health counts, and what ms-swift and the HF Trainer log on their own."""
+"""Metric keys of the run itself: health, pace, probes, and what ms-swift and the HF Trainer log on their own."""
 
 from __future__ import annotations
 
@@ -270,4 +270,66 @@ TRAIN_LOSS = _external(
 )
 _external("total_flos", Kind.COUNTER, "Floating-point operations of the run.", "FLOP", source=HF, when=AT_END)
 
-SECTIONS = (PACE, HEALTH, FRAMEWORK)
+TRAJECTORY_ON = "every `telemetry.trajectory_probe.every_steps` optimizer steps"
+TRAJECTORY = KeySection(
+    "Trajectory of hidden states (`trajectory/*`)",
+    "On a few fixed samples: how the row at the head's input moves from token to token. `free`: along the model's own "
+    "greedy answer; `nudged`: along the ground truth, each token predicted from the true ones before it. Velocity "
+    "v_t = h_{t+1} - h_t; metric g = 1 / (variance + eps), with the variance of each coordinate over all rows of both "
+    "phases.",
+)
+ANSWER_PHASES = ("free", "nudged")
+"""Of the trajectory probe."""
+_TRAJECTORY_MEANINGS = {
+    "lior": ("LIoR_t = R_t * speed_t", "1"),
+    "R": ("R_t = |v_{t+1} - v_t| / (|v_t| + eps), how much the motion turns", "1"),
+    "speed": ("speed_t = v_t' diag(g) v_t / H, the squared step length of a coordinate", "1"),
+    "nll": ("-log p of a token", "nats"),
+}
+TRAJECTORY_NUMBERS = tuple(_TRAJECTORY_MEANINGS)
+for _phase in ANSWER_PHASES:
+    for _name, (_what, _unit) in _TRAJECTORY_MEANINGS.items():
+        TRAJECTORY.define(
+            f"trajectory/{_phase}/{_name}_mean",
+            Kind.GAUGE,
+            f"Mean over the tokens of the {_phase} answers of {_what}.",
+            unit=_unit,
+            when=TRAJECTORY_ON,
+            over="windows",
+            pattern=f"trajectory/<phase>/{_name}_mean",
+        )
+for _name, (_what, _unit) in _TRAJECTORY_MEANINGS.items():
+    TRAJECTORY.define(
+        f"trajectory/gap/{_name}_mean",
+        Kind.GAUGE,
+        f"`trajectory/free/{_name}_mean` minus `trajectory/nudged/{_name}_mean`: the exposure gap.",
+        unit=_unit,
+        when=TRAJECTORY_ON,
+        over="windows",
+        pattern="trajectory/gap/<number>_mean",
+    )
+TRAJECTORY_MS = TRAJECTORY.define(
+    "trajectory/window_ms",
+    Kind.SECONDS,
+    "Wall time of one measurement, generation included.",
+    unit="ms",
+    when=TRAJECTORY_ON,
+)
+
+
+def trajectory_key(phase: str, name: str) -> str:
+    """`trajectory/<phase>/<name>_mean`; KeyError for a pair that is not defined."""
+    return TRAJECTORY.specs[f"trajectory/{phase}/{name}_mean"].key
+
+
+def trajectory_gap(name: str) -> str:
+    """`trajectory/gap/<name>_mean`; KeyError for a number that is not defined."""
+    return TRAJECTORY.specs[f"trajectory/gap/{name}_mean"].key
+
+
+def gradient_norm(atom: str) -> str:
+    """Key for the norm of the gradient of one term of the loss, as a probe measures it. atom: key of the term."""
+    return f"gradient/norm/{atom}"
+
+
+SECTIONS = (PACE, HEALTH, TRAJECTORY, FRAMEWORK)

@@ -44,6 +44,7 @@ from coordexp.telemetry import run_log
 from coordexp.telemetry.console.view import ConsoleView
 from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
 from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
+from coordexp.trainers.datasets import probe_questions
 from coordexp.trainers.dry_run.page import render
 from coordexp.trainers.dry_run.run import TEACHER_FORCED, DryRun
 from coordexp.trainers.dry_run.start import start_dry_run
@@ -54,6 +55,7 @@ from coordexp.trainers.logs.trackers import TRACKERS_KEY, ids_of, use_payloads
 from coordexp.trainers.offset_training import OffsetTraining
 from coordexp.trainers.optimizers import OURS, checked_table, meet_flat_weights
 from coordexp.trainers.packing import check_template_packs
+from coordexp.trainers.probes.trajectory import TrajectoryProbe
 from coordexp.trainers.runtime import active
 from coordexp.trainers.saving import SaveSchedule
 from coordexp.trainers.start import determinism
@@ -75,6 +77,7 @@ class CoordTrainer(SwiftTrainerBridge):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.settings = active()
+        probed = probe_questions(kwargs, self.settings)
         self.prepare_datasets(kwargs)
         template = kwargs["template"]
         if self.settings.sections.custom.dry_run is None:
@@ -103,6 +106,9 @@ class CoordTrainer(SwiftTrainerBridge):
         self._stats = StatsFile(self.args.output_dir)
         if self.settings.sections.custom.dry_run is None:
             self.add_callback(self._stats)
+        if probed is not None:
+            probe = self.settings.sections.telemetry.trajectory_probe
+            self.add_callback(TrajectoryProbe(self, probe, probed))
         self._has_started = False
         self._plan: StepPlan | None = None
         self._finite_guard = self._guard_loss()

@@ -98,6 +98,14 @@ def evaluation_questions(
     return ChosenSamples(questions, [n * total // number if spread else n for n in range(number)])
 
 
+def probe_questions(arguments: dict[str, Any], settings: RunSettings) -> ChosenSamples | None:
+    """What `telemetry.trajectory_probe` looks at, from the trainer's `arguments` as they came; None: it is off."""
+    probe = settings.sections.telemetry.trajectory_probe
+    if probe.every_steps is None or settings.sections.custom.dry_run is not None:
+        return None
+    return evaluation_questions(arguments, settings, probe.num_samples)
+
+
 def shown_rows(
     rows: Dataset,
     settings: RunSettings,

@@ -1,4 +1,7 @@
-"""Equal to the bit: a run, the same run again, and one that is resumed; and what `--seed` changes. About 90 s."""
+"""Equal to the bit: a run, the same run again while a probe looks on, and a resumed one; and what `--seed` changes.
+
+About 90 s.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +41,25 @@ def assert_equal_weights(one: Path, other: Path) -> None:
     assert [name for name in left if not left[name].equal(right[name])] == []
 
 
+def assert_trajectories(run: Path) -> None:
+    """They are in the records of the steps that were asked for, and free minus nudged is the gap."""
+    records = {p["global_step"]: p["metrics"] for p in read_payloads(run / "metrics.jsonl")}
+    found = {
+        step: {key for key in metrics if key.startswith("trajectory/")} for step, metrics in records.items()
+    }
+    names = ("lior", "R", "speed", "nll")
+    expected = {f"trajectory/{of}/{name}_mean" for of in ("free", "nudged", "gap") for name in names}
+    assert [found[step] for step in (1, 3)] == [set(), set()]
+    assert [found[step] for step in (2, 4)] == [expected | {"trajectory/window_ms"}] * 2
+    for step in (2, 4):
+        for name in names:
+            free, nudged, gap = (
+                records[step][f"trajectory/{of}/{name}_mean"] for of in ("free", "nudged", "gap")
+            )
+            assert gap == pytest.approx(free - nudged, abs=1e-9)
+            assert free > 0
+
+
 @pytest.fixture(scope="module")
 def first(request, taught_model, scenes, tmp_path_factory) -> tuple[str, Path, dict[int, float]]:
     """A run of a variant, with its losses."""
@@ -51,7 +73,11 @@ def test_runs_are_equal_to_the_bit_and_so_is_a_resumed_one(first, taught_model, 
     again, resumed = tmp_path / "again", tmp_path / "resumed"
     derived = json.loads((output / "resolved_config.json").read_text())["derived"]
     assert (derived["deterministic"], derived["total_steps"]) == (True, 4)
-    assert train(taught_model, scenes, again, variant) == losses
+    probe = {"every_steps": 2, "num_samples": 2, "max_new_tokens": 24}
+    probed = json.dumps({**VARIANTS[variant], "telemetry": {"trajectory_probe": probe}})
+    val = scenes / "val.jsonl"
+    assert train(taught_model, scenes, again, variant, coordexp=probed, val_dataset=val) == losses
+    assert_trajectories(again)
     assert_equal_weights(output, again)
     rest = train(taught_model, scenes, resumed, variant, resume_from_checkpoint=output / "checkpoint-2")
     assert rest == {step: losses[step] for step in (3, 4)}

@@ -210,6 +210,7 @@ def test_coordexp_train_runs_the_ablation_it_prints(nano_model: Path, scenes: Pa
         f"""
 model: {{model: {nano_model}, model_type: qwen3_vl, torch_dtype: float32, attn_impl: sdpa}}
 data: {{max_length: 512, strict: true, load_from_cache_file: false}}
+telemetry: {{trajectory_probe: {{every_steps: 1}}}}
 tuner: {{tuner_type: full, freeze_vit: false, freeze_aligner: false}}
 training:
   output_dir: {tmp_path / "out"}
@@ -219,7 +220,8 @@ training:
   per_device_train_batch_size: 4
   learning_rate: 0.001
   gradient_checkpointing: false
-  eval_strategy: 'no'
+  eval_strategy: steps
+  eval_steps: 1
   save_strategy: 'no'
   logging_steps: 1
   report_to: none
@@ -230,6 +232,7 @@ training:
 custom:
   trainer_variant: stage1_coord
   train_jsonl: {scenes / "train.jsonl"}
+  val_jsonl: {scenes / "val.jsonl"}
 """
     )
     overrides = ("--set", "custom.coord_soft_ce_w1.enabled=false", "--max_steps", "1")
@@ -248,3 +251,6 @@ custom:
     coord_ce = metrics["coord_diag/ce"] + metrics["coord_diag/gate"]
     expected = (num_text * metrics["base_ce/loss"] + num_coord * coord_ce) / (num_text + num_coord)
     assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    # The probe reads the ground truth of the same four scenes, after the same step.
+    [evaluation] = [r["metrics"] for r in records if "eval_loss" in r["metrics"]]
+    assert metrics["trajectory/nudged/nll_mean"] == pytest.approx(evaluation["eval_loss"], rel=1e-4)

@@ -27,7 +27,7 @@ from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.step.planners import COORD, TEXT
 
 STEPS = 10
-KINDS = ("none", "all")
+KINDS = ("none", "all", "watched")
 
 
 class LossAlone:
@@ -65,13 +65,31 @@ class LossAlone:
         return divide(inputs.text_ce_R.sum(), totals[TEXT]) + divide(coord_N.sum(), totals[COORD]), None
 
 
+class Unwatched:
+    """Stands in for what a trainer tells its records to."""
+
+    def show(self, *_arguments: Any) -> None:
+        """No console."""
+
+    def due(self, *_arguments: Any) -> list[Any]:
+        """No rules."""
+        return []
+
+    def note(self, *_arguments: Any) -> None:
+        """No stats."""
+
+
 class Bench:
-    """Runs steps of a trainer with its metrics or without."""
+    """Runs steps of a trainer without its metrics, with them, and with what watches them."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.model = trainer, trainer.model_wrapped
+        self.rounds = 0
+        self.watching = (trainer._console, trainer._health, trainer._stats)
+        every = (trainer.data_collator, trainer.compute_loss)
         self.ways = {
-            "all": (trainer.data_collator, trainer.compute_loss),
+            "all": every,
+            "watched": every,
             "none": (
                 with_meta(trainer.template.data_collator, trainer.columns),
                 LossAlone(trainer),
@@ -82,7 +100,7 @@ class Bench:
         self.batches = [samples[i : i + batch_size] for i in range(0, len(samples), batch_size)]
 
     def round(self) -> dict[str, tuple[float, float]]:
-        """Wall and CPU seconds per step of each kind, over STEPS steps. Both kinds take every batch."""
+        """Wall and CPU seconds per step of each kind, over STEPS steps. All kinds take every batch."""
         spent = {kind: [0.0, 0.0] for kind in KINDS}
 
         def timed(kind: str, call: Callable[[], None]) -> None:
@@ -93,18 +111,29 @@ class Bench:
 
         for index in range(STEPS):
             samples = self.batches[index % len(self.batches)]
-            for kind in KINDS if index % 2 else KINDS[::-1]:
+            turn = (index + self.rounds) % len(KINDS)
+            for kind in (*KINDS[turn:], *KINDS[:turn]):
                 timed(kind, partial(self._step, kind, samples))
-        timed("all", lambda: self.trainer.log({"loss": 1.0, "learning_rate": 1e-4}))
+                if kind != "none" and index == STEPS - 1:
+                    timed(kind, partial(self._record, kind))
+        self.rounds += 1
         return {kind: (wall, cpu) for kind, (wall, cpu) in spent.items()}
+
+    def _record(self, kind: str) -> None:
+        trainer = self.trainer
+        trainer.state.global_step += 50  # lines of all levels are due
+        unwatched = (Unwatched(),) * len(self.watching)
+        trainer._console, trainer._health, trainer._stats = self.watching if kind == "watched" else unwatched
+        trainer.log({"loss": 1.0, "learning_rate": 1e-4})
+        trainer._console, trainer._health, trainer._stats = self.watching
 
     def _step(self, kind: str, samples: list[dict[str, Any]]) -> None:
         trainer = self.trainer
         collate, trainer.compute_loss = self.ways[kind]
-        if kind == "all":
+        if kind != "none":
             trainer.pace.timer.start("data")
         batch = collate([dict(sample) for sample in samples])
-        if kind == "all":
+        if kind != "none":
             trainer.on_step(1)
         trainer.plan_step([batch])
         trainer.training_step(
@@ -114,6 +143,8 @@ class Bench:
         trainer.optimizer.step()
         self.model.zero_grad()
         trainer.pace.timer.finish()
+        if kind == "watched":
+            trainer._stats.on_step_end(trainer.args, trainer.state, trainer.control)
 
 
 class MeasureMetrics(TrainerCallback):

@@ -149,7 +149,7 @@ def _ours_without_effect(
     yield from _rollout_eval(stage2, sections, swift)
     yield from _objective_of_stage1(variant, sections)
     yield from form_problems(sections, variant)
-    yield from _console(sections, swift)
+    yield from _watching(sections, swift)
     yield from _pixel_limits(sections, swift)
     if sections.rollout_matching is not None:
         yield from _rollouts(variant, sections.rollout_matching, sections.custom.prompt_variants)
@@ -178,8 +178,13 @@ def _objective_of_stage1(variant: str, sections: Sections) -> Iterator[tuple[Key
         )
 
 
-def _console(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
-    """Lines that would be asked for more often than there are records."""
+def _watching(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    """Lines that would be asked for more often than there are records; a probe without samples."""
+    if sections.telemetry.trajectory_probe.every_steps is not None and not _validation(sections, swift):
+        yield (
+            ("telemetry", "trajectory_probe"),
+            "needs validation records (custom.val_jsonl, or val_dataset), and there are none.",
+        )
     every, logged = sections.telemetry.console.every_steps, swift.get("logging_steps")
     for name in sorted(every.model_fields_set):
         steps = int(getattr(every, name))
@@ -244,9 +249,7 @@ def _rollout_eval(
         yield here, "has no effect in stage 2, whose evaluation asks the model anyway; remove it."
         return
     yield from contradictions(settings.rollouts)
-    fusion = sections.custom.fusion
-    given = swift.get("val_dataset") or swift.get("split_dataset_ratio") or (fusion and fusion.evaluated)
-    if not given:
+    if not _validation(sections, swift):
         yield here, "needs validation records (custom.val_jsonl, or val_dataset), and there are none."
     strategy = swift.get("eval_strategy") or swift.get("save_strategy")
     if strategy == "no" and settings.every_steps is None:
@@ -254,6 +257,12 @@ def _rollout_eval(
             here,
             "has no effect with eval_strategy: no; set eval_strategy, or custom.rollout_eval.every_steps.",
         )
+
+
+def _validation(sections: Sections, swift: Mapping[str, Any]) -> bool:
+    """Whether there are validation records."""
+    fusion = sections.custom.fusion
+    return bool(swift.get("val_dataset") or swift.get("split_dataset_ratio") or (fusion and fusion.evaluated))
 
 
 def _determinism(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -78,10 +78,30 @@ class ConsoleLevels(Section):
         return self
 
 
+class TrajectoryProbeSettings(Section):
+    """How the hidden states of a few fixed validation samples move from token to token (`trajectory/*`)."""
+
+    every_steps: int | None = Field(
+        default=None, gt=0, description="Optimizer steps between measurements; null: off."
+    )
+    num_samples: int = Field(default=4, gt=0, le=64, description="The first validation samples.")
+    max_new_tokens: int = Field(
+        default=256, gt=2, description="Tokens of an answer that are looked at, and generated at most."
+    )
+    eps: float = Field(default=1e-6, gt=0, description="Keeps variances and velocities from zero.")
+
+    @model_validator(mode="after")
+    def _is_on(self) -> TrajectoryProbeSettings:
+        if self.every_steps is None and self.model_fields_set - {"every_steps"}:
+            raise ValueError("has no effect without every_steps; give it, or remove trajectory_probe")
+        return self
+
+
 class Telemetry(Section):
     """What watches a run."""
 
     console: ConsoleLevels = ConsoleLevels()
+    trajectory_probe: TrajectoryProbeSettings = TrajectoryProbeSettings()
     rules: list[UserRule] = Field(
         default=[], description="Rules beside the built-in ones (runbooks/rules.md)."
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from coordexp.metrics import keys_stage1, keys_stage2
+from coordexp.metrics import keys_control, keys_stage1, keys_stage2
+from coordexp.metrics.keys_run import gradient_norm
 from coordexp.telemetry.console.words import Numbers
 
 COORD_TERMS = {
@@ -14,8 +15,6 @@ COORD_TERMS = {
     "ce": keys_stage1.COORD_DIAG_CE,
     "gate": keys_stage1.COORD_DIAG_GATE,
 }
-_NORM_OF: dict[str, str] = {}
-"""Key of a term -> key of the norm of its gradient."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Atom:
 def atoms_of(numbers: Numbers, coord_weights: Mapping[str, float] | None) -> dict[str, list[Atom]]:
     """The terms of the loss of a record, the largest first: by channel (`A`, `B`), in stage 1 under ``.
 
-    coord_weights: name of a coordinate term of stage 1 -> its weight; None: cross-entropy on every token.
+    coord_weights: name of a coordinate term of stage 1 -> its configured weight, in whose place the record may say
+    another one; None: cross-entropy on every token.
     """
     found = {key: value for key in keys_stage2.LOSS.specs if (value := numbers.get(key)) is not None}
     if found:
@@ -60,7 +60,8 @@ def _stage1(numbers: Numbers, coord_weights: Mapping[str, float] | None) -> dict
         text_weight = num_text / (num_text + num_coord) if num_text + num_coord else 1.0
         weights = dict.fromkeys(("ce", "gate"), 1 - text_weight)
     terms = {keys_stage1.BASE_CE_LOSS: ("text", text_weight * text)}
-    for name, weight in weights.items():
+    for name, configured in weights.items():
+        weight = numbers.get(keys_control.schedule_key("coord_soft_ce_w1", f"{name}_weight"), configured)
         value = numbers.get(COORD_TERMS[name])
         if value is not None and weight:
             terms[COORD_TERMS[name]] = (name, weight * value)
@@ -69,7 +70,7 @@ def _stage1(numbers: Numbers, coord_weights: Mapping[str, float] | None) -> dict
 
 def _with_shares(terms: Mapping[str, tuple[str, float]], numbers: Numbers) -> list[Atom]:
     total = sum(value for _, value in terms.values())
-    norms = {key: numbers[norm] for key, norm in _NORM_OF.items() if key in terms and norm in numbers}
+    norms = {key: numbers[norm] for key in terms if (norm := gradient_norm(key)) in numbers}
     all_norms = sum(norms.values())
     atoms = [
         Atom(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.text import Text
 
 from coordexp.control.lr_schedule import LR_PHASES
-from coordexp.metrics import keys_rollout, keys_run, keys_stage1, keys_stage2
+from coordexp.metrics import keys_control, keys_rollout, keys_run, keys_stage1, keys_stage2
 from coordexp.telemetry.console.atoms import Atom, atoms_of
 from coordexp.telemetry.console.view import ConsoleView
 from coordexp.telemetry.console.words import (
@@ -68,8 +68,13 @@ def atom_lines(step: int, numbers: Numbers, view: ConsoleView) -> list[Text]:
     ]
 
 
-def run_lines(step: int, numbers: Numbers, view: ConsoleView) -> list[Text]:
-    """Level 3: schedule, packing and memory; where the time goes."""
+def run_lines(
+    step: int, numbers: Numbers, view: ConsoleView, tags: Mapping[str, str] | None = None
+) -> list[Text]:
+    """Level 3: schedule, packing and memory, where the time goes, and what changes settings.
+
+    tags: of the payload; they hold the labels of controllers.
+    """
     write = Writer(step, numbers, view.is_healthy)
     found = {
         "schedule": [
@@ -85,6 +90,8 @@ def run_lines(step: int, numbers: Numbers, view: ConsoleView) -> list[Text]:
         ],
         "memory": write.numbers_of(ShownNumber(keys_run.MEMORY_PEAK, "{} GB at most", short)),
         "time": _time(numbers, write),
+        "in force": _in_force(numbers, write),
+        "controllers": _controllers(numbers, tags or {}),
     }
     return [below(head, parts) for head, parts in found.items() if parts]
 
@@ -151,6 +158,27 @@ def _written(atom: Atom, write: Writer) -> Text:
 def _packing_mode(numbers: Numbers) -> Sequence[str]:
     mode = numbers.get(keys_run.PACKING_MODE)
     return () if mode is None else (("padded", "packed")[int(mode)],)
+
+
+def _in_force(numbers: Numbers, write: Writer) -> list[Text]:
+    """Settings that change over the run."""
+    return write.numbers_of(
+        *(
+            ShownNumber(key, f"{key.partition('/')[2]} {{}}")
+            for key in keys_control.IN_FORCE.specs
+            if key in numbers
+        )
+    )
+
+
+def _controllers(numbers: Numbers, tags: Mapping[str, str]) -> list[Text]:
+    """Name, value of its knob and labels of each."""
+    value_of_any = keys_control.control_key(keys_control.ANY_NAME, "value")
+    return [
+        Text(" ".join([key.split("/")[1], four(value), *([tags[key]] if key in tags else [])]))
+        for key, value in numbers.items()
+        if keys_control.pattern_of(key) == value_of_any
+    ]
 
 
 def _time(numbers: Numbers, write: Writer) -> list[Text]:

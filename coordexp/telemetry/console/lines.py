@@ -58,7 +58,7 @@ def console_lines(
     if view.is_due(2, step, before):
         lines += atom_lines(step, numbers, view)
     if view.is_due(3, step, before):
-        lines += run_lines(step, numbers, view)
+        lines += run_lines(step, numbers, view, payload.get("tags"))
     return lines
 
 

@@ -84,6 +84,18 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
             "needs a record; lower logging_steps.",
         ),
         (
+            "telemetry: {trajectory_probe: {every_steps: 100}}\n",
+            (),
+            "telemetry.trajectory_probe in run.yaml:1: needs validation records (custom.val_jsonl, or val_dataset), "
+            "and there are none.",
+        ),
+        (
+            "telemetry: {trajectory_probe: {num_samples: 8}}\n",
+            (),
+            "telemetry.trajectory_probe in run.yaml:1: has no effect without every_steps; give it, or remove "
+            "trajectory_probe",
+        ),
+        (
             "telemetry: {console: {level: 2, every_steps: {level_3: 20}}}\n",
             (),
             "telemetry.console in run.yaml:1: every_steps.level_3 has no effect below level 3; raise level, or "

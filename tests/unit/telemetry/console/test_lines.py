@@ -111,6 +111,29 @@ def test_plain_cross_entropy_has_the_shares_of_its_tokens():
     assert second == "  loss: text 0.75 (56%), ce 0.5 (37%), gate 0.1 (7%)"
 
 
+def test_the_share_of_the_gradient_stands_beside_that_of_the_loss_where_it_was_measured():
+    norms = {"gradient/norm/base_ce/loss": 3.0, "gradient/norm/coord_diag/w1": 1.0}
+    view = ConsoleView(ConsoleLevels(level=2), 400, coord_weights=WEIGHTS)
+    [[_, atoms]] = said([train(10, **norms)], view)
+    assert atoms == (
+        "  loss: text 0.8 (67%, 75% of the gradient), soft_ce 0.2 (17%), w1 0.1 (8%, 25% of the gradient), ce 0.1 (8%)"
+    )
+
+
+def test_what_changes_settings_is_said_at_level_3_and_weights_in_force_count():
+    numbers = {
+        "loss": 1.0, "base_ce/loss": 0.75, "coord_diag/w1": 0.5, "schedule/coord_soft_ce_w1/w1_weight": 0.5,
+        "control/width/value": 0.25, "control/width/audit": 1.0, "control/price/value": 2.0,
+    }  # fmt: skip
+    payload = build_payload("train", 50, numbers, tags={"control/width/value": "[DB] [AUDIT]"})
+    [[_, atoms, *state]] = said([payload], ConsoleView(max_steps=400, coord_weights={"w1": 1.0}))
+    assert atoms == "  loss: text 0.75 (75%), w1 0.25 (25%)"
+    assert state == [
+        "  in force: coord_soft_ce_w1/w1_weight 0.5",
+        "  controllers: width 0.25 [DB] [AUDIT], price 2",
+    ]
+
+
 def test_stage_2_names_channels_and_what_the_model_wrote():
     both = {
         "loss": 2.0, "stage2/channel_b": 1.0, "loss/A1_text/struct_ce": 0.75, "loss/A2_coord/coord_w1": 0.25,
