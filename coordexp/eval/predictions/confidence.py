@@ -142,10 +142,9 @@ class LineScorer:
             return ScoreFailure.TOKEN_MISMATCH
         if scoring.method == "expected_iou":
             return self._expected_iou(index, bins)
-        of_tokens = mean_logprob(positions, self.trace["token_logprobs"])
-        if isinstance(of_tokens, ScoreFailure):
-            return of_tokens
-        mean = of_tokens * len(positions) / len(coords)
+        mean = mean_coord_logprob(positions, self.trace["token_logprobs"], num_coords=len(bins))
+        if isinstance(mean, ScoreFailure):
+            return mean
         if not scoring.desc_fusion:
             return math.exp(mean)
         desc_mean = self._desc_mean(index)
@@ -271,6 +270,17 @@ def mean_logprob(positions: Sequence[int], logprobs: Sequence[float | None]) -> 
     if max(values) > 1e-6:
         return ScoreFailure.POSITIVE_LOGPROB
     return min(0.0, float(sum(values)) / len(values))
+
+
+def mean_coord_logprob(
+    positions: Sequence[int], logprobs: Sequence[float | None], *, num_coords: int
+) -> float | ScoreFailure:
+    """Mean over an object's coordinates of the log-probability of all tokens that write one, or why there is none.
+
+    positions: of all these tokens.
+    """
+    mean = mean_logprob(positions, logprobs)
+    return mean if isinstance(mean, ScoreFailure) else mean * len(positions) / num_coords
 
 
 def _is_written_by(desc: str, tokens: Sequence[str]) -> bool:

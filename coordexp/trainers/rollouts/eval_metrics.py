@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from coordexp.codec.parse import ParsedObject
 from coordexp.config.schema.rollout import EvalDetection, RolloutMatching
 from coordexp.errors import CoordExpError
 from coordexp.eval.box_matching import BoxSet
@@ -23,7 +24,7 @@ from coordexp.eval.coco.from_images import coco_of
 from coordexp.eval.detection import match_boxes
 from coordexp.eval.on_policy import AnswerCounts
 from coordexp.eval.predictions.artifacts import answer_errors
-from coordexp.eval.predictions.confidence import ScoreFailure, mean_logprob
+from coordexp.eval.predictions.confidence import ScoreFailure, mean_coord_logprob
 from coordexp.eval.predictions.image_result import ImageResult, Objects, duplicate_rate, objects_of
 from coordexp.metrics import keys_rollout as keys
 from coordexp.metrics.keys_datasets import EVALUATION_BY_DATASET, dataset_key
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 def image_result(image_id: int, answer: JudgedAnswer) -> ImageResult:
     """An answer as evaluation takes it.
 
-    The score of a prediction is exp of the mean log-probability of its coordinate tokens, and 1 for answers without
+    The score of a prediction is exp of the mean log-probability of its coordinates, and 1 for answers without
     log-probabilities.
     """
     raw, parsed, logprobs = answer.raw, answer.parsed, answer.rollout.token_logprobs
@@ -50,7 +51,7 @@ def image_result(image_id: int, answer: JudgedAnswer) -> ImageResult:
             parsed.objects,
             raw.width,
             raw.height,
-            scores=[_score(obj.token_positions, logprobs) for obj in parsed.objects],
+            scores=[_score(obj, logprobs) for obj in parsed.objects],
         ),
         errors=answer_errors(parsed),
         match=answer.match,
@@ -141,8 +142,8 @@ def _detected(image: ImageResult, settings: EvalDetection) -> ImageResult:
     return image
 
 
-def _score(positions: Sequence[int], logprobs: Sequence[float]) -> float:
-    mean = mean_logprob(positions, logprobs)
+def _score(obj: ParsedObject, logprobs: Sequence[float]) -> float:
+    mean = mean_coord_logprob(obj.token_positions, logprobs, num_coords=len(obj.bins))
     if mean is ScoreFailure.MISSING_LOGPROBS:
         return 1.0
     return math.nan if isinstance(mean, ScoreFailure) else math.exp(mean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,27 @@ def test_a_row_asks_about_the_image_and_answers_in_coordjson(data: Path):
         },
     ]
     assert empty["messages"][1]["content"] == '{"objects": []}'
+
+
+@pytest.mark.parametrize(
+    ("form", "answers"),
+    [
+        (
+            "coordjson_numbers",
+            ('{"objects": [{"desc": "high", "bbox_2d": [1, 2, 3, 4]}, {"desc": "low", "bbox_2d": [5, 60, 9, 70]}]}',
+             '{"objects": []}'),
+        ),
+        ("qwen", ('[{"bbox_2d": [1, 2, 3, 4], "label": "high"}, {"bbox_2d": [5, 60, 9, 70], "label": "low"}]', "[]")),
+        (
+            "compact",
+            ("[\nhigh<|coord_1|><|coord_2|><|coord_3|><|coord_4|>\nlow<|coord_5|><|coord_60|><|coord_9|><|coord_70|>]",
+             "[\n]"),
+        ),
+    ],
+)  # fmt: skip
+def test_answers_in_other_forms(data: Path, form: Any, answers: tuple[str, str]):
+    rows = read_training_rows(data, Prompt(user="p", answer_form=form))
+    assert tuple(row["messages"][1]["content"] for row in rows) == answers
 
 
 def test_geometry_first(data: Path):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.parse import parse_rollout
 from coordexp.codec.schema import BoxObject
 from coordexp.config.schema.rollout import EvalDetection, RolloutMatching
@@ -435,6 +436,15 @@ def test_answers_without_log_probabilities_all_score_one():
     found = outcome("ask: ", CUT + TAIL, [CAT])
     silent = replace(found, rollout=replace(found.rollout, token_logprobs=()))
     assert image_of(silent, [CAT]).pred.scores_N.tolist() == [1.0]
+
+
+def test_a_box_of_numbers_is_scored_by_all_its_digits():
+    """12 digits are 12 tokens; each coordinate has the log-probability of its three."""
+    ids = encode(TOK, '[{"bbox_2d": [100, 200, 300, 400], "label": "cat"}]')
+    parsed = form_of("qwen").parse(ids, TOK)
+    rollout = Rollout((), tuple(ids), (-0.1,) * len(ids), "stop", 0.1)
+    found = RolloutOutcome(rollout, parsed, match_objects(parsed.objects, []), 0, DroppedSample("", "", ""))
+    assert image_of(found, []).pred.scores_N.tolist() == pytest.approx([math.exp(-0.1 * 12 / 4)])
 
 
 def test_scores_may_be_left_out():
