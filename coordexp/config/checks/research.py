@@ -73,7 +73,7 @@ RULES: tuple[Rule, ...] = (
     _lost(
         r"custom\.emit_norm", "records hold bins already; nothing is normalised at load time", "none", None
     ),
-    _lost(r"custom\.json_format", "answers are written in one form", "standard", None),
+    _lost(r"custom\.json_format", "custom.answer_format says how answers are written", "standard", None),
     _kept(r"custom\.coord_tokens\.(enabled|skip_bbox_norm)"),
     _kept(rf"custom\.coord_soft_ce_w1\.({_COORDINATE_WEIGHTS})"),
     _kept(r"custom\.coord_offset\.(enabled|tie_head|embed_lr|head_lr|weight_decay)"),

@@ -374,7 +374,7 @@ def test_a_result_that_is_no_run_needs_a_hand(tmp_path: Path, capsys) -> None:
         ),
         ("custom: {train_sample_limit: 3}\n", "now debug.train_sample_limit."),
         ("custom: {user_prompt: x}\n", "now custom.prompt."),
-        ("custom: {json_format: standard}\n", "answers are written in one form."),
+        ("custom: {json_format: standard}\n", "custom.answer_format says how answers are written."),
         ("training: {packing_mode: static}\n", "packs are made once from the lengths of all samples."),
         ("training: {save_safetensors: true}\n", "checkpoints are always safetensors."),
         ("custom: {head: auto}\nprompts: {system: x, user: y}\n", "now template.system."),

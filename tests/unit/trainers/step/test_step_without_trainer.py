@@ -66,7 +66,7 @@ def run_step(model, runner, plan):
 
 
 def text_loss_by_hand(model, samples, coord_weight=0.0):
-    """token_ce of channel B, sample by sample, from the model's logits in float64.
+    """token_ce of channel A or B, sample by sample, from the model's logits in float64.
 
     coord_weight: of coordinates of missed objects, where they are numbers.
     """
@@ -77,6 +77,9 @@ def text_loss_by_hand(model, samples, coord_weight=0.0):
         (TokenRole.CLOSURE, TokenType.STRUCT): 1.0,
         (TokenRole.EOS, TokenType.EOS): 1.0,
         (TokenRole.FN_TAIL, TokenType.COORD): coord_weight,
+        (TokenRole.GROUND_TRUTH, TokenType.STRUCT): 1.0,
+        (TokenRole.GROUND_TRUTH, TokenType.DESC): TOKEN_CE["desc_ce_weight"],
+        (TokenRole.GROUND_TRUTH, TokenType.COORD): coord_weight,
     }
     total = weights = 0.0
     for sample in samples:
@@ -131,6 +134,12 @@ def test_a_rollout_step_on_answers_that_write_numbers(tok, model, head):
         "loss/B_rollout_text/struct_ce", "loss/B_rollout_text/desc_ce",
     }  # fmt: skip
     assert float(gradient.norm()) > 0
+    builder = TargetBuilder(tok, form=form)
+    plan = GroundTruthPlanner(builder, assembled, num_forwards=1)([raw(tok, 1, CAT, DOG)], 0)
+    prompt_ids = raw(tok, 1).prompt_ids
+    taught = builder.from_ground_truth(prompt_ids, [CAT, DOG], sample_id="data.jsonl:1")
+    loss, _, _ = run_step(model, runner, plan)
+    assert loss == pytest.approx(text_loss_by_hand(model, [taught], coord_weight=1.0), rel=1e-5)
 
 
 def objective_shares(metrics, plan):
