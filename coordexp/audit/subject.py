@@ -23,7 +23,7 @@ from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.forms.choose import form_of
 from coordexp.codec.records import Record, read_jsonl
 from coordexp.config import load_run_config
-from coordexp.config.run.resolved import RESOLVED_FILE
+from coordexp.config.run.resolved import RESOLVED_FILE, flat_of_resolved
 from coordexp.config.schema.answer_form import form_name
 from coordexp.errors import EXIT_BAD_INPUT, ConfigError, CoordExpError
 from coordexp.files import read_json, write_text
@@ -178,14 +178,8 @@ def _run_file_of(checkpoint: Path, output: Path) -> Path:
             "the YAML file of the run."
         )
     found = read_json(resolved, error=ConfigError)
-    ours = {
-        name: found[name]
-        for name in ("custom", "training", "stage2_ab", "rollout_matching")
-        if found.get(name)
-    }
-    swift = {key: value for key, value in found["swift"].items() if key not in RUN_ONLY and value is not None}
-    flat = {**swift, "model": str(checkpoint.resolve()), "coordexp": ours}
-    flat["custom_trainer_variant"] = found["trainer_variant"]
+    sections = ("custom", "training", "stage2_ab", "rollout_matching")
+    flat = flat_of_resolved(found, sections, without=RUN_ONLY) | {"model": str(checkpoint.resolve())}
     write_text(output, yaml.safe_dump(flat, allow_unicode=True, sort_keys=False))
     return output
 

@@ -1,4 +1,4 @@
-"""`coordexp COMMAND`: exit code 0 done, 2 bad input, 1 failure."""
+"""`coordexp COMMAND`: exit code 0 done, 2 bad input, 1 failure, 3 (`run`) ended but not accepted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from coordexp.errors import EXIT_FAILURE, CoordExpError
 # Subcommands import torch, ms-swift or pydantic only inside `run`, so that `--help` and bad flags answer at once.
 COMMANDS = {
     "train": "training",
+    "run": "training",
+    "verify-best": "training",
     "config": "training",
     "data": "assets",
     "model": "assets",

@@ -17,6 +17,7 @@ from coordexp.config.checks.validation import models_in
 from coordexp.config.run.load import LaunchSections
 from coordexp.config.schema.augmentation import Augmentation
 from coordexp.config.schema.pipeline import DIAGNOSTIC_MODULES, OBJECTIVE_MODULES, Pipeline
+from coordexp.config.stages import StagesFile
 
 _INTRO = """\
 # Run configuration
@@ -90,7 +91,7 @@ def render_reference() -> str:
                 parts.append(
                     ("\n" if path == name else f"\n### `{path}`\n\n{_first_line(inner)}\n\n") + _table(rows)
                 )
-    return "".join([*parts, _operations(), _pipeline(), _removed(), _not_built()])
+    return "".join([*parts, _operations(), _pipeline(), _stages(), _removed(), _not_built()])
 
 
 def _nested(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -103,7 +104,7 @@ def _nested(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseM
         ):  # several: chosen by name, see _operations
             if inner is not Pipeline:
                 is_list = "list[" in str(field.annotation)
-                yield from _nested(f"{path}.{key}" + ("[i]" if is_list else ""), inner)
+                yield from _nested(f"{path}.{key}".removeprefix(".") + ("[i]" if is_list else ""), inner)
 
 
 def _operations() -> str:
@@ -137,6 +138,17 @@ def _pipeline() -> str:
         rows = [_row(f"config.{key}", field) for key, field in config.model_fields.items()]
         parts.append("\n" + (_table(rows) if rows else "`config: {}`\n"))
     return "".join(parts)
+
+
+def _stages() -> str:
+    rows = [
+        _row(f"{path}.{key}".removeprefix("."), field)
+        for path, model in _nested("", StagesFile)
+        for key, field in model.model_fields.items()
+        if not models_in(field.annotation)
+    ]
+    text = "A file of its own, which names run files ([stages.md](stages.md))."
+    return f"\n## Stages file\n\n{_first_line(StagesFile)} {text}\n\n{_table(rows)}"
 
 
 def _removed() -> str:

@@ -59,6 +59,7 @@ from coordexp.trainers.probes.trajectory import TrajectoryProbe
 from coordexp.trainers.runtime import active
 from coordexp.trainers.saving import SaveSchedule
 from coordexp.trainers.start import determinism
+from coordexp.trainers.start.evaluate_only import evaluate_only
 from coordexp.trainers.start.precision import lost_updates
 from coordexp.trainers.start.schedule import lr_schedule
 from coordexp.trainers.step import ranks
@@ -223,6 +224,9 @@ class CoordTrainer(SwiftTrainerBridge):
         self.pace.add_samples(num_samples, parts)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        step = self.settings.sections.custom.evaluate_only
+        if step is not None:
+            return evaluate_only(self, step)
         if self.dry_run is None:
             return super().train(*args, **kwargs)
         self.add_callback(self.dry_run)  # behind all others: it has the last word on evaluating and saving

@@ -90,6 +90,24 @@ def test_the_best_checkpoint_is_that_of_the_greatest_f1_and_scores_the_same_when
     assert 0 < f1[best] < 1
 
 
+def test_the_best_checkpoint_is_verified_and_a_file_that_it_lacks_is_named(run: Path):
+    done = run_coordexp("verify-best", run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((run / "verify_best.json").read_text())
+    assert (found["passed"], found["metric"], found["missing"]) == (True, "eval_rollout/f1", [])
+    assert found["scored"] == {"hf": found["logged"]}
+    assert 0 < found["logged"] < 1
+    tokenizer = run / "best" / "tokenizer.json"
+    content = tokenizer.read_bytes()
+    tokenizer.unlink()
+    try:
+        done = run_coordexp("verify-best", run)
+    finally:
+        tokenizer.write_bytes(content)
+    assert done.returncode == 1
+    assert "lacks tokenizer.json or vocab.json: the vocabulary of the tokenizer" in done.stdout
+
+
 def test_samples_stand_in_the_run_folder_on_the_console_and_in_tensorboard(run: Path, scenes: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

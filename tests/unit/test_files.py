@@ -225,7 +225,7 @@ def test_broken_lines_are_named_or_left_out(tmp_path: Path) -> None:
 APPENDING = {
     "eval/predictions/log.py",
     "inference/teacher_forced.py",
-    "cli/demo/demo_cmd.py",
+    "stages/processes.py",
     "audit/subject.py",
 }
 """Files that write a stream as it comes: the answers of a run, the output of a process."""

@@ -21,7 +21,7 @@ FLOORS = [
     {"targets", "eval"},
     {"data"},
     {"trainers", "inference"},
-    {"study", "audit"},
+    {"study", "audit", "stages"},
     {"plugin", "cli", "api"},
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -38,6 +38,7 @@ TORCH_FREE = (
     "coordexp.metrics.catalog",
     "coordexp.telemetry.rules.check",
     "coordexp.telemetry.rules.watch",
+    "coordexp.stages.runner",
 )
 
 

@@ -1,4 +1,4 @@
-"""`coordexp demo`: make a tiny model and scenes, train it through `swift sft`, and show before and after.
+"""`coordexp demo`: make a tiny model and scenes, train it as `coordexp run` does, and show before and after.
 
 coordexp demo                                   stage 1, then stage 2 from its checkpoint: runs/demo/index.html
 coordexp demo --recipes mix                     stage 1 alone
@@ -12,25 +12,24 @@ import hashlib
 import json
 import math
 import os
-import shutil
-import subprocess
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coordexp.errors import EXIT_FAILURE, EXIT_OK, ConfigError
+from coordexp.errors import EXIT_NOT_ACCEPTED, EXIT_OK, ConfigError
 
 RUN = Path("runs/demo")
 MODEL, DATA = RUN / "model", RUN / "data"
-ASSET_STAMPS = (MODEL / "coordexp_tiny_model.json", DATA / "shapes.json")  # what the assets were made from
+STAGES, OBJECTIVES = Path("configs/stages/demo.yaml"), Path("configs/stages/demo_objectives.yaml")
 RECIPES = {
-    "mix": Path("configs/demo/stage1.yaml"),
-    "soft_w1_gate": Path("configs/demo/stage1_soft_w1_gate.yaml"),
-    "ce": Path("configs/demo/stage1_ce.yaml"),
-    "stage1_continued": Path("configs/demo/stage1_continued.yaml"),
-    "stage2": Path("configs/stage2_rollout_aligned/demo.yaml"),
+    "mix": (STAGES, "stage1"),
+    "soft_w1_gate": (OBJECTIVES, "stage1_soft_w1_gate"),
+    "ce": (OBJECTIVES, "stage1_ce"),
+    "stage1_continued": (STAGES, "stage1_continued"),
+    "stage2": (STAGES, "stage2_rollout_aligned"),
 }
+"""Name -> the stages file that holds it, and its stage there."""
 DEFAULT_RECIPES = ("mix", "stage1_continued", "stage2")
 START = RUN / "stage1" / "checkpoint-400"  # of mix; what the recipes of STARTED_LATER go on from
 STARTED_LATER = ("stage1_continued", "stage2")
@@ -62,8 +61,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo from the repository root; returns the process exit code."""
-    if not RECIPES["mix"].is_file():
-        raise ConfigError(f"{RECIPES['mix']} not found: run the demo from the root of the repository.")
+    if not STAGES.is_file():
+        raise ConfigError(f"{STAGES} not found: run the demo from the root of the repository.")
     try:
         make_assets()
     except ConfigError as error:
@@ -112,58 +111,78 @@ def make_assets() -> None:
 def train_and_evaluate(name: str, max_steps: int | None) -> dict[str, Any]:
     """The numbers of one recipe; taken from the last run when nothing that they depend on has changed."""
     from coordexp.cli.console import console
-    from coordexp.config import config_hash, load_run_config
     from coordexp.files import read_json, write_json
 
-    result_file = RUN / f"result_{name}.json"
-    overrides = [] if max_steps is None else ["--max_steps", str(max_steps), "--save_steps", str(max_steps)]
-    config = load_run_config(RECIPES[name], overrides=overrides)
-    output = Path(config.swift["output_dir"])
-    made_from = {
-        "config_hash": config_hash(config.variant, config.sections, config.swift),
-        "seed": config.swift.get("seed"),
-        "assets": hashlib.sha256(b"".join(path.read_bytes() for path in ASSET_STAMPS)).hexdigest(),
-        "start": _digest(START / "model.safetensors") if name in STARTED_LATER else None,
-    }
+    output, result_file = output_of(name), RUN / f"result_{name}.json"
+    seconds = train(name, max_steps)
+    checkpoint = last_checkpoint(output)
+    made_from = {"weights": _digest(checkpoint / "model.safetensors")}
     if result_file.is_file():
         result = read_json(result_file)
-        if result["made_from"] == made_from and list(output.glob("checkpoint-*")):
-            console.print(f"{name}: up to date, trained before (`make clean-demo` starts over)")
+        if result["made_from"] == made_from:
+            console.print(f"{name}: up to date, evaluated before (`make clean-demo` starts over)")
             recorded: dict[str, Any] = result["metrics"]
             return recorded
-    seconds = train(name, output, overrides)
-    metrics = {
-        **evaluate_checkpoint(name, last_checkpoint(output)),
-        "seconds": seconds,
-    }
+    metrics = {**evaluate_checkpoint(name, checkpoint), "seconds": seconds or training_seconds(output)}
     write_json(result_file, {"made_from": made_from, "metrics": metrics})
     return metrics
 
 
-def train(name: str, output: Path, overrides: list[str]) -> float:
-    """Train one recipe in a process of its own, with a progress bar; returns its wall-clock seconds."""
-    from coordexp.cli.console import console, progress
+def train(name: str, max_steps: int | None) -> float | None:
+    """Wall-clock seconds of training the stage of one recipe, None where it was trained before.
 
-    shutil.rmtree(output, ignore_errors=True)
-    log = RUN / f"train_{name}.log"
-    command = [sys.executable, "-m", "coordexp.cli.main", "train", str(RECIPES[name]), *overrides]
-    console.print(f"coordexp train {' '.join(command[4:])}   (log: {log})")
-    threads = str(os.cpu_count() or 1)
-    environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    started = time.monotonic()
-    with log.open("w", encoding="utf-8") as stream, progress("steps", f"training {name}") as advance:
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
-        shown = 0
-        while process.poll() is None:
-            step, total = _steps_done(output)
+    What it starts from is trained anew where that changed. SystemExit when a stage is refused.
+    max_steps: in place of those of its run file; criteria are left out then.
+    """
+    from coordexp.cli.console import console, progress
+    from coordexp.stages import processes
+    from coordexp.stages.plan import PlannedStage, load_stages
+    from coordexp.stages.runner import StageRunner
+
+    file, stage_name = RECIPES[name]
+    words = () if max_steps is None else ("--max_steps", str(max_steps), "--save_steps", str(max_steps))
+    plan = load_stages(file, overrides={stage_name: words})
+    stage = plan.stages[plan.index(stage_name)]
+    needed = [] if stage.start is None else [plan.stages[plan.index(stage.start[0])]]
+    if max_steps is not None:
+        stage = replace(stage, criteria=())
+    plan = replace(plan, stages=(*needed, stage))
+    with progress("steps", f"training {name}") as advance:
+        shown, seconds = 0, None
+
+        def train_stage(*arguments: Any, **options: Any) -> int:
+            nonlocal seconds
+            started = time.monotonic()
+            code = processes.train(*arguments, **options)
+            seconds = time.monotonic() - started
+            return code
+
+        def watch(running: PlannedStage) -> None:
+            nonlocal shown
+            step, total = _steps_done(running.output)
             advance(step - shown, total)
             shown = max(shown, step)
-            time.sleep(1.0)
-    if process.returncode != 0:
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        console.print(tail, markup=False)
-        raise SystemExit(process.returncode or EXIT_FAILURE)
-    return time.monotonic() - started
+
+        def say(text: str) -> None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+        runner = StageRunner(
+            plan, say, watch=watch, train=train_stage, replaces=True,
+            environment={"OMP_NUM_THREADS": str(os.cpu_count() or 1), "OMP_WAIT_POLICY": "PASSIVE"},
+        )  # fmt: skip
+        verdict = runner.run()
+    if not verdict["accepted"]:
+        raise SystemExit(EXIT_NOT_ACCEPTED)
+    return seconds
+
+
+def training_seconds(output: Path) -> float | None:
+    """Wall-clock seconds of a training, as it logs them at its end."""
+    from coordexp.metrics.keys_run import TRAIN_RUNTIME
+    from coordexp.metrics.sinks import METRICS_FILE, read_payloads
+
+    found = [payload["metrics"].get(TRAIN_RUNTIME) for payload in read_payloads(output / METRICS_FILE)]
+    return next((float(seconds) for seconds in reversed(found) if seconds is not None), None)
 
 
 def evaluate_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
@@ -188,10 +207,8 @@ def evaluate_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
 
 
 def output_of(name: str) -> Path:
-    """The run directory that a recipe's file names."""
-    from coordexp.config import load_run_config
-
-    return Path(load_run_config(RECIPES[name]).swift["output_dir"])
+    """The run folder of a recipe."""
+    return RUN / RECIPES[name][1]
 
 
 def last_checkpoint(output: Path) -> Path:
@@ -230,7 +247,7 @@ def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
             "commands": [
                 f"coordexp model tiny --output {MODEL}",
                 f"coordexp data shapes --output {DATA} --train {NUM_TRAIN} --val {NUM_VAL}",
-                f"swift sft {RECIPES[recipe]}",
+                f"coordexp run {RECIPES[recipe][0]}",
                 f"coordexp infer --model {last_checkpoint(output_of(recipe))} --data {DATA}/val.jsonl "
                 f"--output {RUN}/eval_{recipe}",
                 f"coordexp score --run {RUN}/eval_{recipe}",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from coordexp.config.checks.problems import Problem, WrittenOf
 
 REFERENCE = Path("runbooks/config.md")
+STUDY_KEY = "recipes"
 NOT_RUN_FILES = ("accelerate", "deepspeed", "eval")  # folders of YAML that is no run configuration
 
 
@@ -27,9 +28,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     commands = parser.add_subparsers(dest="config_command", metavar="COMMAND", required=True)
     check = commands.add_parser(
         "check",
-        help="validate run files",
-        description="Validate YAML run files, or all of a folder, without loading torch. Exit code 2 when "
-        "one is wrong.",
+        help="validate run files, stages files and studies",
+        description="Validate YAML run files, stages files and studies, or all of a folder, without loading torch. "
+        "Exit code 2 when one is wrong.",
     )
     check.add_argument("files", nargs="+", type=Path, metavar="PATH", help="file or folder")
     check.add_argument(
@@ -107,19 +108,32 @@ def _check_file(file: Path, *, paths_must_exist: bool) -> list[str]:
     """Warnings of a valid file: settings that train less than they seem to, and paths that need not exist."""
     from coordexp.cli.training.run_checks import RUN_CHECKS, missing_paths
     from coordexp.config import load_run_config
+    from coordexp.config.checks.yaml_tree import read_yaml
     from coordexp.config.run.advice import advice
+    from coordexp.stages.plan import STAGES_KEY, load_stages
+    from coordexp.study.plan import read_study
 
-    if paths_must_exist:
-        config = load_run_config(file, checks=(*RUN_CHECKS, missing_paths))
-        return advice(config.swift, coord_offset=config.custom.coord_offset.enabled)
+    keys = read_yaml(file).data
+    if STUDY_KEY in keys:
+        read_study(file)
+        return []
     missing: list[Problem] = []
 
     def note(variant: str, sections: Sections, swift: Mapping[str, Any], written: WrittenOf) -> list[Problem]:
         missing.extend(missing_paths(variant, sections, swift, written))
         return []
 
-    config = load_run_config(file, checks=(*RUN_CHECKS, note))
-    return [*map(str, missing), *advice(config.swift, coord_offset=config.custom.coord_offset.enabled)]
+    checks = (*RUN_CHECKS, missing_paths if paths_must_exist else note)
+    if STAGES_KEY in keys:
+        configs = [stage.config for stage in load_stages(file, checks=checks).stages]
+    else:
+        configs = [load_run_config(file, checks=checks)]
+    advised = [
+        sentence
+        for config in configs
+        for sentence in advice(config.swift, coord_offset=config.custom.coord_offset.enabled)
+    ]
+    return list(dict.fromkeys([*map(str, missing), *advised]))
 
 
 def _run_files(paths: Sequence[Path]) -> Iterator[Path]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from coordexp.config.checks.swift_arguments import all_arguments
+from coordexp.config.checks.validation import models_in
 from coordexp.config.schema.custom import RLHF
-from coordexp.config.schema.pipeline import canonical_hash, pipeline_identity
+from coordexp.config.schema.pipeline import Pipeline, canonical_hash, pipeline_identity
 from coordexp.config.schema.sections import Sections, checksum_of, pipeline_of
 from coordexp.files import write_json
 
@@ -73,7 +76,14 @@ def config_hash(
             "debug": True,
             "experiment": True,
             "telemetry": True,
-            "custom": {"trainer_variant", "train_jsonl", "val_jsonl", "dry_run", "generation_samples"},
+            "custom": {
+                "trainer_variant",
+                "train_jsonl",
+                "val_jsonl",
+                "dry_run",
+                "evaluate_only",
+                "generation_samples",
+            },
             "training": {"effective_batch_size"},
         },
         exclude_defaults=without_defaults,
@@ -166,6 +176,36 @@ def resolved_config(
     if context:
         resolved["context"] = mask_secrets(dict(context), swift)
     return resolved
+
+
+def flat_of_resolved(
+    resolved: Mapping[str, Any], sections: Sequence[str], *, without: Collection[str] = ()
+) -> dict[str, Any]:
+    """A run in ms-swift's flat form, from the content of its resolved_config.json.
+
+    sections: ours that are taken over.  without: arguments of ms-swift that are not; null ones never are.
+    """
+    swift = {
+        key: value for key, value in resolved["swift"].items() if key not in without and value is not None
+    }
+    ours = _beyond_defaults({name: resolved.get(name) for name in sections}, Sections)
+    return {**swift, "coordexp": ours, "custom_trainer_variant": resolved["trainer_variant"]}
+
+
+def _beyond_defaults(found: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """What a dumped model says beyond its defaults: settings that were never written may have no effect here."""
+    kept: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        value = found.get(name, default)
+        inner = models_in(field.annotation)
+        if isinstance(value, Mapping) and len(inner) == 1 and inner[0] is not Pipeline:
+            value = _beyond_defaults(value, inner[0])
+            if value or default is None:
+                kept[name] = value
+        elif value != default:
+            kept[name] = value
+    return kept
 
 
 def mask_secrets(value: Any, swift: Mapping[str, Any]) -> Any:

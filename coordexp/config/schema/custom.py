@@ -235,6 +235,12 @@ class Custom(Section):
         description="step: run one optimizer step of each kind that the run will ever run, on its longest samples, and "
         "an evaluation of 2 images; print what they took, keep nothing. `coordexp train --dry-run=step` writes it.",
     )
+    evaluate_only: int | None = Field(
+        default=None,
+        ge=0,
+        description="Train nothing: evaluate the model once as it would be after so many optimizer steps (which decide "
+        "the seeds of sampled answers), write the record, end. `coordexp verify-best` writes it.",
+    )
     on_nonfinite_loss: Literal["stop", "skip_step"] = Field(
         default="stop",
         description="A loss that is NaN or infinite stops the run on all ranks, or (not under DeepSpeed) the update of "

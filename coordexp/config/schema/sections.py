@@ -160,7 +160,7 @@ def sections_hash(sections: Sections) -> str:
                 "experiment": True,
                 "telemetry": True,
                 "training": {"effective_batch_size"},
-                "custom": {"dry_run", "generation_samples"},
+                "custom": {"dry_run", "evaluate_only", "generation_samples"},
             }
         )
     )

@@ -41,6 +41,7 @@ from coordexp.eval.report.numbers import (
     size_rows,
 )
 from coordexp.eval.report.page import format_measure, write_page
+from coordexp.eval.report.verdicts import verdict_facts
 from coordexp.files import read_json
 from coordexp.geometry import FloatArray, IntArray
 
@@ -357,6 +358,7 @@ def _facts(numbers: RunNumbers) -> dict[str, str]:
     if (run.directory / RUN_META).is_file():
         recorded = read_json(run.directory / RUN_META)
         facts |= {name: str(recorded[name]) for name in ("model", "data", "backend")}
+        facts |= verdict_facts(Path(str(recorded["model"])))
         facts["decoding"] = ", ".join(f"{name} {value}" for name, value in recorded["decoding"].items())
     seconds = run.detections.seconds
     if seconds:

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from coordexp.cli.demo import demo_cmd
 from coordexp.cli.main import main
 from coordexp.config import load_run_config
+from coordexp.stages.plan import PlannedStage, load_stages
 
 ROOT = Path(__file__).parents[3]
 
 
+def stage_of(recipe: str) -> PlannedStage:
+    file, name = demo_cmd.RECIPES[recipe]
+    plan = load_stages(ROOT / file)
+    return plan.stages[plan.index(name)]
+
+
 def swift_arguments(recipe: str) -> dict:
-    return load_run_config(ROOT / demo_cmd.RECIPES[recipe], ()).swift
+    return stage_of(recipe).config.swift
+
+
+@pytest.mark.parametrize("recipe", demo_cmd.RECIPES)
+def test_a_stage_of_the_demo_is_its_run_file(recipe):
+    stage = stage_of(recipe)
+    alone = load_run_config(stage.run)
+    assert stage.config.config_hash == alone.config_hash
+    assert Path(alone.swift["output_dir"]) == stage.output == demo_cmd.output_of(recipe)
 
 
 def test_the_checkpoint_that_stage_2_starts_from_is_written_and_kept():
@@ -30,9 +47,8 @@ def test_the_checkpoint_that_stage_2_starts_from_is_written_and_kept():
 
 def test_a_recipe_without_its_start_is_an_error(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for recipe in demo_cmd.RECIPES.values():
-        recipe.parent.mkdir(parents=True, exist_ok=True)
-        recipe.write_text("")
+    demo_cmd.STAGES.parent.mkdir(parents=True)
+    demo_cmd.STAGES.write_text("")
     monkeypatch.setattr(demo_cmd, "make_assets", lambda: None)
     monkeypatch.setattr(demo_cmd, "evaluate_checkpoint", lambda name, model: {})
     assert main(["demo", "--recipes", "stage2"]) == 2

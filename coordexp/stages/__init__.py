@@ -1,0 +1,1 @@
+"""Training runs one after another: gates between them, verdicts, best checkpoints that are proven."""

@@ -1,0 +1,114 @@
+"""`coordexp train` in a process of its own, ended together with whoever started it; one runner to a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+LOCK = ".coordexp_run.lock"
+POLL_S = 1.0
+TAIL_WIDTH = 500
+_RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "NNODES", "NODE_RANK")
+_LAUNCHERS = (*_RANKS, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
+
+
+@contextmanager
+def only_one(folder: Path, say: Callable[[str], object]) -> Iterator[int]:
+    """A lock on `folder`, as a file descriptor; waits while another process has it.
+
+    A training process inherits the descriptor: when its runner is killed and it is not, the next runner waits for it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(
+                f"{folder}: another runner, or the training of one that was ended, works here; waiting for it"
+            )
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def train(
+    run_file: Path,
+    words: Sequence[str],
+    log: Path,
+    *,
+    one_process: bool = False,
+    lock: int | None = None,
+    watch: Callable[[], object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """The exit code of `coordexp train RUN_FILE WORDS`; what it prints is appended to `log`.
+
+    one_process: whatever ranks the environment asks for.  watch: called every second while it runs.
+    environment: variables for where this process has none.
+    """
+    command = [sys.executable, "-m", "coordexp.cli.main", "train", str(run_file), *words]
+    known = {**(environment or {}), **os.environ}
+    if one_process:
+        known = {name: value for name, value in known.items() if name not in _LAUNCHERS}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=known,
+            pass_fds=() if lock is None else (lock,),
+        )
+        with _ended_with_us(process):
+            while watch is not None and process.poll() is None:
+                watch()
+                time.sleep(POLL_S)
+            return process.wait()
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    """The end of a log file, its lines shortened."""
+    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    return "\n".join(line if len(line) <= TAIL_WIDTH else line[:TAIL_WIDTH] + " ..." for line in last)
+
+
+@contextmanager
+def _ended_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """When the block is left early (an interrupt, SIGTERM), the process and all below it are ended too."""
+
+    def leave(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if process.poll() is None:
+            _end(process.pid)
+
+
+def _end(pid: int) -> None:
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        family = [*parent.children(recursive=True), parent]
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+        _, left = psutil.wait_procs(family, timeout=30)
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
