@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from coordexp.audit.rewrite_equations import box_iou, box_of, rewrite_equations
 from coordexp.audit.run_equations import DumpedStep, counted
 from coordexp.codec.schema import DropReason
 from coordexp.codec.token_types import TokenType
@@ -18,7 +19,6 @@ from coordexp.metrics import keys_stage2 as stage2
 from coordexp.targets.roles import TokenRole
 
 Answer = Mapping[str, Any]
-Box = tuple[float, float, float, float]
 WINDOW = 200
 """Steps that `stage2_ab/b_ratio_realized` looks back on."""
 REPEATED = 0.9
@@ -35,6 +35,7 @@ def rollout_equations(step: DumpedStep) -> dict[str, float]:
     settings = step.config["rollout_matching"]
     ratios = _ratios(answers, step)
     values |= {key: over / under for key, (over, under) in ratios.items() if under}
+    values |= rewrite_equations(answers, settings["targets"])
     values |= _counts(answers) | _knobs(settings, len(answers)) | _drops(answers)
     return values | _percentiles(step) | _times(step) | _descriptions(step) | _packs(step)
 
@@ -177,24 +178,12 @@ def _num_prefix_slots(answer: Answer) -> int:
 
 def _share_repeated(answer: Answer) -> float:
     """Objects that an earlier one of the same name covers, IoU above 0.9."""
-    objects = list(zip(answer["descs"], map(_box, answer["bins"]), strict=True))
+    objects = list(zip(answer["descs"], map(box_of, answer["bins"]), strict=True))
     repeats = [
-        any(name == before and _iou(box, other) > REPEATED for before, other in objects[:index])
+        any(name == before and box_iou(box, other) > REPEATED for before, other in objects[:index])
         for index, (name, box) in enumerate(objects)
     ]
     return sum(repeats) / len(repeats) if repeats else 0.0
-
-
-def _box(bins: Sequence[float]) -> Box:
-    """Left, top, right and bottom of a box or polygon."""
-    return min(bins[::2]), min(bins[1::2]), max(bins[::2]), max(bins[1::2])
-
-
-def _iou(a: Box, b: Box) -> float:
-    width, height = (max(0.0, min(a[i + 2], b[i + 2]) - max(a[i], b[i])) for i in (0, 1))
-    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
-    union = areas - width * height
-    return width * height / union if union > 0 else 0.0
 
 
 def _num_masked(built: Sequence[Answer], config: Mapping[str, Any]) -> float:

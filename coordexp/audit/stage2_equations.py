@@ -90,10 +90,14 @@ class Stage2Equations:
         config = module["config"]
         weight_R = text_weights(rows.raw, kind, config)
         denominator = sum(float(text_weights(raw, kind, config).sum()) for raw in self._counted)
-        is_desc = rows.raw["roles_R"] == TextRole.DESC
+        is_desc, is_matched = (rows.raw["roles_R"] == role for role in (TextRole.DESC, TextRole.MATCHED_DESC))
         if kind is ForwardKind.SELF_CONTEXT:
             factor *= config["self_context_struct_ce_weight"]
-        wanted = {"struct_ce": ~is_desc} | ({"desc_ce": is_desc} if desc_weight(kind, config) else {})
+        wanted = {"struct_ce": ~(is_desc | is_matched)} | (
+            {"desc_ce": is_desc} if desc_weight(kind, config) else {}
+        )
+        if kind is ForwardKind.ROLLOUT and config.get("rollout_matched_desc_weight", 0.0):
+            wanted["matched_desc_ce"] = is_matched
         loss: Tensor | float = 0.0
         for name, chosen in wanted.items() if factor else ():
             total = factor * (weight_R * rows.ce_R[: rows.num_text] * chosen).sum()
@@ -200,6 +204,7 @@ def text_weights(raw: Mapping[str, Any], kind: ForwardKind, config: Mapping[str,
     by_role = torch.ones(len(TextRole), dtype=torch.float64)
     by_role[TextRole.DESC] = desc_weight(kind, config)
     by_role[TextRole.MATCHED_STRUCT] = config["rollout_matched_prefix_struct_weight"] if in_rollout else 0.0
+    by_role[TextRole.MATCHED_DESC] = config.get("rollout_matched_desc_weight", 0.0) if in_rollout else 0.0
     weight_R = by_role[roles]
     if not in_rollout:
         return weight_R

@@ -72,7 +72,7 @@ def _join_records(objects: Iterable[BoxObject], field_order: str, layout: JsonLa
 
 def _record(index: int, obj: BoxObject, field_order: str, layout: JsonLayout) -> str:
     check_writable(index, obj)
-    desc = f'"{layout.desc_key}": {_quote(obj.desc)}'
+    desc = f'"{layout.desc_key}": {quoted(obj.desc)}'
     scale = layout.scale
     written = [coord_token(k) if scale is None else str(scale.number_of(k)) for k in obj.bins]
     geometry = f'"{obj.kind}": [{", ".join(written)}]'
@@ -80,8 +80,8 @@ def _record(index: int, obj: BoxObject, field_order: str, layout: JsonLayout) ->
     return f"{{{first}, {second}}}"
 
 
-def _quote(desc: str) -> str:
-    """JSON string with non-ASCII kept; in NFC when `desc` is.
+def quoted(desc: str) -> str:
+    """A description as the JSON string that stands in a record: non-ASCII kept, in NFC when `desc` is.
 
     `<|` is written `\\u003c|`, so that a description such as `<|im_end|>` or `<|image_pad|>` stays text and
     never becomes a control token. Marks that would combine with the letter of an escape before them (`\\n`

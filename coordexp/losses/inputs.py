@@ -26,8 +26,8 @@ IGNORE_INDEX = -100
 class TextRole(IntEnum):
     """What a supervised text token is, as far as its weight depends on it.
 
-    Tokens that are never supervised (prompt, padding, unmatched predictions, descriptions of matched
-    predictions) have no row at all.
+    Tokens that are never supervised (prompt, padding, unmatched predictions, and descriptions of matched
+    predictions where they have no weight) have no row at all.
     """
 
     STRUCT = 0
@@ -40,6 +40,9 @@ class TextRole(IntEnum):
     """The end of the container, `]}`: structure that is always supervised."""
     EOS = 4
     """`<|im_end|>`, always supervised."""
+    MATCHED_DESC = 5
+    """Inside the description of a matched prediction in the rollout prefix, up to the first token that is not the
+    true name's; there the target is the true name's token (with `rollout_matched_desc_weight` only)."""
 
 
 @dataclass(frozen=True)

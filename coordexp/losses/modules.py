@@ -55,6 +55,8 @@ class TokenCE:
     """Structure of matched predictions in the prefix (channel B)."""
     rollout_drop_invalid_struct_ce_multiplier: float
     """Factor on the structure of appended objects, in samples that dropped an invalid prediction (B)."""
+    rollout_matched_desc_weight: float = 0.0
+    """Descriptions of matched predictions in the prefix, up to the first token that is not the true name's (B)."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,9 @@ class TextWeights:
     ce_R: Tensor
     """float [num_text]: weight w_t of the row's cross-entropy."""
     is_desc_R: Tensor
-    """bool [num_text]: counts as `desc_ce`, otherwise as `struct_ce`."""
+    """bool [num_text]: counts as `desc_ce`."""
+    is_matched_desc_R: Tensor
+    """bool [num_text]: counts as `matched_desc_ce`; what is neither is `struct_ce`."""
     gated_R: Tensor
     """bool [num_text]: the text gate acts on it."""
 
@@ -217,6 +221,7 @@ class TextWeighting:
     | STRUCT         | 1               | 1  | 1, or the drop-invalid multiplier          |
     | DESC           | desc_ce_weight  | 0  | rollout_fn_desc_weight                     |
     | MATCHED_STRUCT | 0               | 0  | rollout_matched_prefix_struct_weight       |
+    | MATCHED_DESC   | 0               | 0  | rollout_matched_desc_weight                |
     | CLOSE, EOS     | 1               | 1  | 1                                          |
 
     (The scale self_context_struct_ce_weight of A2 is on the whole atom: inside a weighted mean it would
@@ -231,9 +236,14 @@ class TextWeighting:
         """w_t of a role, before the drop-invalid multiplier."""
         if role in (TextRole.STRUCT, TextRole.CLOSE, TextRole.EOS):
             return 1.0
-        if role is TextRole.MATCHED_STRUCT:
-            in_rollout = forward is ForwardKind.ROLLOUT
-            return self.config.rollout_matched_prefix_struct_weight if in_rollout else 0.0
+        if role in (TextRole.MATCHED_STRUCT, TextRole.MATCHED_DESC):
+            of_names = role is TextRole.MATCHED_DESC
+            weight = (
+                self.config.rollout_matched_desc_weight
+                if of_names
+                else self.config.rollout_matched_prefix_struct_weight
+            )
+            return weight if forward is ForwardKind.ROLLOUT else 0.0
         if forward is ForwardKind.ROLLOUT:
             return self.config.rollout_fn_desc_weight
         return 0.0 if forward is ForwardKind.SELF_CONTEXT else self.config.desc_ce_weight
@@ -250,7 +260,8 @@ class TextWeighting:
             ce_R = torch.where(boosted_R, ce_R * multiplier, ce_R)
         is_desc_R = roles_R == TextRole.DESC
         gated_R = (ce_R > 0) & (roles_R != TextRole.EOS)
-        return TextWeights(ce_R, is_desc_R, gated_R & ~is_desc_R if forward.channel == "A" else gated_R)
+        gated_R = gated_R & ~is_desc_R if forward.channel == "A" else gated_R
+        return TextWeights(ce_R, is_desc_R, roles_R == TextRole.MATCHED_DESC, gated_R)
 
     def _table(self, forward: ForwardKind, device: torch.device) -> Tensor:
         """w_t by role, float32 [number of roles], copied to each device once."""

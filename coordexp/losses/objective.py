@@ -140,8 +140,11 @@ class Stage2Objective:
         if forward is ForwardKind.SELF_CONTEXT:
             scale *= self._text_weighting.config.self_context_struct_ce_weight
             return {"struct_ce": scale} if scale else {}
-        has_desc = self._text_weighting.role_weight(forward, TextRole.DESC) > 0
-        return {"struct_ce": scale} | ({"desc_ce": scale} if has_desc else {})
+        named = {"desc_ce": TextRole.DESC, "matched_desc_ce": TextRole.MATCHED_DESC}
+        weighting = self._text_weighting
+        return {"struct_ce": scale} | {
+            name: scale for name, role in named.items() if weighting.role_weight(forward, role) > 0
+        }
 
     def coord_weights(self, forward: ForwardKind) -> dict[str, float]:
         """Effective weights of the coordinate atoms of the forward; none that is 0."""
@@ -225,13 +228,17 @@ class Stage2Objective:
         return weights.ce_R.sum(), weights.gated_R
 
     def _text_atoms(self, inputs: LossInputs, forward: ForwardKind) -> dict[str, SumCount]:
-        """struct_ce and desc_ce, over the total weight of all text rows."""
+        """struct_ce, desc_ce and matched_desc_ce, over the total weight of all text rows."""
         atom_weights = self.text_weights(forward)
         if self._text_weighting is None or not atom_weights:
             return {}
         weights = self._text_weighting(inputs.rows, forward)
         weighted_ce_R = weights.ce_R * inputs.text_ce_R
-        selected = {"struct_ce": ~weights.is_desc_R, "desc_ce": weights.is_desc_R}
+        selected = {
+            "struct_ce": ~(weights.is_desc_R | weights.is_matched_desc_R),
+            "desc_ce": weights.is_desc_R,
+            "matched_desc_ce": weights.is_matched_desc_R,
+        }
         return {
             loss_atom(forward.text, name): SumCount(
                 weight * (weighted_ce_R * selected[name]).sum(), weights.ce_R.sum()

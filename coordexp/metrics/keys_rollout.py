@@ -220,6 +220,39 @@ EXCLUDED_RATE = _rollout(
 FN_APPENDED_TOTAL = _rollout(
     "fn_appended_total", Kind.COUNTER, "Missed objects appended to the target.", "objects", better="lower"
 )
+PREFIX_EDITS = {
+    name: _rollout(
+        f"prefix_{name}",
+        Kind.COUNTER,
+        meaning,
+        "objects",
+        better="lower",
+        when=f"steps with a rollout, with {setting}",
+    )
+    for name, meaning, setting in (
+        (
+            "duplicates_dropped",
+            "Second copies of an object that left the answer before it was taught.",
+            "`targets.drop_duplicates_above_iou`",
+        ),
+        (
+            "replaced",
+            "Predictions without a partner that a missed object replaced where they stood.",
+            "`targets.replace_above_iou`",
+        ),
+        (
+            "unmatched_dropped",
+            "Other predictions without a partner that left the answer before it was taught.",
+            "`targets.drop_unmatched`",
+        ),
+        (
+            "missed_written",
+            "Missed objects that were written among those of the answer, not behind them; part of `fn_appended_total`.",
+            "`targets.missed: in_order` or `targets.replace_above_iou`",
+        ),
+    )
+}
+"""Keys by the name of what was changed."""
 FN_TOTAL = _rollout(
     "fn_total", Kind.COUNTER, "Ground-truth objects without a supervised match.", "objects", better="lower"
 )

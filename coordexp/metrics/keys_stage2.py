@@ -8,6 +8,9 @@ TOKEN_ATOMS = {
     "struct_ce": "cross-entropy on JSON structure (and `<|im_end|>`) tokens",
     "desc_ce": "cross-entropy on description tokens",
 }
+ROLLOUT_TOKEN_ATOMS = TOKEN_ATOMS | {
+    "matched_desc_ce": "cross-entropy on description tokens of matched objects in the model's own prefix",
+}
 COORD_ATOMS = {
     "bbox_smoothl1": "smooth-L1 (beta 1) between decoded and true box coordinates in [0, 1]",
     "bbox_ciou": "1 - CIoU of decoded and true boxes",
@@ -25,7 +28,7 @@ PROVENANCES: dict[str, tuple[str, dict[str, str]]] = {
     "A1_text": ("channel A, ground-truth anchor forward", TOKEN_ATOMS),
     "A2_text": ("channel A, last self-context forward", {"struct_ce": TOKEN_ATOMS["struct_ce"]}),
     "A2_coord": ("channel A, last self-context forward", COORD_ATOMS),
-    "B_rollout_text": ("channel B, rollout-context forward", TOKEN_ATOMS),
+    "B_rollout_text": ("channel B, rollout-context forward", ROLLOUT_TOKEN_ATOMS),
     "B_coord": ("channel B, rollout-context forward", COORD_ATOMS),
 }
 """Provenance -> (which forward, the atoms it can carry with their meaning)."""
@@ -47,7 +50,7 @@ for _provenance, (_forward, _atoms) in PROVENANCES.items():
             unit=ATOM_UNITS.get(_atom, "nats"),
             when=f"stage-2 channel-{_provenance[0]} steps where the atom's effective weight is not 0",
             in_loss=True,
-            over=TEXT_OVER if _atom in TOKEN_ATOMS else ATOM_OVER.get(_atom, "coordinate tokens"),
+            over=TEXT_OVER if _atom in ROLLOUT_TOKEN_ATOMS else ATOM_OVER.get(_atom, "coordinate tokens"),
             pattern=f"loss/{_provenance}/<atom>",
         )
 

@@ -5,6 +5,8 @@ sample    EncodedSample: one prompt with its target, from ground truth or from a
 builder   TargetBuilder makes samples; a sample whose end cannot be located becomes a DroppedSample
 draft     a target in the making, piece by piece
 prefix    roles of the rollout part of a target
+rewrite   a rollout without some of its objects, and with missed ones where they belong
+names     names of matched predictions, as far as they are taught
 spelling  text to token ids that decode to exactly that text
 rows      samples in a batch or a pack -> the supervised rows of a forward, and weights per token
 counts    how much is supervised: what metrics and step-wide denominators need

@@ -31,6 +31,8 @@ from coordexp.geometry import MAX_BIN, box_polygon, polygon_box
 from coordexp.matching.hungarian import MatchResult
 from coordexp.matching.sinkhorn import barycentric_targets
 from coordexp.targets.draft import Bins, TargetDraft
+from coordexp.targets.prefix import TaughtPrefix
+from coordexp.targets.rewrite import PrefixRules, rewritten
 from coordexp.targets.roles import TokenRole
 from coordexp.targets.sample import DroppedSample, EncodedSample, Media, SampleDropReason
 from coordexp.targets.spelling import spell, spell_tail
@@ -52,6 +54,8 @@ class TargetBuilder:
     form: of the answers, in place of CoordJSON in that order. Where it writes coordinates as numbers no slot is
         supervised: numbers of ground truth and of appended objects are text, those of the prefix are not taught.
     max_tokens: the longest sample that a sequence or pack can hold; a longer one is an error. None: no limit.
+    rules: what leaves a rollout before it is taught, and where missed objects go. None: nothing, to its end.
+    teaches_names: names of matched predictions are taught too (token_ce's `rollout_matched_desc_weight`).
     Raises ConfigError for an unknown field order, or a tokenizer without the coordinate tokens that the form needs.
     """
 
@@ -63,6 +67,8 @@ class TargetBuilder:
         form: AnswerForm | None = None,
         max_tokens: int | None = None,
         polygons: PolygonTransport | None = None,
+        teaches_names: bool = False,
+        rules: PrefixRules | None = None,
     ) -> None:
         self._form = form or form_of(field_order=field_order)
         self._tok = tok
@@ -71,6 +77,7 @@ class TargetBuilder:
             self._pieces.coord_vocab  # noqa: B018  # a tokenizer without them is refused here
         self._max_tokens = max_tokens
         self._polygons = polygons or PolygonTransport()
+        self._teaches_names, self._rules = teaches_names, rules or PrefixRules()
 
     def from_ground_truth(
         self,
@@ -115,23 +122,42 @@ class TargetBuilder:
         """
         self._check_same_prompt(prompt_ids, generation_prompt_ids, sample_id)
         _check_match(match, parsed.objects, gts, sample_id)
-        pairs = [] if parsed.prefix_is_fallback else match.matched
-        missed = gts if parsed.prefix_is_fallback else [gts[index] for index in match.unmatched_gt]
+        prefix = self._prefix(parsed, match, gts)
+        if prefix is None:
+            return DroppedSample(
+                sample_id, SampleDropReason.TAIL_CHANGED, f"rewritten answer {parsed.text[:200]!r}"
+            )
+        present = {*prefix.partners.values(), *prefix.written.values()}
+        missed = [obj for gt, obj in enumerate(gts) if gt not in present]
         try:
-            fragment = self._form.append_fragment(missed, parsed.prefix_text)
+            fragment = self._form.append_fragment(missed, prefix.parsed.prefix_text)
         except RolloutError as error:
             return DroppedSample(sample_id, SampleDropReason.PREFIX_NOT_OPEN, str(error))
-        tail = spell_tail(parsed, fragment, self._tok)
+        tail = spell_tail(prefix.parsed, fragment, self._tok)
         if tail is None:
             return DroppedSample(
                 sample_id, SampleDropReason.TAIL_CHANGED, f"appended text {fragment[:200]!r}"
             )
-        true_bins = {pred: self._true_bins(parsed.objects[pred], gts[gt]) for pred, gt in pairs}
         draft = TargetDraft(prompt_ids, self._tok, sample_id=sample_id, form=self._form)
-        draft.continue_rollout(parsed, true_bins, tail.num_kept)
+        names = {pred: gts[gt].desc for pred, gt in prefix.partners.items()} if self._teaches_names else None
+        draft.continue_rollout(prefix, self._bins_of(prefix, gts), tail.num_kept, names)
         untaught = self._form.opening if parsed.prefix_is_fallback else ""
         draft.append(tail.tokens, missed, TokenRole.FN_TAIL, untaught=untaught)
         return self._checked(draft.finish(media))
+
+    def _prefix(
+        self, parsed: ParsedRollout, match: MatchResult, gts: Sequence[BoxObject]
+    ) -> TaughtPrefix | None:
+        """What the target begins with; None when the tokenizer cannot spell it."""
+        if self._rules.change_nothing or parsed.prefix_is_fallback:
+            return TaughtPrefix.as_written(parsed, match)
+        return rewritten(parsed, match, gts, self._rules, self._tok, self._form)
+
+    def _bins_of(self, prefix: TaughtPrefix, gts: Sequence[BoxObject]) -> dict[int, Bins]:
+        """True bins of every matched and written object, by its index among those of the prefix."""
+        objects = prefix.parsed.objects
+        matched = {pred: self._true_bins(objects[pred], gts[gt]) for pred, gt in prefix.partners.items()}
+        return matched | {index: gts[gt].bins for index, gt in prefix.written.items()}
 
     def _true_bins(self, pred: BoxObject, gt: BoxObject) -> Bins:
         """Target of each coordinate of a matched prediction, in the form the prediction has.

@@ -9,15 +9,15 @@ import numpy as np
 from coordexp.codec.coord_vocab import Tokenizer
 from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.forms.choose import form_of
-from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.pieces import DecodedTokens, pieces_of
 from coordexp.codec.schema import IM_END, KIND_BBOX, BoxObject
 from coordexp.codec.token_types import TokenType
 from coordexp.errors import ConfigError, ContractError
 from coordexp.geometry import IntArray
-from coordexp.targets.prefix import prefix_roles
+from coordexp.targets.names import TaughtNames, taught_names
+from coordexp.targets.prefix import TaughtPrefix, prefix_roles
 from coordexp.targets.roles import TokenRole
-from coordexp.targets.sample import EncodedSample, Media
+from coordexp.targets.sample import EncodedSample, Media, PrefixEdits
 
 Bins = Sequence[int]
 
@@ -39,25 +39,41 @@ class TargetDraft:
         self._data = b""
         self._slots: dict[str, list[tuple[Sequence[int], Bins]]] = {"box": [], "poly": []}
         self._num_matched = 0
-        self._dropped_invalid = False
+        self._dropped_invalid, self._edits = False, PrefixEdits()
+        self._names: tuple[IntArray, IntArray] = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
 
-    def continue_rollout(self, parsed: ParsedRollout, true_bins: Mapping[int, Bins], num_kept: int) -> None:
-        """Take over the first `num_kept` tokens of the prefix, as the model wrote them; the rest is yet to be spelled.
+    def continue_rollout(
+        self,
+        prefix: TaughtPrefix,
+        true_bins: Mapping[int, Bins],
+        num_kept: int,
+        true_descs: Mapping[int, str] | None = None,
+    ) -> None:
+        """Take over the first `num_kept` tokens of the prefix, as they are; the rest is yet to be spelled.
 
-        true_bins: for the index of each matched prediction, the true bins of its coordinate tokens. Coordinates that
-            are written as numbers have no slots.
+        true_bins: for the index of each matched or written object, the true bins of its coordinate tokens. Coordinates
+            that are written as numbers have no slots.
+        true_descs: for that of each matched prediction its true name, where such names are taught.
         """
-        base = len(self._ids)
+        parsed, base = prefix.parsed, len(self._ids)
         written = list(parsed.prefix_token_ids[:num_kept])
         self._ids += written
-        self._roles += prefix_roles(parsed, true_bins, self._pieces)[:num_kept].tolist()
+        self._roles += prefix_roles(prefix, self._pieces)[:num_kept].tolist()
         self._data += self._pieces.join(written)
         for index, bins in true_bins.items() if self._form.has_coord_tokens else ():
             pred = parsed.objects[index]
             self._add_slots([base + at for at in pred.token_positions], pred.kind, bins)
+        if true_descs:
+            self._teach_names(taught_names(parsed, true_descs, self._tok, num_kept), base)
         self._prefix_length = num_kept
-        self._num_matched = len(true_bins)
-        self._dropped_invalid = parsed.dropped_invalid > 0
+        self._num_matched = len(prefix.partners)
+        self._dropped_invalid, self._edits = prefix.dropped_invalid, prefix.edits
+
+    def _teach_names(self, names: TaughtNames, base: int) -> None:
+        """Of the names that lie in matched records alone; a token shared with context is context."""
+        positions, ids = np.array(names.positions, dtype=np.int64) + base, np.array(names.ids, dtype=np.int64)
+        own = np.array(self._roles, dtype=np.int8)[positions] == TokenRole.MATCHED_PREFIX
+        self._names = positions[own], ids[own]
 
     def append(
         self, tokens: DecodedTokens, objects: Sequence[BoxObject], role: TokenRole, *, untaught: str = ""
@@ -113,6 +129,9 @@ class TargetDraft:
             poly_bins_N=poly_bins,
             num_matched=self._num_matched,
             dropped_invalid=self._dropped_invalid,
+            name_positions_M=self._names[0],
+            name_ids_M=self._names[1],
+            edits=self._edits,
             closing=self._form.closing,
             coords_are_text=not self._form.has_coord_tokens,
             media=media,

@@ -4,10 +4,12 @@
     |----------------|------------------|------|-------|
     | GROUND_TRUTH   | STRUCT           | DESC | slot  |
     | FN_TAIL        | STRUCT           | DESC | slot  |
-    | MATCHED_PREFIX | MATCHED_STRUCT   | -    | slot  |
+    | MATCHED_PREFIX | MATCHED_STRUCT   | *    | slot  |
     | CLOSURE        | CLOSE            |      |       |
     | EOS            | EOS (type eos)   |      |       |
     | all others     | -                | -    | -     |
+
+(* where names of matched predictions are taught: MATCHED_DESC, see `EncodedSample.name_positions_M`.)
 
 The entries are `coordexp.losses.inputs.TextRole`s, which the weights of `token_ce` are defined on. A slot is
 supervised by the coordinate losses and never by the cross-entropy. Where coordinates are numbers there are no slots:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from coordexp.errors import ContractError
 from coordexp.losses.columns import CoordColumns
-from coordexp.losses.inputs import SupervisedRows
+from coordexp.losses.inputs import SupervisedRows, TextRole
 from coordexp.losses.modules import ForwardKind, TextWeighting, TokenCE
 from coordexp.targets.roles import NOT_A_ROW, text_roles
 from coordexp.targets.sample import EncodedSample
@@ -65,9 +65,12 @@ def _text_rows(
     positions, targets, roles, dropped = [], [], [], []
     for sample, start in _paired(samples, starts):
         roles_T = text_roles(sample.roles_T, sample.types_T, coords_are_text=sample.coords_are_text)
+        targets_T = sample.token_ids_T.copy()
+        roles_T[sample.name_positions_M] = TextRole.MATCHED_DESC
+        targets_T[sample.name_positions_M] = sample.name_ids_M
         at = np.flatnonzero(roles_T != NOT_A_ROW)
         positions.append(at + start - 1)
-        targets.append(sample.token_ids_T[at])
+        targets.append(targets_T[at])
         roles.append(roles_T[at].astype(np.int64))
         dropped.append(np.full(len(at), sample.dropped_invalid))
     return _stacked(positions), _stacked(targets), _stacked(roles), _stacked(dropped).bool()

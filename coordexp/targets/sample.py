@@ -29,6 +29,20 @@ class Media:
     """int64 [I, 3]: frames, patch rows and patch columns of each image; their products sum to P."""
 
 
+@dataclass(frozen=True, slots=True)
+class PrefixEdits:
+    """What was changed in a rollout before it is taught, in objects."""
+
+    num_duplicates: int = 0
+    """Second copies that left."""
+    num_replaced: int = 0
+    """Predictions that made room for a missed object."""
+    num_unmatched: int = 0
+    """Other predictions without a partner that left."""
+    num_written: int = 0
+    """Missed objects that stand before the end of the model's own records."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class EncodedSample:
     """Token ids, roles and types of prompt + target, and the coordinate slots to supervise.
@@ -48,7 +62,8 @@ class EncodedSample:
     prompt_length: int
     """Tokens of the prompt; at least 1, since each target token is predicted by the one before it."""
     prefix_length: int = 0
-    """Target tokens that the model wrote itself; 0 for ground truth. (A last one that is spelled anew is appended.)"""
+    """Target tokens before what is appended: the model's own, with missed objects that were written among them; 0 for
+    ground truth. (A last one that is spelled anew is appended.)"""
     target_text: str
     """What the target's tokens decode to, `<|im_end|>` included."""
     box_positions_B4: IntArray
@@ -59,6 +74,10 @@ class EncodedSample:
     """int64 [N]: tokens of the vertices of all supervised polygons, x before y."""
     poly_bins_N: IntArray
     """int64 [N]: true bins of these slots."""
+    name_positions_M: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """int64 [M]: tokens in names of matched predictions that are taught."""
+    name_ids_M: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """int64 [M]: what is taught there: the token itself, or the true name's where the two first differ."""
     num_matched: int = 0
     """Predictions in the prefix that have a partner."""
     dropped_invalid: bool = False
@@ -67,6 +86,8 @@ class EncodedSample:
     """What the form of the answer closes with."""
     coords_are_text: bool = False
     """Coordinates are written as numbers, which the cross-entropy teaches; there are no slots."""
+    edits: PrefixEdits = PrefixEdits()
+    """What the rollout lost and got before it became a target."""
     media: Media | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +95,9 @@ class EncodedSample:
             self._freeze(name, np.int8)
         for name in ("token_ids_T", "box_positions_B4", "box_bins_B4", "poly_positions_N", "poly_bins_N"):
             self._freeze(name, np.int64)
-        fault = _layout_fault(self) or _end_fault(self) or _slot_fault(self)
+        for name in ("name_positions_M", "name_ids_M"):
+            self._freeze(name, np.int64)
+        fault = _layout_fault(self) or _end_fault(self) or _slot_fault(self) or _name_fault(self)
         if fault:
             raise ContractError(f"sample {self.sample_id}: {fault}")
 
@@ -184,4 +207,19 @@ def _slot_fault(sample: EncodedSample) -> str | None:
         return "a coordinate token is supervised twice"
     if bins.size and not (bins.min() >= 0 and bins.max() < NUM_BINS):
         return f"true bins reach from {bins.min()} to {bins.max()}, expected 0..{NUM_BINS - 1}"
+    return None
+
+
+def _name_fault(sample: EncodedSample) -> str | None:
+    """Taught names are text of matched predictions, each token once."""
+    positions, ids = sample.name_positions_M, sample.name_ids_M
+    if positions.ndim != 1 or ids.shape != positions.shape:
+        return f"{positions.shape} tokens of names are taught {ids.shape} ids"
+    if len(np.unique(positions)) != len(positions):
+        return "a token of a name is taught twice"
+    inside = (positions >= sample.prompt_length) & (positions < sample.num_tokens)
+    roles, types = (array[positions[inside]] for array in (sample.roles_T, sample.types_T))
+    is_text = (roles == TokenRole.MATCHED_PREFIX) & np.isin(types, (TokenType.DESC, TokenType.STRUCT))
+    if not inside.all() or not is_text.all():
+        return f"a taught name is at tokens {positions.tolist()}, not all of which are text of matched predictions"
     return None

@@ -20,6 +20,7 @@ from coordexp.models.self_context import SelfContext
 from coordexp.packing.position_ids import VisionLayout
 from coordexp.rollout.session.session import RolloutSession
 from coordexp.targets.builder import PolygonTransport, TargetBuilder
+from coordexp.targets.rewrite import PrefixRules
 from coordexp.telemetry.desc_monitor import DescMonitor
 from coordexp.trainers.on_policy.evaluation import OnPolicyEvaluation, make_evaluation, make_session
 from coordexp.trainers.rollouts.answers import AnswerJudge, AnswerTeacher
@@ -61,7 +62,8 @@ def make_parts(trainer: Any) -> Stage2Parts:
         trainer.unwrapped_model.config,
         args.per_device_train_batch_size,
     )
-    builder = make_builder(trainer.settings, template, layout)
+    names = "matched_desc_ce" in objective.text_weights(ForwardKind.ROLLOUT)
+    builder = make_builder(trainer.settings, template, layout, teaches_names=names)
     judge = AnswerJudge(template.tokenizer, settings.matching, form=trainer.form)
     session = make_session(
         trainer,
@@ -164,14 +166,24 @@ def make_layout(
     )
 
 
-def make_builder(settings: RunSettings, template: Any, layout: SampleLayout) -> TargetBuilder:
+def make_builder(
+    settings: RunSettings, template: Any, layout: SampleLayout, *, teaches_names: bool = False
+) -> TargetBuilder:
     """Targets in the run's spelling, none longer than a forward holds."""
-    matching = rollout_settings(settings).matching
+    rollout = rollout_settings(settings)
+    matching, targets = rollout.matching, rollout.targets
     return TargetBuilder(
         template.tokenizer,
         form=settings.form,
         max_tokens=layout.packing_length or template.max_length,
         polygons=PolygonTransport(matching.ot_cost, matching.ot_epsilon, matching.ot_iters),
+        teaches_names=teaches_names,
+        rules=PrefixRules(
+            duplicate_iou=targets.drop_duplicates_above_iou,
+            replace_above_iou=targets.replace_above_iou,
+            drop_unmatched=targets.drop_unmatched,
+            missed_in_order=targets.missed == "in_order",
+        ),
     )
 
 

@@ -60,7 +60,9 @@ def test_a_sound_stage_1_recipe_passes_as_a_command(nano_model: Path, scenes: Pa
 def test_a_sound_stage_2_recipe_passes_from_its_checkpoint(
     taught_model: Path, scenes: Path, tmp_path: Path, monkeypatch
 ):
-    sections = two_channel(0.5, {"max_new_tokens": 60}, n_softctx_iter=2)
+    targets = {"replace_above_iou": 0.05, "drop_unmatched": True, "missed": "in_order"}
+    sections = two_channel(0.5, {"max_new_tokens": 60, "targets": targets}, n_softctx_iter=2)
+    sections["stage2_ab"]["pipeline"]["objective"][0]["config"]["rollout_matched_desc_weight"] = 0.5
     run = run_file(tmp_path, taught_model, custom_trainer_variant="stage2_two_channel", coordexp=sections)
     found = findings(run, scenes / "train.jsonl", tmp_path / "work")
     assert failed(found) == {}

@@ -24,9 +24,23 @@ def _within(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
             ("repeat_terminate", "enabled"),
             "beams change places, so no beam can be ended for its repetition; use decode_mode: greedy.",
         )
+    yield from _targets(settings)
     yield from _offload(settings)
     if settings.backend == "vllm":
         yield from _engine(settings)
+
+
+def _targets(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
+    targets, gate = settings.targets, settings.matching.maskiou_gate
+    if targets.drop_unmatched and targets.drop_duplicates_above_iou is not None:
+        text = "has no effect with drop_unmatched: true, by which duplicates leave too; remove one of them."
+        yield ("targets", "drop_duplicates_above_iou"), text
+    if targets.replace_above_iou is not None and targets.replace_above_iou >= gate:
+        yield (
+            ("targets", "replace_above_iou"),
+            f"{targets.replace_above_iou:g} is not below matching.maskiou_gate {gate:g}, above which a prediction near "
+            "a missed object is matched with it; lower it.",
+        )
 
 
 def _offload(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:

@@ -153,6 +153,7 @@ def _ours_without_effect(
     yield from _pixel_limits(sections, swift)
     if sections.rollout_matching is not None:
         yield from _rollouts(variant, sections.rollout_matching, sections.custom.prompt_variants)
+        yield from _targets(sections, sections.rollout_matching)
 
 
 def _pixel_limits(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
@@ -223,6 +224,23 @@ def _rollouts(
             ("rollout_matching", "vllm"),
             "has no effect with backend: hf, which has no vLLM engine; remove it (over a file that is extended: "
             "vllm: null), or use backend: vllm.",
+        )
+
+
+def _targets(sections: Sections, rollout: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
+    here, targets = ("rollout_matching", "targets"), rollout.targets
+    if targets.missed == "in_order" and sections.custom.object_ordering == "random":
+        yield (
+            (*here, "missed"),
+            "in_order needs an order that a target keeps, but custom.object_ordering is random; use append, or "
+            "object_ordering: sorted.",
+        )
+    two_channel = sections.stage2_ab
+    changes = targets != type(targets)()
+    if changes and two_channel is not None and two_channel.schedule.never_runs_b:
+        yield (
+            here,
+            "changes what channel B teaches, but stage2_ab.schedule.b_ratio is 0 throughout; remove it.",
         )
 
 

@@ -44,6 +44,11 @@ class TokenCeConfig(Section):
         le=4,
         description="Factor on appended structure in samples that dropped an invalid object (channel B).",
     )
+    rollout_matched_desc_weight: Weight = Field(
+        default=0.0,
+        description="Names of matched objects in the prefix (channel B): each token up to the first that is not the "
+        "true name's, and there the true one.",
+    )
 
 
 class BboxGeoConfig(Section):
@@ -184,11 +189,12 @@ class Pipeline(Section):
                 )
         if token_ce is None or token_ce.runs_in("B"):
             return
-        if token_ce.config.rollout_drop_invalid_struct_ce_multiplier != 1:
-            raise ValueError(
-                "rollout_drop_invalid_struct_ce_multiplier acts in channel B, where token_ce is off; "
-                "set it to 1"
-            )
+        for name, off in (
+            ("rollout_drop_invalid_struct_ce_multiplier", 1),
+            ("rollout_matched_desc_weight", 0),
+        ):
+            if vars(token_ce.config)[name] != off:
+                raise ValueError(f"{name} acts in channel B, where token_ce is off; set it to {off}")
 
 
 def pipeline_identity(pipeline: Pipeline, extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -182,6 +182,33 @@ class Matching(Section):
     ot_iters: int = Field(default=30, ge=1, description="Sinkhorn iterations of the transport.")
 
 
+class RolloutTargets(Section):
+    """What is changed in an answer before it is taught. By default nothing: missed objects are appended to it."""
+
+    drop_duplicates_above_iou: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="A prediction without a partner whose box has this IoU with that of a matched or an earlier one "
+        "leaves the answer; null: it stays.",
+    )
+    replace_above_iou: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="A prediction without a partner whose box has this IoU with a missed object is replaced by it, "
+        "where it stands; below matching.maskiou_gate, null: it stays and the object is appended.",
+    )
+    drop_unmatched: bool = Field(
+        default=False,
+        description="Every prediction without a partner leaves the answer, and every invalid one.",
+    )
+    missed: Literal["append", "in_order"] = Field(
+        default="append",
+        description="Missed objects stand behind the answer, or among its objects in the order of the ground truth.",
+    )
+
+
 class MonitorDump(Section):
     """Samples written for people to look at."""
 
@@ -291,6 +318,7 @@ class RolloutMatching(Section):
     vllm: Vllm = Vllm()
     offload: Offload = Offload()
     matching: Matching = Matching()
+    targets: RolloutTargets = RolloutTargets()
     eval_maskiou_gate: float | None = Field(
         default=None,
         ge=0,

@@ -22,6 +22,11 @@ class Schedule(Section):
         "larger whole part than the sum up to the step before."
     )
 
+    @property
+    def never_runs_b(self) -> bool:
+        """No step is of channel B."""
+        return self.b_ratio == 0 or (isinstance(self.b_ratio, list) and not any(r for _, r in self.b_ratio))
+
 
 class Stage2AB(Section):
     """Two-channel training: A teaches on ground truth with self-context, B on rollouts."""

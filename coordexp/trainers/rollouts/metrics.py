@@ -20,7 +20,7 @@ import numpy as np
 from coordexp.codec.parse import ParsedRollout
 from coordexp.codec.schema import NUM_BINS
 from coordexp.codec.token_types import TokenType
-from coordexp.config.schema.rollout import RolloutMatching
+from coordexp.config.schema.rollout import RolloutMatching, RolloutTargets
 from coordexp.eval.detection import Counts
 from coordexp.eval.predictions.image_result import duplicate_rate, objects_of
 from coordexp.matching import MatchResult
@@ -92,6 +92,7 @@ def rollout_metrics(
         **_duplicates(outcomes),
         **_matching(outcomes),
         **_construction(outcomes, fn_desc_weight),
+        **_edits(outcomes, decoding.targets),
         **_lengths(outcomes),
     }
 
@@ -241,6 +242,25 @@ def _construction(outcomes: Sequence[RolloutOutcome], fn_desc_weight: float) -> 
         keys.PREFIX_COORD_TARGETS_PER_MATCHED: (float(counts.num_prefix_coord), float(counts.num_matched)),
         keys.TAIL_IGNORE_FRAC: (masked, _total(map(_tail_length, samples))),
     }
+
+
+def _edits(outcomes: Sequence[RolloutOutcome], targets: RolloutTargets) -> MetricEntries:
+    """What `targets` changed; only what it can change."""
+    edits = [sample.edits for sample in _built(outcomes)]
+    replaces = targets.replace_above_iou is not None
+    counted = {
+        "duplicates_dropped": (
+            targets.drop_duplicates_above_iou is not None,
+            _total(edit.num_duplicates for edit in edits),
+        ),
+        "replaced": (replaces, _total(edit.num_replaced for edit in edits)),
+        "unmatched_dropped": (targets.drop_unmatched, _total(edit.num_unmatched for edit in edits)),
+        "missed_written": (
+            replaces or targets.missed == "in_order",
+            _total(edit.num_written for edit in edits),
+        ),
+    }
+    return {keys.PREFIX_EDITS[name]: number for name, (can_be, number) in counted.items() if can_be}
 
 
 def _built(outcomes: Sequence[RolloutOutcome]) -> list[EncodedSample]:

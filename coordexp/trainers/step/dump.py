@@ -76,6 +76,7 @@ def _answers(rolled_out: RolledOut) -> list[dict[str, Any]]:
             **_parsed(answer.parsed),
             "num_gt": len(answer.raw.objects),
             "gt_descs": [obj.desc for obj in answer.raw.objects],
+            "gt_bins": [list(obj.bins) for obj in answer.raw.objects],
             "matched": [list(pair) for pair in answer.match.matched],
             "maskious": list(answer.match.maskious),
             "num_candidates": answer.match.num_candidates,

@@ -15,6 +15,7 @@ from coordexp.audit.findings import DifferenceError
 from coordexp.audit.rollout_equations import _share_repeated, rollout_equations
 from coordexp.audit.run_equations import NOT_RECOMPUTED, DumpedStep, learning_rate, run_equations
 from coordexp.codec.token_types import TokenType
+from coordexp.config.schema.rollout import RolloutTargets
 from coordexp.metrics.catalog import lookup
 from coordexp.metrics.keys_stage2 import B_RATIO_REALIZED, STAGE2_CHANNEL_B
 from coordexp.targets.roles import TokenRole
@@ -214,6 +215,7 @@ def test_rollout_numbers_by_hand():
         "decode_mode": "greedy", "decoding": {"temperature": 0.0, "top_p": 0.9, "top_k": -1}, "packing": True,
         "packing_length": 52, "repeat_terminate": {"enabled": True},
         "desc_monitor": {"enabled": True, "every_steps": 2, "max_pairs": 8, "mode": "exact"},
+        "targets": RolloutTargets().model_dump(),
     }  # fmt: skip
     config = {"swift": SWIFT, "stage2_ab": section, "rollout_matching": rollout}
     values = rollout_equations(DumpedStep(plans, plans, {}, config))

@@ -43,6 +43,37 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
     ("text", "overrides", "said"),
     [
         (
+            TWO_CHANNEL.replace("b_ratio: 0.5", "b_ratio: [[0, 0.0], [9, 0]]").replace(
+                "{backend: hf}", "{backend: hf, targets: {drop_unmatched: true}}"
+            ),
+            (),
+            "rollout_matching.targets in run.yaml:2: changes what channel B teaches, but stage2_ab.schedule.b_ratio is "
+            "0 throughout; remove it.",
+        ),
+        (
+            ALIGNED.replace("_aligned}", "_aligned, object_ordering: random}").replace(
+                "backend: hf", "backend: hf\n  targets: {missed: in_order}"
+            ),
+            (),
+            "rollout_matching.targets.missed in run.yaml:4: in_order needs an order that a target keeps, but "
+            "custom.object_ordering is random; use append, or object_ordering: sorted.",
+        ),
+        (
+            ALIGNED.replace("backend: hf", "backend: hf\n  targets: {replace_above_iou: 0.3}"),
+            (),
+            "rollout_matching.targets.replace_above_iou in run.yaml:4: 0.3 is not below matching.maskiou_gate 0.3, "
+            "above which a prediction near a missed object is matched with it; lower it.",
+        ),
+        (
+            ALIGNED.replace(
+                "backend: hf",
+                "backend: hf\n  targets: {drop_unmatched: true, drop_duplicates_above_iou: 0.5}",
+            ),
+            (),
+            "rollout_matching.targets.drop_duplicates_above_iou in run.yaml:4: has no effect with drop_unmatched: "
+            "true, by which duplicates leave too; remove one of them.",
+        ),
+        (
             TWO_CHANNEL.replace("{backend: hf}", "{backend: hf, coord_decode_mode: st}"),
             (),
             "rollout_matching.coord_decode_mode in run.yaml:2: has no effect with trainer variant stage2_two_channel, "

@@ -164,6 +164,19 @@ WRONG = {
         {"objective": [module("token_ce", TOKEN_CE, channels=["A"])]},
         "rollout_drop_invalid_struct_ce_multiplier acts in channel B, where token_ce is off; set it to 1.",
     ),
+    "names of matched objects that nothing teaches": (
+        {
+            "objective": [
+                module(
+                    "token_ce",
+                    TOKEN_CE
+                    | {"rollout_drop_invalid_struct_ce_multiplier": 1, "rollout_matched_desc_weight": 0.5},
+                    channels=["A"],
+                )
+            ]
+        },
+        "rollout_matched_desc_weight acts in channel B, where token_ce is off; set it to 0.",
+    ),
 }
 
 
@@ -205,6 +218,12 @@ def test_checksum_is_the_sha256_of_the_canonical_identity() -> None:
     expected = hashlib.sha256(text.encode()).hexdigest()
     assert pipeline_checksum(settings.stage2_ab.pipeline, extra) == expected
     assert checksum_of(settings, "stage2_two_channel") == expected
+
+
+def test_an_option_at_its_default_is_no_part_of_the_checksum() -> None:
+    key = ["objective", 0, "config", "rollout_matched_desc_weight"]
+    assert two_channel_checksum(pipeline=edited(key, 0.0)) == two_channel_checksum()
+    assert two_channel_checksum(pipeline=edited(key, 0.5)) != two_channel_checksum()
 
 
 def test_checksum_does_not_see_key_order_number_form_or_run_context(tmp_path) -> None:
@@ -281,7 +300,10 @@ def test_the_losses_read_the_module_lists_as_they_were_written() -> None:
     for entry, own in zip(
         spec.objective + spec.diagnostics, [*written["objective"], *written["diagnostics"]], strict=True
     ):
-        left_out = {"target_sigma_per_side": None} if entry.name == "coord_reg" else {}
+        left_out: dict[str, Any] = {
+            "coord_reg": {"target_sigma_per_side": None},
+            "token_ce": {"rollout_matched_desc_weight": 0.0},
+        }.get(entry.name, {})
         config = own["config"] | left_out
         assert dataclasses.asdict(entry) == own | {
             "channels": tuple(own["channels"]),

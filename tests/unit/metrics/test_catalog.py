@@ -15,7 +15,7 @@ import pytest
 
 import coordexp
 from coordexp.errors import ContractError
-from coordexp.metrics import catalog, keys_control, keys_stage1, keys_stage2
+from coordexp.metrics import catalog, keys_control, keys_rollout, keys_stage1, keys_stage2
 from coordexp.metrics.catalog import Kind, Reduce
 from coordexp.metrics.keys_run import PACE, TIME_STEP, TRAJECTORY
 
@@ -59,7 +59,9 @@ def test_every_catalogue_key_of_ours_is_a_reference_key_or_health() -> None:
     }  # described in their own place
     extra = {spec.key for spec in catalog.all_specs() if spec.source == "coordexp"} - reference
     assert extra == {
+        "loss/B_rollout_text/matched_desc_ce",
         "rollout/f1_50_95",
+        *keys_rollout.PREFIX_EDITS.values(),
         "rollout/duplicate_rate_mean",
         "rollout/duplicate_rate_p99",
         "rollout/repeat_terminate_active",
