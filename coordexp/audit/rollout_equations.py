@@ -36,6 +36,7 @@ def rollout_equations(step: DumpedStep) -> dict[str, float]:
     ratios = _ratios(answers, step)
     values |= {key: over / under for key, (over, under) in ratios.items() if under}
     values |= rewrite_equations(answers, settings["targets"])
+    values |= _oracle(step.plans, settings["num_return_sequences"])
     values |= _counts(answers) | _knobs(settings, len(answers)) | _drops(answers)
     return values | _percentiles(step) | _times(step) | _descriptions(step) | _packs(step)
 
@@ -105,6 +106,19 @@ def _counts(answers: Sequence[Answer]) -> dict[str, float]:
         keys.PARSE_OBJ_TOTAL: pred + dropped,
         keys.PREFIX_COORD_TARGETS_TOTAL: _total(built, _num_prefix_slots),
     }
+
+
+def _oracle(plans: Sequence[Mapping[str, Any]], num_answers: int) -> dict[str, float]:
+    """Objects that any answer to their question found; ranks hold whole questions."""
+    found = asked = 0
+    for plan in plans if num_answers > 1 else ():
+        for index, answer in enumerate(plan["answers"]):
+            if index % num_answers == 0:
+                together = plan["answers"][index : index + num_answers]
+                by_any = [{gt for _, gt in one["matched"]} for one in together]
+                found += sum(any(gt in gts for gts in by_any) for gt in range(answer["num_gt"]))
+                asked += answer["num_gt"]
+    return {keys.ORACLE_RECALL: found / asked} if asked else {}
 
 
 def _ratios(answers: Sequence[Answer], step: DumpedStep) -> dict[str, tuple[float, float]]:

@@ -135,8 +135,10 @@ def learning_rate(swift: Mapping[str, Any], step: int) -> float:
 
 
 def num_samples(plan: Mapping[str, Any]) -> int:
-    """Original samples of a rank in a step: those asked about, or those taught."""
-    return len(plan["answers"]) or sum(int(forward["num_samples"]) for forward in counted(plan))
+    """Original samples of a rank in a step: those asked about, however often, or those taught."""
+    return sum(answer["answer_index"] == 0 for answer in plan["answers"]) or sum(
+        int(forward["num_samples"]) for forward in counted(plan)
+    )
 
 
 def counted(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:

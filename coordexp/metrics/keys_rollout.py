@@ -220,6 +220,16 @@ EXCLUDED_RATE = _rollout(
 FN_APPENDED_TOTAL = _rollout(
     "fn_appended_total", Kind.COUNTER, "Missed objects appended to the target.", "objects", better="lower"
 )
+ORACLE_RECALL = _rollout(
+    "oracle_recall",
+    Kind.RATE,
+    "Share of ground-truth objects that at least one of the `num_return_sequences` answers to their question found; "
+    "beside `rollout/recall`, the mean over these answers, it says how much better sampling knows than it answers.",
+    "fraction",
+    when="steps with a rollout, with `num_return_sequences` above 1",
+    over="ground-truth objects",
+    better="higher",
+)
 PREFIX_EDITS = {
     name: _rollout(
         f"prefix_{name}",

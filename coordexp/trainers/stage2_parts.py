@@ -100,6 +100,7 @@ def make_parts(trainer: Any) -> Stage2Parts:
             * args.per_device_train_batch_size
             * args.gradient_accumulation_steps,
             num_answers=settings.num_return_sequences,
+            teaches_best=settings.targets.answers == "best",
             generating=partial(trainer.pace.timer.phase, "generation"),
         ),
         runner=_make_runner(trainer, objective),

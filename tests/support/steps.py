@@ -84,6 +84,7 @@ def teacher(
     backend: WrittenAnswers,
     first_index: int = 0,
     num_answers: int = 1,
+    teaches_best: bool = False,
     form: AnswerForm | None = None,
     **matching: Any,
 ) -> AnswerTeacher:
@@ -95,6 +96,7 @@ def teacher(
         seed=7,
         first_index=first_index,
         num_answers=num_answers,
+        teaches_best=teaches_best,
     )
 
 

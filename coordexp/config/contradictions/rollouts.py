@@ -32,6 +32,9 @@ def _within(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
 
 def _targets(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
     targets, gate = settings.targets, settings.matching.maskiou_gate
+    if targets.answers == "best" and settings.num_return_sequences == 1:
+        text = "best has no effect with num_return_sequences: 1; ask for more answers, or remove it."
+        yield ("targets", "answers"), text
     if targets.drop_unmatched and targets.drop_duplicates_above_iou is not None:
         text = "has no effect with drop_unmatched: true, by which duplicates leave too; remove one of them."
         yield ("targets", "drop_duplicates_above_iou"), text

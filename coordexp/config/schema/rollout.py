@@ -185,6 +185,11 @@ class Matching(Section):
 class RolloutTargets(Section):
     """What is changed in an answer before it is taught. By default nothing: missed objects are appended to it."""
 
+    answers: Literal["all", "best"] = Field(
+        default="all",
+        description="Of the num_return_sequences answers to a question all are taught, or the one with most matched "
+        "objects.",
+    )
     drop_duplicates_above_iou: float | None = Field(
         default=None,
         gt=0,
@@ -294,8 +299,8 @@ class RolloutMatching(Section):
     num_return_sequences: int = Field(
         default=1,
         ge=1,
-        description="Answers to each question of a training step, each taught on as a sample of its own; more than 1 "
-        "needs decoding.temperature above 0. Evaluation asks once.",
+        description="Answers to each question of a training step, each taught on as a sample of its own (but see "
+        "targets.answers); more than 1 needs decoding.temperature above 0. Evaluation asks once.",
     )
     max_new_tokens: int = Field(default=1024, gt=0, description="Longest rollout.")
     generate_timeout_s: float | None = Field(

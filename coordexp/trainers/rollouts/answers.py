@@ -44,11 +44,35 @@ class RolledOut:
     generate_s: float
     parse_match_s: float
     encode_s: float
+    num_answers: int = 1
+    """To each question; those to one stand one after another."""
+    teaches_best: bool = False
+    """Only the best answer to each question is taught, not all."""
 
     @property
     def samples(self) -> list[EncodedSample]:
         """What is trained on; rollouts that gave no sample are left out."""
-        return [outcome.sample for outcome in self.outcomes if isinstance(outcome.sample, EncodedSample)]
+        taught = [self.outcomes[index].sample for index in self.taught]
+        return [sample for sample in taught if isinstance(sample, EncodedSample)]
+
+    @property
+    def taught(self) -> list[int]:
+        """Indices of the answers that are taught, ascending."""
+        if not self.teaches_best:
+            return list(range(len(self.answers)))
+        starts = range(0, len(self.answers), self.num_answers)
+        return [start + best_of(self.answers[start : start + self.num_answers]) for start in starts]
+
+
+def best_of(answers: Sequence[JudgedAnswer]) -> int:
+    """The answer with most matched objects; of several the one with fewest others, of those the first."""
+
+    def worth(index: int) -> tuple[int, int, int]:
+        answer = answers[index]
+        num_matched = 0 if answer.parsed.prefix_is_fallback else len(answer.match.matched)
+        return num_matched, -len(answer.match.unmatched_pred), -index
+
+    return max(range(len(answers)), key=worth)
 
 
 class AnswerJudge:
@@ -93,6 +117,7 @@ class AnswerTeacher:
         policy_version: of optimizer step s; answers of any other version are refused.
         seed: of the run.  first_index: index of this rank's first question among those of all ranks.
         num_answers: to each question, each with a seed and a target of its own.
+        teaches_best: only the best answer to each question is taught (`best_of`), not all.
         generating: what the time of generating is taken with.
     """
 
@@ -106,12 +131,13 @@ class AnswerTeacher:
         seed: int,
         first_index: int = 0,
         num_answers: int = 1,
+        teaches_best: bool = False,
         generating: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._session, self._judge, self._builder = session, judge, builder
         self._generating = generating
         self._policy_version, self._seed, self._first_index = policy_version, seed, first_index
-        self._num_answers = num_answers
+        self._num_answers, self._teaches_best = num_answers, teaches_best
 
     def __call__(self, raws: Sequence[RawSample], step: int) -> RolledOut:
         """Answers of the policy as it is before optimizer step `step`, and a target from each. Collective.
@@ -138,6 +164,8 @@ class AnswerTeacher:
             generate_s=generated - started,
             parse_match_s=judged - generated,
             encode_s=time.perf_counter() - judged,
+            num_answers=self._num_answers,
+            teaches_best=self._teaches_best,
         )
 
     def _outcome(self, answer: JudgedAnswer) -> RolloutOutcome:

@@ -93,6 +93,7 @@ def rollout_metrics(
         **_matching(outcomes),
         **_construction(outcomes, fn_desc_weight),
         **_edits(outcomes, decoding.targets),
+        **_oracle(outcomes, decoding.num_return_sequences),
         **_lengths(outcomes),
     }
 
@@ -242,6 +243,15 @@ def _construction(outcomes: Sequence[RolloutOutcome], fn_desc_weight: float) -> 
         keys.PREFIX_COORD_TARGETS_PER_MATCHED: (float(counts.num_prefix_coord), float(counts.num_matched)),
         keys.TAIL_IGNORE_FRAC: (masked, _total(map(_tail_length, samples))),
     }
+
+
+def _oracle(outcomes: Sequence[RolloutOutcome], num_answers: int) -> MetricEntries:
+    """What the answers to a question found together."""
+    if num_answers == 1:
+        return {}
+    questions = [outcomes[start : start + num_answers] for start in range(0, len(outcomes), num_answers)]
+    found = _total(len({gt for one in answers for _, gt in one.match.matched}) for answers in questions)
+    return {keys.ORACLE_RECALL: (found, _total(answers[0].num_gt for answers in questions))}
 
 
 def _edits(outcomes: Sequence[RolloutOutcome], targets: RolloutTargets) -> MetricEntries:

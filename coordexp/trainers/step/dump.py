@@ -69,6 +69,7 @@ def _answers(rolled_out: RolledOut) -> list[dict[str, Any]]:
     return [
         {
             "sample_id": answer.raw.sample_id,
+            "answer_index": index % rolled_out.num_answers,
             "prompt_token_ids": list(answer.rollout.prompt_token_ids),
             "response_token_ids": list(answer.rollout.response_token_ids),
             "policy_version": answer.rollout.policy_version,
@@ -83,7 +84,7 @@ def _answers(rolled_out: RolledOut) -> list[dict[str, Any]]:
             "gating_rejections": answer.match.gating_rejections,
             "target": _target(outcome.sample) if isinstance(outcome.sample, EncodedSample) else None,
         }
-        for answer, outcome in zip(rolled_out.answers, rolled_out.outcomes, strict=True)
+        for index, (answer, outcome) in enumerate(zip(rolled_out.answers, rolled_out.outcomes, strict=True))
     ]
 
 

@@ -12,7 +12,7 @@ from transformers import get_scheduler
 
 from coordexp.audit.equations import check_equations
 from coordexp.audit.findings import DifferenceError
-from coordexp.audit.rollout_equations import _share_repeated, rollout_equations
+from coordexp.audit.rollout_equations import _oracle, _share_repeated, rollout_equations
 from coordexp.audit.run_equations import NOT_RECOMPUTED, DumpedStep, learning_rate, run_equations
 from coordexp.codec.token_types import TokenType
 from coordexp.config.schema.rollout import RolloutTargets
@@ -156,6 +156,7 @@ S, D, K = int(TokenType.STRUCT), int(TokenType.DESC), int(TokenType.COORD)
 def answer(**changes: Any) -> dict[str, Any]:
     """Two of three objects were found, one of them with an equal name; one record was broken."""
     plain = {
+        "answer_index": 0,
         "prompt_token_ids": [0] * 5, "num_tokens": 20, "policy_version": 1, "repeat_terminated": False,
         "descs": ["Cat", "dog"], "bins": [[0, 0, 10, 10], [0, 0, 10, 10]],
         "dropped_by_reason": {"malformed": 1}, "truncated": False,
@@ -187,6 +188,14 @@ def test_repeated_objects_by_hand():
     assert _share_repeated(answer(descs=[], bins=[])) == 0
 
 
+def test_what_several_answers_found_together():
+    """Of four objects one answer finds the first two, the other the second and the last."""
+    answers = [answer(num_gt=4, matched=[[0, 0], [1, 1]]), answer(num_gt=4, matched=[[0, 1], [1, 3]])]
+    other = [answer(num_gt=1, matched=[]), answer(num_gt=1, matched=[])]
+    assert _oracle([{"answers": answers}, {"answers": other}], 2) == {"rollout/oracle_recall": 3 / 5}
+    assert _oracle([{"answers": answers}], 1) == {}
+
+
 def test_rollout_numbers_by_hand():
     """Two ranks with one answer each; the second wrote nothing that a target could continue."""
     cut = answer(
@@ -215,7 +224,7 @@ def test_rollout_numbers_by_hand():
         "decode_mode": "greedy", "decoding": {"temperature": 0.0, "top_p": 0.9, "top_k": -1}, "packing": True,
         "packing_length": 52, "repeat_terminate": {"enabled": True},
         "desc_monitor": {"enabled": True, "every_steps": 2, "max_pairs": 8, "mode": "exact"},
-        "targets": RolloutTargets().model_dump(),
+        "targets": RolloutTargets().model_dump(), "num_return_sequences": 1,
     }  # fmt: skip
     config = {"swift": SWIFT, "stage2_ab": section, "rollout_matching": rollout}
     values = rollout_equations(DumpedStep(plans, plans, {}, config))

@@ -59,6 +59,12 @@ def problems_of(tmp_path: Path, text: str, *overrides: str) -> str:
             "custom.object_ordering is random; use append, or object_ordering: sorted.",
         ),
         (
+            ALIGNED.replace("backend: hf", "backend: hf\n  targets: {answers: best}"),
+            (),
+            "rollout_matching.targets.answers in run.yaml:4: best has no effect with num_return_sequences: 1; ask for "
+            "more answers, or remove it.",
+        ),
+        (
             ALIGNED.replace("backend: hf", "backend: hf\n  targets: {replace_above_iou: 0.3}"),
             (),
             "rollout_matching.targets.replace_above_iou in run.yaml:4: 0.3 is not below matching.maskiou_gate 0.3, "

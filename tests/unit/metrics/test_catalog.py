@@ -61,6 +61,7 @@ def test_every_catalogue_key_of_ours_is_a_reference_key_or_health() -> None:
     assert extra == {
         "loss/B_rollout_text/matched_desc_ce",
         "rollout/f1_50_95",
+        "rollout/oracle_recall",
         *keys_rollout.PREFIX_EDITS.values(),
         "rollout/duplicate_rate_mean",
         "rollout/duplicate_rate_p99",

@@ -6,11 +6,12 @@ import pytest
 from support.steps import WrittenAnswers, assembly, box, raw, teacher
 
 from coordexp.codec.serialize import serialize
-from coordexp.config.schema.rollout import Matching
+from coordexp.config.schema.rollout import Decoding, Matching, RolloutMatching
 from coordexp.models.tiny_tokenizer import train_tiny_tokenizer
 from coordexp.rollout.types import Rollout
 from coordexp.targets import DroppedSample, TargetBuilder
 from coordexp.trainers.rollouts.answers import AnswerJudge
+from coordexp.trainers.rollouts.metrics import rollout_metrics
 from coordexp.trainers.step.planners import RolloutPlanner
 
 CAT, DOG = box("cat", 100, 100, 300, 300), box("dog", 500, 500, 800, 800)
@@ -65,6 +66,30 @@ def test_several_answers_to_a_question_are_samples_of_their_own(tok):
     texts = [sample.target_text for sample in rolled_out.samples]
     assert texts == [serialize(found) + end for found in ([CAT, DOG], [DOG, CAT], [DOG], [DOG])]
     assert [sample.sample_id for sample in rolled_out.samples] == [r.request_id for r in backend.asked]
+
+
+def test_the_best_answer_to_each_question_may_be_taught_alone(tok):
+    end = "<|im_end|>"
+    far = box("cat", 700, 0, 900, 90)
+    written = [[DOG], [CAT, DOG, far], [CAT, DOG], [far], [], []]
+    backend = WrittenAnswers(tok, [serialize(found) + end for found in written])
+    raws = [raw(tok, 1, CAT, DOG), raw(tok, 2, DOG)]
+    rolled_out = teacher(tok, backend, num_answers=3, teaches_best=True)(raws, 0)
+    assert rolled_out.taught == [2, 4]  # most matched, then fewest others, then the first
+    assert [sample.target_text for sample in rolled_out.samples] == [
+        serialize([CAT, DOG]) + end,
+        serialize([DOG]) + end,
+    ]
+    assert len(rolled_out.outcomes) == 6  # all of them are counted
+    metrics = rollout_metrics(
+        rolled_out.outcomes,
+        RolloutMatching(num_return_sequences=3, decoding=Decoding(temperature=1.0)),
+        generate_s=1.0,
+        parse_match_s=1.0,
+        encode_s=1.0,
+    )
+    assert metrics["rollout/oracle_recall"] == (2.0, 3.0)
+    assert metrics["rollout/recall"] == (5.0, 9.0)
 
 
 def test_every_answer_of_a_step_is_taught_on(tok):
