@@ -96,8 +96,14 @@ def make_models(study: Study, cells: Iterable[Cell], *, say: Callable[[str], obj
             say(f"model {folder.name}: made in {folder.parent}")
 
 
-def check_scenes(study: Study) -> None:
-    """ConfigError naming the data set whose scenes cannot be drawn."""
+def check_assets(study: Study) -> None:
+    """ConfigError naming a data set whose scenes cannot be drawn or whose files are missing, or a model that is."""
+    for cell in study.cells:
+        if study.recipe_of(cell).start_from is None:
+            start_model(study, cell)
+    for name, data in study.file.data.items():
+        if data.shapes is None:
+            data_files(study, name)
     for name, data in study.file.data.items():
         if data.shapes is not None:
             try:

@@ -225,13 +225,21 @@ def _run_ready(
                     states[cell] = BLOCKED
                     say(f"{cell}: not run, {' and '.join(str(o) for o in needs if o not in done)} failed")
                 elif all(other in done for other in needs):
-                    if state_of(study, cell, done) == DONE:
+                    if _is_done(study, cell, done):
                         states[cell], done[cell] = DONE, _record(study, cell, done)
                         continue
                     running[pool.submit(runner.run, cell, dict(done))] = cell
             if running:
                 _collect(running, states, done, len(wanted), say)
     return states
+
+
+def _is_done(study: Study, cell: Cell, done: Mapping[Cell, Mapping[str, Any]]) -> bool:
+    """False too where it cannot be told: running the cell finds out what is wrong, and records it."""
+    try:
+        return state_of(study, cell, done) == DONE
+    except CoordExpError:
+        return False
 
 
 def _collect(

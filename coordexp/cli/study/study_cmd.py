@@ -36,13 +36,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Check the whole study, then list, run or report; returns the process exit code."""
-    from coordexp.study.assets import check_scenes
+    from coordexp.study.assets import check_assets
     from coordexp.study.jobs import check_recipes
     from coordexp.study.plan import read_study, selected
     from coordexp.study.records import DONE
 
     study = read_study(args.file)
-    check_scenes(study)
+    check_assets(study)
     check_recipes(study)
     cells = selected(study.cells, args.only)
     if args.list:
