@@ -99,7 +99,7 @@ def make_models(study: Study, cells: Iterable[Cell], *, say: Callable[[str], obj
 def check_assets(study: Study) -> None:
     """ConfigError naming a data set whose scenes cannot be drawn or whose files are missing, or a model that is."""
     for cell in study.cells:
-        if study.recipe_of(cell).start_from is None:
+        if study.start_of(cell) is None:
             start_model(study, cell)
     for name, data in study.file.data.items():
         if data.shapes is None:

@@ -21,6 +21,7 @@ COSTS = {
     "train_cpu_s": "CPU s",
     "evaluate_wall_s": "evaluate s",
     "tokens_trained": "tokens trained",
+    "tokens_generated": "tokens answered",
 }
 """Costs of a cell -> head of their column. train_s is of the optimizer steps alone, CPU s of the whole process."""
 
@@ -82,7 +83,14 @@ def _row(
         if name != best:
             pairs = [(_folder(study, cell, name), _folder(study, cell, best)) for cell in cells]
             readouts[name]["difference"] = _as_json(comparisons.differences(*_unzipped(pairs)))
-    costs = [{**record["cost"], "steps": record["steps"]} for record in records]
+    costs = [
+        {
+            **record["cost"],
+            "steps": record["steps"],
+            "tokens_generated": record["readouts"][best]["tokens_generated"],
+        }
+        for record in records
+    ]
     return {
         "recipe": recipe,
         "label": study.file.recipes[recipe].label or recipe,

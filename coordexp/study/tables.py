@@ -143,7 +143,7 @@ def _md_cell(cell: ShownCell) -> str:
 
 def _best(spreads: Sequence[Mapping[str, float] | None], name: str) -> float | None:
     means = [spread["mean"] for spread in spreads if spread is not None]
-    if len(means) < 2:
+    if len(set(means)) < 2:
         return None
     return min(means) if name in LOWER_IS_BETTER else max(means)
 

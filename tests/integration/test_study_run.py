@@ -127,7 +127,7 @@ def test_cells_that_are_done_are_not_run_again(stopped: Stopped, monkeypatch, ca
     assert (stopped.cell / "attempts.jsonl").read_text(encoding="utf-8") == before
     assert main(["study", str(stopped.file), "--list"]) == 0
     shown = capsys.readouterr().out
-    assert [line.split()[-2] for line in shown.splitlines() if "│" in line and "recipe" not in line] == [
+    assert [line.split("│")[4].strip() for line in shown.splitlines() if "│" in line and "recipe" not in line] == [
         "done", "done", "failed", "waits",
     ]  # fmt: skip
 

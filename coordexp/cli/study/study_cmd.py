@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from coordexp.cli.arguments import positive_int
 from coordexp.errors import EXIT_FAILURE, EXIT_OK
+
+if TYPE_CHECKING:
+    from coordexp.study.plan import Cell, Study
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -46,12 +51,7 @@ def run(args: argparse.Namespace) -> int:
     check_recipes(study)
     cells = selected(study.cells, args.only)
     if args.list:
-        from coordexp.cli.console import show_table
-        from coordexp.study.running import states
-
-        found, _ = states(study)
-        rows = [(cell.data, cell.recipe, str(cell.seed), found[cell]) for cell in cells]
-        show_table(f"{study.file.name}: {len(cells)} cells", ("data", "recipe", "seed", "state"), rows)
+        _list(study, cells)
         return EXIT_OK
     failed = []
     if not args.report_only:
@@ -72,6 +72,37 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         print(f"{len(failed)} cells are not done: {', '.join(map(str, failed))}")
     return EXIT_FAILURE if failed else EXIT_OK
+
+
+def _list(study: Study, cells: Sequence[Cell]) -> None:
+    """One line per cell: its state, and of those that are done what they cost and say."""
+    from coordexp.cli.console import show_table
+    from coordexp.study.running import states
+    from coordexp.study.schema import METRICS
+
+    found, done = states(study)
+    headline = study.file.evaluate.of_headline
+    rows = []
+    for cell in cells:
+        record = done.get(cell)
+        numbers = ["", "", *("" for _ in study.file.headline)]
+        if record is not None:
+            readout = record["readouts"][f"{headline.coord}/{headline.score}"]
+            values = [readout[name] for name in study.file.headline]
+            seconds = record["cost"]["train_s"]
+            numbers = [str(record["steps"]), "-" if seconds is None else f"{seconds:.0f}"]
+            numbers += ["-" if value is None else f"{value:.3f}" for value in values]
+        rows.append((cell.data, cell.recipe, str(cell.seed), found[cell], *numbers))
+    heads = (
+        "data",
+        "recipe",
+        "seed",
+        "state",
+        "steps",
+        "train s",
+        *map(METRICS.__getitem__, study.file.headline),
+    )
+    show_table(f"{study.file.name}: {len(cells)} cells, {len(done)} done", heads, rows)
 
 
 def _say(text: str) -> None:
