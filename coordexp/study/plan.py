@@ -158,8 +158,11 @@ def _problems(file: StudyFile, tree: Tree) -> Iterator[Problem]:
         place: Place | None = tree.place(path)
         return Problem(dotted(path), text, place=place)
 
-    if file.baseline not in recipes:
-        yield problem(("baseline",), f"{one_of(file.baseline, recipes)}.")
+    unknown = False
+    for name in file.baseline:
+        if name not in recipes:
+            unknown = True
+            yield problem(("baseline",), f"{one_of(name, recipes)}.")
     if file.results in file.data:
         yield problem(
             ("results",), "is a data set too, whose cells have a folder of that name; choose another."
@@ -172,7 +175,6 @@ def _problems(file: StudyFile, tree: Tree) -> Iterator[Problem]:
     headline = file.evaluate.of_headline
     if headline.coord not in file.evaluate.coord or headline.score not in file.evaluate.score:
         yield problem(("evaluate", "headline"), "is none of those that coord and score list.")
-    unknown = file.baseline not in recipes
     for name, recipe in file.recipes.items():
         for path, found, choices in _references(file, name, recipe):
             if found not in choices:
@@ -232,7 +234,8 @@ def _order_problems(file: StudyFile, problem: Any) -> Iterator[Problem]:
                 yield problem(("recipes", name), text)
     yield from _start_problems(study, problem)
     for name in file.recipes:
-        missing = [data for data in study.data_of(name) if data not in study.data_of(file.baseline)]
+        compared = {data for baseline in file.baseline for data in study.data_of(baseline)}
+        missing = [data for data in study.data_of(name) if data not in compared]
         if missing:
             text = f"is not run on {', '.join(missing)}, where {name} has to be compared with it."
             yield problem(("baseline",), text)

@@ -98,22 +98,27 @@ def _row(
         "readouts": readouts,
         "cost": _as_json(spreads(costs, list(COSTS))),
         "cost_is_whole": all(cost["is_whole"] for cost in costs),
-        "difference": _to_baseline(study, cells, done, best, comparisons),
+        "difference": {
+            baseline: difference
+            for baseline in study.file.baseline
+            if (difference := _to_baseline(study, baseline, cells, done, best, comparisons))
+        },
     }
 
 
 def _to_baseline(
     study: Study,
+    baseline: str,
     cells: Sequence[Cell],
     done: Mapping[Cell, Mapping[str, Any]],
     readout: str,
     comparisons: Comparisons,
 ) -> dict[str, Any] | None:
-    """Differences to the baseline over the seeds that both have; None for itself and where there are none."""
+    """Differences to a baseline over the seeds that both have; None for itself and where there are none."""
     pairs = [
         (_folder(study, cell, readout), _folder(study, other, readout))
         for cell in cells
-        if (other := Cell(cell.data, study.file.baseline, cell.seed)) in done and other != cell
+        if (other := Cell(cell.data, baseline, cell.seed)) in done and other != cell
     ]
     return _as_json(comparisons.differences(*_unzipped(pairs))) if pairs else None
 

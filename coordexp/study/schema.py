@@ -250,7 +250,9 @@ class StudyFile(Section):
     )
     recipes: dict[Name, StudyRecipe] = Field(min_length=1)
     evaluate: StudyEvaluation = Field(default=StudyEvaluation())
-    baseline: str = Field(description="The recipe that the others are compared with.")
+    baseline: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        description="The recipe, or the recipes, that the others are compared with."
+    )
     headline: list[str] = Field(
         default=["f1_at_50", "f1_50_95", "AP"], min_length=1, description="Numbers of the first table."
     )

@@ -40,8 +40,11 @@ def shown_tables(results: Mapping[str, Any]) -> list[ShownTable]:
     made = []
     for table in results["tables"]:
         made.append(_numbers_table(results, table))
-        if any(row["difference"] for row in table["rows"]):
-            made.append(_difference_table(results, table))
+        made += [
+            _difference_table(table, baseline)
+            for baseline in results["baseline"]
+            if any(baseline in row["difference"] for row in table["rows"])
+        ]
         if any(len(row["readouts"]) > 1 for row in table["rows"]):
             made.append(_readout_table(results, table))
         made.append(_cost_table(table))
@@ -66,21 +69,19 @@ def _numbers_table(results: Mapping[str, Any], table: Mapping[str, Any]) -> Show
     return ShownTable(f"{table['label']}", caption, [METRICS[name] for name in names], rows)
 
 
-def _difference_table(results: Mapping[str, Any], table: Mapping[str, Any]) -> ShownTable:
+def _difference_table(table: Mapping[str, Any], baseline: str) -> ShownTable:
     rows = [
-        (row["label"], [_difference(row["difference"][name]) for name in COMPARED])
+        (row["label"], [_difference(row["difference"][baseline][name]) for name in COMPARED])
         for row in table["rows"]
-        if row["difference"]
+        if baseline in row["difference"]
     ]
-    baseline = next(
-        (r["label"] for r in table["rows"] if r["recipe"] == results["baseline"]), results["baseline"]
-    )
+    label = next(row["label"] for row in table["rows"] if row["recipe"] == baseline)
     caption = (
         "Mean over seeds with its 95 % interval over images (paired by image and seed), below it the difference of "
         "every seed."
     )
     return ShownTable(
-        f"{table['label']}: difference to {baseline}", caption, [METRICS[name] for name in COMPARED], rows
+        f"{table['label']}: difference to {label}", caption, [METRICS[name] for name in COMPARED], rows
     )
 
 
