@@ -163,6 +163,8 @@ def _problems(file: StudyFile, tree: Tree) -> Iterator[Problem]:
         if name not in recipes:
             unknown = True
             yield problem(("baseline",), f"{one_of(name, recipes)}.")
+        elif not file.recipes[name].is_evaluated:
+            yield problem(("baseline",), f"{name} is not evaluated.")
     if file.results in file.data:
         yield problem(
             ("results",), "is a data set too, whose cells have a folder of that name; choose another."

@@ -55,8 +55,8 @@ def _tables(study: Study, done: Mapping[Cell, Mapping[str, Any]]) -> list[dict[s
     for data, settings in study.file.data.items():
         rows = [
             _row(study, data, recipe, done, comparisons)
-            for recipe in study.file.recipes
-            if any(cell.data == data and cell.recipe == recipe for cell in done)
+            for recipe, settings_of in study.file.recipes.items()
+            if settings_of.is_evaluated and any(cell.data == data and cell.recipe == recipe for cell in done)
         ]
         if rows:
             tables.append({"data": data, "label": settings.label or data, "rows": rows})

@@ -85,7 +85,11 @@ def evaluation_job(study: Study, cell: Cell, job: TrainingJob) -> EvaluationJob:
         data=str(data_files(study, cell.data).val),
         output=str(folder / "eval"),
         identity=job.identity,
-        coord=tuple(c for c in settings.coord if recipe.coord is None or c in recipe.coord),
+        coord=tuple(
+            coord
+            for coord in settings.coord
+            if recipe.is_evaluated and (recipe.coord is None or coord in recipe.coord)
+        ),
         score=tuple(s for s in settings.score if recipe.score is None or s in recipe.score),
         max_new_tokens=recipe.max_new_tokens or settings.max_new_tokens,
         batch_size=settings.batch_size,

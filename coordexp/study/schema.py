@@ -170,6 +170,10 @@ class StudyRecipe(Section):
         default=None, description="Data sets that it is run on; all by default."
     )
     checkpoint: Checkpoint = Field(default=LAST, description="Which one is evaluated.")
+    is_evaluated: bool = Field(
+        default=True,
+        description="false: only trained, for others to start from or to be measured on; it has no row.",
+    )
     coord: Annotated[list[Readout] | None, BeforeValidator(_listed)] = Field(
         default=None,
         description="Only these of the study's ways to read coordinates (numbers in digits have the arg-max alone).",

@@ -76,33 +76,23 @@ def run(args: argparse.Namespace) -> int:
 
 def _list(study: Study, cells: Sequence[Cell]) -> None:
     """One line per cell: its state, and of those that are done what they cost and say."""
-    from coordexp.cli.console import show_table
     from coordexp.study.running import states
     from coordexp.study.schema import METRICS
 
     found, done = states(study)
     headline = study.file.evaluate.of_headline
-    rows = []
+    rows = [["cell", "state", "steps", "train s", *map(METRICS.__getitem__, study.file.headline)]]
     for cell in cells:
-        record = done.get(cell)
-        numbers = ["", "", *("" for _ in study.file.headline)]
-        if record is not None:
-            readout = record["readouts"][f"{headline.coord}/{headline.score}"]
-            values = [readout[name] for name in study.file.headline]
-            seconds = record["cost"]["train_s"]
-            numbers = [str(record["steps"]), "-" if seconds is None else f"{seconds:.0f}"]
-            numbers += ["-" if value is None else f"{value:.3f}" for value in values]
-        rows.append((cell.data, cell.recipe, str(cell.seed), found[cell], *numbers))
-    heads = (
-        "data",
-        "recipe",
-        "seed",
-        "state",
-        "steps",
-        "train s",
-        *map(METRICS.__getitem__, study.file.headline),
-    )
-    show_table(f"{study.file.name}: {len(cells)} cells, {len(done)} done", heads, rows)
+        row = [str(cell), found[cell]]
+        if (record := done.get(cell)) is not None:
+            readout = record["readouts"].get(f"{headline.coord}/{headline.score}", {})
+            numbers = [(record["cost"]["train_s"], 0), *((readout.get(n), 3) for n in study.file.headline)]
+            row += [str(record["steps"]), *("-" if v is None else f"{v:.{digits}f}" for v, digits in numbers)]
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=False)).rstrip())
+    print(f"{len(done)} of {len(study.cells)} cells are done")
 
 
 def _say(text: str) -> None:
