@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +15,6 @@ from support.processes import ROOT, run_coordexp, swift_environment
 from coordexp.cli.main import main
 from coordexp.files import read_json, read_jsonl
 from coordexp.metrics.sinks import read_payloads
-from coordexp.study.records import process_costs, training_numbers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -147,26 +144,3 @@ def test_another_way_to_train_is_another_cell(stopped: Stopped, monkeypatch, cap
         other.write_text(text.replace(old, new), encoding="utf-8")
         assert main(["study", str(other), "--list", "--only", "recipe=ce"]) == 0
         assert state in capsys.readouterr().out
-
-
-def test_costs_of_steps_that_were_done_twice_count_once(tmp_path):
-    """Seconds of a step are means over the steps since the last record."""
-    rows = [(1, 1.0), (5, 0.5), (10, 0.4), (10, 0.6), (12, 0.2)]
-    lines = [
-        {"schema_version": 1, "mode": "train", "global_step": step, "metrics": {"time/step_s": seconds}}
-        for step, seconds in rows
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert training_numbers(tmp_path)["train_s"] == pytest.approx(1.0 + 4 * 0.5 + 5 * 0.6 + 2 * 0.2)
-
-
-def test_processes_that_left_no_end_are_named(tmp_path):
-    lines = [
-        {"phase": "train", "event": "begin"},
-        {"phase": "train", "event": "begin"},
-        {"phase": "train", "event": "end", "exit_code": 0, "wall_s": 3.0, "cpu_s": 2.0},
-    ]
-    (tmp_path / "attempts.jsonl").write_text("".join(json.dumps(line) + os.linesep for line in lines))
-    assert process_costs(tmp_path)["train"] == {
-        "wall_s": 3.0, "cpu_s": 2.0, "processes": 1, "is_whole": False,
-    }  # fmt: skip
