@@ -17,6 +17,7 @@ class AnswerForm(ABC):
     """One way to write the objects of a picture as text, and to read them back.
 
     opening: what an answer begins with, up to its first record.  closing: what stands behind its last record.
+    separator: between two records, each with a description of its own.
     most_bytes_per_object, most_tokens_per_coord: bounds of what `serialize` writes beside descriptions, where every
         byte is a token at most; the opening and the closing are not counted.
     """
@@ -24,6 +25,7 @@ class AnswerForm(ABC):
     name: str
     opening: str
     closing: str
+    separator: str
     most_bytes_per_object: int
     most_tokens_per_coord: int
 
@@ -38,6 +40,10 @@ class AnswerForm(ABC):
 
         Raises RecordError for an object that cannot be written.
         """
+
+    @abstractmethod
+    def written_desc(self, desc: str) -> str:
+        """A description as it stands in an answer, without what encloses it."""
 
     @abstractmethod
     def append_fragment(self, objects: Iterable[BoxObject], prefix_text: str) -> str:

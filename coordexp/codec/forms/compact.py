@@ -126,7 +126,7 @@ class CompactForm(AnswerForm):
     """See the module's first lines."""
 
     name = "compact"
-    opening, closing = _OPENING, _CLOSING
+    opening, closing, separator = _OPENING, _CLOSING, _SEPARATOR
     most_bytes_per_object = len(_SEPARATOR)
     most_tokens_per_coord = 1
 
@@ -136,6 +136,9 @@ class CompactForm(AnswerForm):
 
     def serialize(self, objects: Iterable[BoxObject]) -> str:
         return _OPENING + _SEPARATOR.join(_runs_of(objects)) + _CLOSING
+
+    def written_desc(self, desc: str) -> str:
+        return _written(desc)
 
     def append_fragment(self, objects: Iterable[BoxObject], prefix_text: str) -> str:
         data = prefix_text.encode("utf-8", errors="replace")

@@ -13,7 +13,7 @@ from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.layout import JsonLayout
 from coordexp.codec.parse import ParsedRollout, parse_rollout
 from coordexp.codec.schema import BoxObject, check_field_order
-from coordexp.codec.serialize import append_fragment, serialize, to_strict_json
+from coordexp.codec.serialize import append_fragment, quoted, serialize, to_strict_json
 from coordexp.codec.token_types import desc_token_positions, token_types
 
 
@@ -23,7 +23,7 @@ class JsonForm(AnswerForm):
     def __init__(self, name: str, layout: JsonLayout, field_order: str) -> None:
         check_field_order(field_order)
         self.name, self.layout, self.field_order = name, layout, field_order
-        self.opening, self.closing = layout.opening, layout.closing
+        self.opening, self.closing, self.separator = layout.opening, layout.closing, ", "
         self.most_bytes_per_object = len(f'{{"{layout.desc_key}": "", "bbox_2d": []}}, ')
         digits = 1 if layout.scale is None else len(str(layout.scale.most))
         self.most_tokens_per_coord = digits + len(", ")
@@ -34,6 +34,9 @@ class JsonForm(AnswerForm):
 
     def serialize(self, objects: Iterable[BoxObject]) -> str:
         return serialize(objects, self.field_order, layout=self.layout)
+
+    def written_desc(self, desc: str) -> str:
+        return quoted(desc)[1:-1]
 
     def append_fragment(self, objects: Iterable[BoxObject], prefix_text: str) -> str:
         return append_fragment(objects, prefix_text, self.field_order, layout=self.layout)

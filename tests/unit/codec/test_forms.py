@@ -205,3 +205,15 @@ def test_faulty_answers_raise_nothing_and_agree_with_a_plain_reader(demo, name, 
     if not found.prefix_is_fallback:
         target = found.prefix_text + form.append_fragment([POLY], found.prefix_text)
         assert boxes_of(form.parse(ids_of(demo, target), demo)) == [*boxes_of(found), POLY]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_list_is_put_together_from_its_parts(name):
+    """Records of two names, the text between them, and the name as it is written."""
+    form = form_of(name)
+    records = [
+        form.serialize([obj]).removeprefix(form.opening).removesuffix(form.closing) for obj in (CAT, DOG)
+    ]
+    assert form.opening + form.separator.join(records) + form.closing == TEXTS[name]
+    assert form.written_desc(DOG.desc) in records[1]
+    assert form.written_desc("a<|b|>") == "a\\u003c|b|>"

@@ -188,7 +188,7 @@ def test_unknown_coords_mode_is_refused():
 
 @settings(deadline=None)
 @given(
-    desc=st.text(min_size=1),
+    desc=st.text(min_size=1).filter(str.strip).map(lambda text: unicodedata.normalize("NFC", text)),
     bins=st.tuples(*[st.integers(0, 999)] * 4),
     field_order=st.sampled_from(["desc_first", "geometry_first"]),
 )
