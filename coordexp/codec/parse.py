@@ -70,6 +70,11 @@ class ParsedObject(BoxObject):
     desc_token_span: tuple[int, int] = field(default=(0, 0), compare=False, repr=False)
     """Half-open range of the tokens that overlap the description, which may stand before the record (compact form)."""
 
+    @property
+    def has_own_desc(self) -> bool:
+        """Whether the description stands in the record, and not before it (compact form)."""
+        return self.desc_span[0] >= self.span[0]
+
     def as_box(self) -> BoxObject:
         """The object alone; compares equal to a BoxObject with the same content."""
         return BoxObject(self.desc, self.kind, self.bins)

@@ -64,7 +64,7 @@ class TargetDraft:
             pred = parsed.objects[index]
             self._add_slots([base + at for at in pred.token_positions], pred.kind, bins)
         if true_descs:
-            self._teach_names(taught_names(parsed, true_descs, self._tok, num_kept), base)
+            self._teach_names(taught_names(parsed, true_descs, self._tok, num_kept, self._form), base)
         self._prefix_length = num_kept
         self._num_matched = len(prefix.partners)
         self._dropped_invalid, self._edits = prefix.dropped_invalid, prefix.edits

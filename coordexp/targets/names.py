@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from coordexp.codec.coord_vocab import Tokenizer
+from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.parse import ParsedObject, ParsedRollout
 from coordexp.codec.pieces import DecodedTokens, pieces_of
-from coordexp.codec.serialize import quoted
 
 
 class TaughtNames(NamedTuple):
@@ -27,25 +27,33 @@ class TaughtNames(NamedTuple):
 
 
 def taught_names(
-    parsed: ParsedRollout, true_descs: Mapping[int, str], tok: Tokenizer, num_kept: int
+    parsed: ParsedRollout, true_descs: Mapping[int, str], tok: Tokenizer, num_kept: int, form: AnswerForm
 ) -> TaughtNames:
     """The taught tokens of the names of matched predictions, among the first `num_kept` tokens.
 
     true_descs: description of the partner of each matched prediction, by its index in `parsed.objects`.
+    form: of the answer. Where a coordinate token stands right behind a name (compact form), that the name ends there,
+        or does not, is not taught; a box under the name of another one has no name of its own.
     """
-    tokens = DecodedTokens.from_ids(parsed.response_token_ids, pieces_of(tok))
+    pieces = pieces_of(tok)
+    bins = pieces.coord_vocab.bin_by_id if form.has_coord_tokens else {}
+    tokens = DecodedTokens.from_ids(parsed.response_token_ids, pieces)
     taught: list[tuple[int, int]] = []
     for index, record in enumerate(parsed.objects):
-        if index in true_descs:
-            taught += _of_record(record, true_descs[index], tokens, tok)
-    kept = [(at, token_id) for at, token_id in taught if at < num_kept]
+        if index in true_descs and record.has_own_desc:
+            taught += _of_record(record, form.written_desc(true_descs[index]), tokens, tok)
+    kept = [
+        (at, token_id)
+        for at, token_id in taught
+        if at < num_kept and token_id not in bins and tokens.ids[at] not in bins
+    ]
     return TaughtNames([at for at, _ in kept], [token_id for _, token_id in kept])
 
 
 def _of_record(
     record: ParsedObject, true_desc: str, tokens: DecodedTokens, tok: Tokenizer
 ) -> list[tuple[int, int]]:
-    """(position, taught id) of one record.
+    """(position, taught id) of one record. true_desc: as it would be written in it.
 
     The record is encoded with the true name in place of its own, from the first token that it begins in, and the two
     are compared. Around its name a kept record is ASCII, so that its characters there are bytes.
@@ -57,7 +65,7 @@ def _of_record(
     )
     lead, rest = tokens.data[tokens.start_of(first) : name[0]], tokens.data[name[1] : stop]
     wanted = tok.encode(
-        (lead + quoted(true_desc)[1:-1].encode() + rest).decode("utf-8", "replace"), add_special_tokens=False
+        (lead + true_desc.encode() + rest).decode("utf-8", "replace"), add_special_tokens=False
     )
     taught: list[tuple[int, int]] = []
     for at, true_id in zip(range(first, after), wanted, strict=False):

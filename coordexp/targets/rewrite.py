@@ -185,13 +185,6 @@ def _records(objects: Sequence[BoxObject], form: AnswerForm) -> str:
     return form.serialize(objects).removeprefix(form.opening).removesuffix(form.closing)
 
 
-def _separator(form: AnswerForm) -> bytes:
-    """What stands between two records."""
-    any_object = BoxObject("a", KIND_BBOX, (0, 0, 1, 1))
-    length = len(_records([any_object], form))
-    return _records([any_object] * 2, form)[length:-length].encode()
-
-
 def _compose(
     parsed: ParsedRollout,
     plan: Sequence[_Piece],
@@ -202,7 +195,7 @@ def _compose(
     """Token ids of the container's opening and the pieces of the plan."""
     tokens = DecodedTokens.from_ids(parsed.response_token_ids, pieces)
     runs, seams = [(0, parsed.body)], [b""]
-    between = _separator(form)
+    between = form.separator.encode()
     last: int | None = -1  # the record that the last run ends with, None behind a written object
     for place, piece in enumerate(plan):
         separator = between if place else b""
@@ -211,11 +204,27 @@ def _compose(
         elif last == piece.record - 1:
             runs[-1] = (runs[-1][0], parsed.records[piece.record].byte_span[1])
         else:
-            seams[-1] += separator
+            before = plan[place - 1].record if place else None
+            seams[-1] += _lead(parsed, before, piece.record, separator, form)
             runs.append(parsed.records[piece.record].byte_span)
             seams.append(b"")
         last = piece.record
     return _joined(tokens, runs, seams, pieces)
+
+
+def _lead(parsed: ParsedRollout, before: int | None, index: int, separator: bytes, form: AnswerForm) -> bytes:
+    """What stands before a record that follows another one than in the answer.
+
+    before: the record that it follows, None where that is none of the answer. A box under the name of another one
+    (compact form) stays under that name, or gets it before itself.
+    """
+    record = parsed.records[index]
+    if not isinstance(record, ParsedObject) or record.has_own_desc:
+        return separator
+    other = None if before is None else parsed.records[before]
+    if isinstance(other, ParsedObject) and other.desc_span == record.desc_span:
+        return b""
+    return separator + form.written_desc(record.desc).encode()
 
 
 def _joined(

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from codec_tokenizers import encode
 
-from coordexp.codec.parse import parse_rollout
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.schema import BoxObject
 from coordexp.losses.modules import TokenCE
@@ -44,7 +44,8 @@ def pairing(pairs, num_preds, num_gts):
 def rollout_sample(tok, response, gts, match=None, prompt=PROMPT, **options):
     """The sample of a response given as text or token ids; matched for real unless `match` is given."""
     ids = encode(tok, response) if isinstance(response, str) else response
-    parsed = parse_rollout(ids, tok, field_order=options.get("field_order", "desc_first"))
+    form = options.get("form") or form_of(field_order=options.get("field_order", "desc_first"))
+    parsed = form.parse(ids, tok)
     prompt_ids = encode(tok, prompt)
     return TargetBuilder(tok, **options).from_rollout(
         prompt_ids,

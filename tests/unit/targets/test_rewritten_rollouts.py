@@ -10,6 +10,7 @@ from codec_tokenizers import encode
 from support.targets import box, described, geometry, pairing, rollout_sample
 
 from coordexp.audit.rewrite_equations import rewrite_equations
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.parse import parse_rollout
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.serialize import serialize
@@ -228,3 +229,36 @@ def near(rng, obj):
     x1, y1, x2, y2 = obj.bins
     dx, dy = (rng.randint(-(side // 2), side // 2) for side in (x2 - x1, y2 - y1))
     return box(obj.desc, max(0, x1 + dx), max(0, y1 + dy), x2 + max(dx, 0), y2 + max(dy, 0))
+
+
+@pytest.mark.parametrize("name", ["compact", "qwen", "coordjson_numbers"])
+def test_other_forms_keep_what_stays_and_what_was_missed(tok, name):
+    """Names are shared in the compact form, so that a box may lose the one that it stood under."""
+    rng, form = random.Random(4), form_of(name)
+
+    def corners():
+        return *sorted(rng.sample(range(400), 2)), *sorted(rng.sample(range(400, 999), 2))
+
+    def objects():
+        return [box(rng.choice(("cat", "red box")), *corners()) for _ in range(rng.randint(1, 5))]
+
+    for _ in range(25):
+        preds, gts = objects(), objects()
+        num_pairs = rng.randint(0, min(len(preds), len(gts)))
+        partners = rng.sample(range(len(gts)), num_pairs)
+        pairs = list(zip(sorted(rng.sample(range(len(preds)), num_pairs)), partners, strict=True))
+        in_order = rng.random() < 0.5
+        sample = rollout_sample(
+            tok, form.serialize(preds) + "<|im_end|>", gts, pairing(pairs, len(preds), len(gts)), form=form,
+            rules=PrefixRules(drop_unmatched=True, missed_in_order=in_order),
+        )  # fmt: skip
+        assert isinstance(sample, EncodedSample)
+        found = [obj.as_box() for obj in form.parse(sample.target_ids.tolist(), tok).objects]
+        kept = [preds[pred] for pred, _ in pairs]
+        missed = [gt for index, gt in enumerate(gts) if index not in partners]
+        if in_order:
+            assert sorted(found, key=repr) == sorted(kept + missed, key=repr)
+            assert [obj for obj in found if obj in kept] == kept
+        else:
+            assert found == kept + missed
+            assert sample.target_text == form.serialize(kept + missed) + "<|im_end|>"

@@ -9,6 +9,7 @@ from codec_tokenizers import encode
 from support.targets import PROMPT, WEIGHTS, box, pairing, rollout_sample
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.pieces import pieces_of
 from coordexp.codec.serialize import serialize
 from coordexp.losses.columns import CoordColumns
@@ -103,3 +104,30 @@ def test_the_weight_acts_in_channel_b_alone(bytewise, forward):
     weights = ce_weights(sample, replace(WEIGHTS, rollout_matched_desc_weight=0.125), forward)
     wanted = 0.125 if forward is ForwardKind.ROLLOUT else 0.0
     assert weights[sample.name_positions_M.tolist()].tolist() == [wanted, wanted]
+
+
+@pytest.mark.parametrize(
+    ("written", "true", "expected"),
+    [
+        ("cat", "cat", [("c", "c"), ("a", "a"), ("t", "t")]),
+        ("cow", "cat", [("c", "c"), ("o", "a")]),
+        (
+            "ca",
+            "cat",
+            [("c", "c"), ("a", "a")],
+        ),  # the end of a name is a coordinate, which is taught by its slot
+        ("cats", "cat", [("c", "c"), ("a", "a"), ("t", "t")]),
+        ("]x", "]x", [(c, c) for c in "\\u005dx"]),
+    ],
+)
+def test_names_of_the_compact_form_are_taught_up_to_the_coordinates(bytewise, written, true, expected):
+    """The second box stands under the first one's name and has none of its own."""
+    form = form_of("compact")
+    preds = [box(written, 10, 20, 300, 400), box(written, 500, 500, 600, 600)]
+    gts = [box(true, 11, 21, 301, 401), box("dog", 500, 500, 600, 600)]
+    pairs = pairing([(0, 0), (1, 1)], 2, 2)
+    sample = rollout_sample(
+        bytewise, form.serialize(preds) + "<|im_end|>", gts, pairs, teaches_names=True, form=form
+    )
+    assert taught(sample, bytewise) == expected
+    assert sample.num_boxes == 2
