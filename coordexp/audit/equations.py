@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from coordexp.audit.findings import DifferenceError
+from coordexp.audit.forwards_worth import add_forwards, num_forwards
 from coordexp.audit.rollout_equations import rollout_equations
 from coordexp.audit.rows64 import Rows, Sums
 from coordexp.audit.run_equations import DumpedStep, counted, run_equations
@@ -89,8 +90,11 @@ def forward_equations(step: DumpedStep, model: nn.Module, ids_K: Tensor) -> dict
             else None
         )
         for forward in counted(plan):
+            logits_of = _logits(forward, plan, step.config, model, ids_K)
+            if any(one["kind"] == "softctx_economy" for one in step.config["control"]["controllers"]):
+                add_forwards(sums, forward, plan, step.config, logits_of, ids_K)
             share = torch.zeros((), dtype=torch.float64)
-            for kind, logits_SV in _logits(forward, plan["kinds"], step.config, model, ids_K).items():
+            for kind, logits_SV in logits_of.items():
                 own = Rows.of(forward["rows"], logits_SV, ids_K)
                 if stage1 is not None:
                     share = share + stage1.add(own, forward["num_samples"])
@@ -114,20 +118,24 @@ def _norm(weights: Sequence[Tensor]) -> float:
 
 
 def _logits(
-    forward: Mapping[str, Any], kinds: list[str], config: Mapping[str, Any], model: nn.Module, ids_K: Tensor
+    forward: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    config: Mapping[str, Any],
+    model: nn.Module,
+    ids_K: Tensor,
 ) -> dict[ForwardKind, Tensor]:
     """Flattened logits [B * T, V] of each kind that the forward was run for."""
     inputs = {
         key: value for key, value in forward["inputs"].items() if key in _MODEL_INPUTS and value is not None
     }
     inputs = {key: value.double() if value.is_floating_point() else value for key, value in inputs.items()}
-    found = [ForwardKind[name] for name in kinds]
+    found = [ForwardKind[name] for name in plan["kinds"]]
     if len(found) == 1:
         logits_BTV = model(**inputs, use_cache=False).logits
         return {found[0]: logits_BTV.flatten(0, 1)}
     section = config["stage2_ab"]
     settings = SelfContext(
-        num_forwards=section["n_softctx_iter"],
+        num_forwards=num_forwards(plan, config),
         embed_mode=section["coord_ctx_embed_mode"],
         grad_mode=section["softctx_grad_mode"],
         temperature=section["softctx_temperature"],

@@ -53,6 +53,14 @@ def _schedule(step: DumpedStep) -> dict[str, float]:
         sums = [math.fsum(of_steps[:s]) for s in range(now + 2)]
     else:
         sums = [s * ratio for s in range(now + 2)]
+    if "b_ratio" in step.plans[0].get("knobs", {}):  # a controller's: what the steps of its run were
+        ran = [plan["channel"] == "B" for plan in step.history if plan["rank"] == step.plans[0]["rank"]][
+            -WINDOW:
+        ]
+        return {
+            stage2.STAGE2_CHANNEL_B: float(step.channel == "B"),
+            stage2.B_RATIO_REALIZED: sum(ran) / len(ran),
+        }
     is_b = [math.floor(sums[s + 1]) > math.floor(sums[s]) for s in last]
     return {
         stage2.STAGE2_CHANNEL_B: float(step.channel == "B"),

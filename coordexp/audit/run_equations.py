@@ -58,10 +58,11 @@ class DumpedStep:
     def excused(self) -> dict[str, str]:
         """Keys without an equation under these settings -> why."""
         schedule = self.config["swift"]["lr_scheduler_type"]
+        decided = {key: "a decision, see control.jsonl" for key in self.payload if key.startswith("control/")}
         if schedule in SCHEDULES and not self._has_several_rates:
-            return NOT_RECOMPUTED
+            return {**NOT_RECOMPUTED, **decided}
         why = f"only {', '.join(SCHEDULES)} with one rate are written down here; the run has {schedule}"
-        return {**NOT_RECOMPUTED, keys_run.LEARNING_RATE: why, keys_run.LR_PHASE: why}
+        return {**NOT_RECOMPUTED, **decided, keys_run.LEARNING_RATE: why, keys_run.LR_PHASE: why}
 
     @property
     def _has_several_rates(self) -> bool:

@@ -17,6 +17,7 @@ from coordexp.config.checks.validation import models_in
 from coordexp.config.run.load import LaunchSections
 from coordexp.config.schema.augmentation import Augmentation
 from coordexp.config.schema.pipeline import DIAGNOSTIC_MODULES, OBJECTIVE_MODULES, Pipeline
+from coordexp.config.schema.training import SetpointController, SoftctxEconomy
 from coordexp.config.stages import StagesFile
 
 _INTRO = """\
@@ -91,7 +92,7 @@ def render_reference() -> str:
                 parts.append(
                     ("\n" if path == name else f"\n### `{path}`\n\n{_first_line(inner)}\n\n") + _table(rows)
                 )
-    return "".join([*parts, _operations(), _pipeline(), _stages(), _removed(), _not_built()])
+    return "".join([*parts, _operations(), _controllers(), _pipeline(), _stages(), _removed(), _not_built()])
 
 
 def _nested(path: str, model: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
@@ -120,6 +121,25 @@ def _operations() -> str:
         "\n## `custom.augmentation.ops`\n\nMade one after another. Every entry is `{name: ..., params: {...}}`; all "
         "take `params.prob`, how often the operation is made (1 when left out).\n\n" + _table(rows)
     )
+
+
+def _controllers() -> str:
+    parts = ["\n## `control.controllers`\n\nA list; the `kind` of an entry says which keys it has.\n"]
+    for model in (SetpointController, SoftctxEconomy):
+        (kind,) = typing.get_args(model.model_fields["kind"].annotation)
+        rows = [
+            _row(key, field)
+            for key, field in model.model_fields.items()
+            if key != "kind" and not models_in(field.annotation)
+        ]
+        inner = [
+            _row(f"{key}.{name}", item)
+            for key, field in model.model_fields.items()
+            for price in models_in(field.annotation)
+            for name, item in price.model_fields.items()
+        ]
+        parts.append(f"\n### `kind: {kind}`\n\n{_first_line(model)}\n\n" + _table(rows + inner))
+    return "".join(parts)
 
 
 def _pipeline() -> str:

@@ -1,4 +1,5 @@
-"""Which evaluation number may pick the best checkpoint of a run, and in which direction. No torch."""
+"""Which evaluation number may pick the best checkpoint of a run, and in which direction; which number of training
+records a controller may steer. No torch."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from coordexp.config.schema.custom import RLHF
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.rollout_eval import RolloutEval
 from coordexp.config.schema.sections import Sections
+from coordexp.config.schema.training import SetpointController
 from coordexp.metrics import keys_rollout, keys_run, keys_stage1, keys_tokens
-from coordexp.metrics.catalog import EVAL_PREFIX, lookup
+from coordexp.metrics.catalog import EVAL_PREFIX, lookup, nearest
 from coordexp.metrics.keys_datasets import (
     DATASET_LOSS,
     EVALUATION_BY_DATASET,
@@ -148,3 +150,37 @@ def best_metric_problems(
         path, place = written(name)
         return [Problem(path, str(error), value=swift[name], place=place)]
     return []
+
+
+_DECIDED = ("control/", "schedule/")
+
+
+def steered_metric_problems(
+    _variant: str,
+    sections: Sections,
+    _swift: Mapping[str, object],
+    _written: Callable[[str], tuple[str, Place | None]],
+) -> list[Problem]:
+    """What is wrong with the metrics of `control.controllers`: unknown, of evaluation, or not reduced by us."""
+    problems = []
+    for index, controller in enumerate(sections.control.controllers):
+        if isinstance(controller, SetpointController):
+            fault = _why_not_steered(controller.metric)
+            if fault:
+                path = f"control.controllers[{index}].metric"
+                problems.append(Problem(path, fault, value=controller.metric))
+    return problems
+
+
+def _why_not_steered(key: str) -> str | None:
+    if key.startswith(EVAL_PREFIX):
+        return "is a number of evaluation; expected a key of training records."
+    spec = lookup(key)
+    if spec is None:
+        near = nearest(key)
+        return "is not in the catalogue of metrics" + (f"; did you mean {near}?" if near else ".")
+    if key.startswith(_DECIDED):
+        return "is decided by controllers and schedules; expected a number that is measured."
+    if spec.source != "coordexp":
+        return f"is logged by {spec.source}, and not reduced over ranks here; expected one of the other keys."
+    return None

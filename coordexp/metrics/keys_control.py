@@ -82,13 +82,15 @@ CONTROLLERS = KeySection(
     "bought something, `[TAX ONLY]` it bought nothing, `[CONFIDENCE+]` a gain with less entropy.",
 )
 ANY_NAME = "<name>"
-_TARGET, _PRICED = "kind target", "kind softctx_economy"
+_TARGET, _PRICED = "kind setpoint", "kind softctx_economy"
 _NUMBERS: dict[str, tuple[Kind, str, str, str]] = {
     "value": (Kind.GAUGE, "1", "", "The knob after the decision; in mode `recommend` what it would be."),
     "in_force": (Kind.GAUGE, "1", "", "What the steps of the next window run: the value, or the base value."),
     "mean": (Kind.GAUGE, "1", "", "Smoothed metric; of forwards the smoothed number."),
     "deadband": (Kind.FLAG, "1", "", "1 inside the deadband (`[DB]`)."),
     "audit": (Kind.FLAG, "1", "", "1 when the window ran the base value (`[AUDIT]`)."),
+    "won": (Kind.FLAG, "1", "audits; windows with several forwards", "1: `[WIN]`, 0: `[TAX ONLY]`."),
+    "surer": (Kind.FLAG, "1", "with `won`", "1: `[CONFIDENCE+]`, a gain with less entropy."),
     "error": (Kind.GAUGE, "1", _TARGET, "Smoothed metric minus target."),
     "at_base": (Kind.GAUGE, "1", f"{_TARGET}, audits", "The metric with the base value."),
     "bought": (

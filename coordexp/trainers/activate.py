@@ -23,7 +23,7 @@ from coordexp.config.schema.form_problems import number_problems
 from coordexp.config.schema.sections import check_sections_fit
 from coordexp.data.dataset import RowMaker
 from coordexp.errors import ConfigError, CoordExpError
-from coordexp.metrics.best import best_metric_problems
+from coordexp.metrics.best import best_metric_problems, steered_metric_problems
 from coordexp.swift_bridge.arguments import LoadFlags, PluginFlags, read_load_flags, read_plugin_flags
 from coordexp.swift_bridge.loading import prepare_loaded_models
 from coordexp.swift_bridge.prompts import first_too_long
@@ -99,6 +99,7 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
             *swift_not_built(flags.swift),
             *check_sections_fit(sections, variant),
             *best_metric_problems(variant, sections, flags.swift, _as_flag),
+            *steered_metric_problems(variant, sections, flags.swift, _as_flag),
             *package_problems(variant, sections, flags.swift, _as_flag),
             *rule_problems(variant, sections, flags.swift, _as_flag),
             *run_problems(variant, sections, flags.swift, _as_flag, lambda _path: None),

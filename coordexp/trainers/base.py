@@ -66,6 +66,7 @@ from coordexp.trainers.step import ranks
 from coordexp.trainers.step.dump import DUMP_FOLDER, write_plan
 from coordexp.trainers.step.pace import Pace, StepEnd, tags_of
 from coordexp.trainers.step.plan import StepPlan
+from coordexp.trainers.step.steering import CONTROL_KEY, Steering
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,9 @@ class CoordTrainer(SwiftTrainerBridge):
         self._plan: StepPlan | None = None
         self._finite_guard = self._guard_loss()
         self._best = BestCheckpoint(self.args, self.settings)
+        self.steering = Steering(
+            self.settings.variant, self.settings.sections, self.args.output_dir, self.is_world_process_zero()
+        )
         self._saves = SaveSchedule(self.settings.sections.training)
         self.add_callback(self._saves)
         self._resolved = self._resolve()
@@ -193,6 +197,7 @@ class CoordTrainer(SwiftTrainerBridge):
             self._has_started = True
             kept = self.state.stateful_callbacks
             self.pace.restore(kept.get(PROGRESS_KEY))
+            self.steering.restore(kept.get(CONTROL_KEY), int(self.state.global_step))
             self.pace.schedule = lr_schedule(self.args, int(self.state.max_steps))
             if self.is_world_process_zero():
                 self._console.resume(self.args.output_dir, int(self.state.global_step))
@@ -264,6 +269,8 @@ class CoordTrainer(SwiftTrainerBridge):
         self.state.stateful_callbacks[PROGRESS_KEY] = self.pace.state(self._sum_on_host)
         self.state.stateful_callbacks[HEALTH_KEY] = {"args": {}, "attributes": self._health.state_dict()}
         self.state.stateful_callbacks[TRACKERS_KEY] = ids_of(self.trackers)
+        if steered := self.steering.state():
+            self.state.stateful_callbacks[CONTROL_KEY] = {"args": {}, "attributes": steered}
         super()._save_checkpoint(*args, **kwargs)
         if self.is_world_process_zero():
             link_best(Path(self.args.output_dir), self.state.best_global_step)
@@ -329,12 +336,15 @@ class CoordTrainer(SwiftTrainerBridge):
         self.metrics.add_all(metrics, mode="train" if self.model.training else "eval")
 
     def window_metrics(self, mode: str) -> dict[str, float]:
-        return self.pace.window(mode, int(self.state.global_step))
+        step = int(self.state.global_step)
+        window = self.pace.window(mode, step)
+        return window | self.steering.observed(step, window) if mode == "train" else window
 
     def on_record(self, mode: str, record: dict[str, float]) -> None:
         check_known(record)
         numbers = {key: float(value) for key, value in record.items() if isinstance(value, (int, float))}
-        tags = {"tags": said} if (said := tags_of(numbers)) else {}
+        said = tags_of(numbers) | (self.steering.tags() if mode == "train" else {})
+        tags = {"tags": said} if said else {}
         payload = build_payload(
             mode, self.state.global_step, self._finite(numbers), **tags, **self._said_of(mode)
         )

@@ -97,22 +97,29 @@ class Stage1CoordTrainer(CoordTrainer):
 
     @property
     def coord_weights(self) -> dict[str, float] | None:
-        return {term: self.weights.of(term) for term in COORD_TERMS} if self.weights.enabled else None
+        weights = self._weights_now()
+        return {term: weights.of(term) for term in COORD_TERMS} if weights.enabled else None
 
     def plan_step(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
         metas = [BatchMeta.of(batch) for batch in batches]
         self.count_samples(
             sum(meta.num_samples for meta in metas), [part for meta in metas for part in meta.parts]
         )
-        step = int(self.state.global_step)
+        step, knobs = int(self.state.global_step), self.steering.knobs()
         self.keep_plan(
             plan_teacher_forced(
-                batches, metas, step, self.sum_over_ranks, self.args.device, self._packing_length
+                batches, metas, step, self.sum_over_ranks, self.args.device, self._packing_length, knobs
             )
         )
-        in_force = self.weights.in_force(step)
+        in_force = self.weights.in_force(step, knobs)
         self.metrics.add_all({schedule_key(SECTION, name): value for name, value in in_force.items()})
         return batches
+
+    def _weights_now(self) -> Stage1Weights:
+        """Those of the step that runs."""
+        if self._plan is None:
+            return self.weights.at(int(self.state.global_step))
+        return self.weights.at(self._plan.step, self._plan.knobs)
 
     def compute_loss(
         self,
@@ -126,7 +133,7 @@ class Stage1CoordTrainer(CoordTrainer):
         for key in SUPERVISION_KEYS:
             inputs.pop(key, None)
         in_training = self.model.training
-        weights = self.weights.at(self.state.global_step) if in_training else self.weights.settled()
+        weights = self._weights_now() if in_training else self.weights.settled()
         totals: Totals = (
             self._plan.totals
             if in_training and self._plan is not None

@@ -57,7 +57,7 @@ class Stage2Trainer(CoordTrainer):
         raws: list[RawSample] = [raw for batch in batches for raw in batch]
         step = int(self.state.global_step)
         self.count_samples(len(raws), [raw.part for raw in raws])
-        plan = self.planner(raws, step)
+        plan = self.planner(raws, step, self.steering.knobs())
         self.keep_plan(plan)
         self.metrics.add_all(plan.facts)
         if plan.rolled_out is not None:
@@ -152,7 +152,9 @@ class Stage2TwoChannelTrainer(Stage2Trainer):
             parts.builder, parts.assemble, num_forwards=two_channel.n_softctx_iter
         )
         rollouts = RolloutPlanner(parts.roll_out, parts.builder, parts.assemble)
-        scheduled = ScheduledPlanner(two_channel.schedule.b_ratio, ground_truth, rollouts)
+        scheduled = ScheduledPlanner(
+            two_channel.schedule.b_ratio, ground_truth, rollouts, self.steering.share
+        )
         if self.dry_run is None:
             return scheduled
         return OneOfEachPlanner(scheduled, [Channel(name) for name in self.dry_run.kinds])

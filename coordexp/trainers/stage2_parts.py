@@ -207,6 +207,7 @@ def _make_runner(trainer: Any, objective: Stage2Objective) -> ForwardRunner:
             grad_mode=sections.stage2_ab.softctx_grad_mode,
             temperature=sections.stage2_ab.softctx_temperature,
         ),
+        measures=trainer.steering.measures_forwards,
     )
 
 

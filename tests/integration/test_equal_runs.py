@@ -18,7 +18,32 @@ from coordexp.metrics.sinks import read_payloads
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-VARIANTS: dict[str, dict[str, Any]] = {"stage1_coord": {}, "stage2_two_channel": two_channel(0.5)}
+STEERED = {
+    "kind": "setpoint", "name": "sharper", "effect": "lowers", "target": 0.0, "gain": 100.0, "rate": 0.1, "ema": 0.5,
+    "mode": "act",
+}  # fmt: skip
+WEIGHT = {
+    **STEERED, "knob": "coord_soft_ce_w1.w1_weight", "metric": "coord_diag/expected_bin_mae", "bounds": [0.5, 2.0],
+    "audit_every": 2,
+}  # fmt: skip
+SHARE = {
+    **STEERED, "knob": "b_ratio", "metric": "loss/A1_text/struct_ce", "bounds": [0.0, 0.6], "audit_every": 0,
+}  # fmt: skip
+FORWARDS = {
+    "kind": "softctx_economy", "name": "forwards", "forced": 1, "observed": 0, "dwell": 0, "audit_every": 2,
+    "mode": "act", "price": {"initial": 5.0, "bounds": [4.0, 9.0]},
+}  # fmt: skip
+VARIANTS: dict[str, dict[str, Any]] = {
+    "stage1_coord": {
+        "custom": {"coord_soft_ce_w1": {"warmup": {"soft_ce_weight": [[0, 0.0], [4, 1.0]]}}},
+        "control": {"controllers": [WEIGHT]},
+    },
+    "stage2_two_channel": {
+        **two_channel(0.25, n_softctx_iter=2),
+        "control": {"controllers": [SHARE, FORWARDS]},
+    },
+}
+"""With controllers that act, and a checkpoint in the middle of an audit: the second window ends in one."""
 
 
 def train(
@@ -83,6 +108,58 @@ def test_runs_are_equal_to_the_bit_and_so_is_a_resumed_one(first, taught_model, 
     rest = train(taught_model, scenes, resumed, variant, resume_from_checkpoint=output / "checkpoint-2")
     assert rest == {step: losses[step] for step in (3, 4)}
     assert_equal_weights(output, resumed)
+    decisions = [read_decisions(run) for run in (output, again, resumed)]
+    assert decisions[0] == decisions[1]
+    assert decisions[2] == [one for one in decisions[0] if one["step"] > 2]
+    check = {
+        "stage1_coord": a_weight_was_steered,
+        "stage2_two_channel": self_context_came_down_to_one_forward,
+    }
+    payloads = read_payloads(output / "metrics.jsonl")
+    check[variant](decisions[0], {p["global_step"]: p["metrics"] for p in payloads if "loss" in p["metrics"]})
+
+
+def read_decisions(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "control.jsonl").read_text().splitlines()]
+
+
+def a_weight_was_steered(decisions: list[dict[str, Any]], metrics: dict[int, dict[str, float]]) -> None:
+    """1, then a tenth more an update (the error is far above the target); the third window is an audit at the base."""
+    assert [(one["step"], one["in_force"]) for one in decisions] == [
+        (1, pytest.approx(1.1)), (2, 1.0), (3, pytest.approx(1.2)), (4, pytest.approx(1.3))
+    ]  # fmt: skip
+    assert decisions[2]["labels"][0] == "AUDIT"
+    key = "schedule/coord_soft_ce_w1/w1_weight"
+    assert [metrics[step][key] for step in (1, 2, 3, 4)] == pytest.approx([1.0, 1.1, 1.0, 1.2])
+    assert [metrics[step]["schedule/coord_soft_ce_w1/soft_ce_weight"] for step in (1, 2, 3, 4)] == [
+        0,
+        0.25,
+        0.5,
+        0.75,
+    ]
+    assert metrics[2]["control/sharper/value"] == pytest.approx(1.2)
+
+
+def self_context_came_down_to_one_forward(
+    decisions: list[dict[str, Any]], metrics: dict[int, dict[str, float]]
+) -> None:
+    """Forced, priced beyond any gain, an audit with both forwards.
+
+    The share of channel B grows: 0.25 + 0.35 + 0.45 is more than 1, so the third step is of it, and no update.
+    """
+    forwards = [one for one in decisions if one["controller"] == "forwards"]
+    assert [(one["step"], one["after"], one["in_force"]) for one in forwards] == [
+        (1, 2, 2),
+        (2, 1, 2),
+        (4, 1, 1),
+    ]
+    assert forwards[2]["labels"][0] == "AUDIT"
+    assert forwards[2]["numbers"]["survival_2"] == 1.0
+    assert [metrics[step].get("stage2_ab/softctx_forwards") for step in (1, 2, 3, 4)] == [2, 2, None, 2]
+    assert forwards[0]["numbers"]["gain"] == pytest.approx(metrics[1]["stage2_ab/softctx_gain"], abs=1e-7)
+    shares = [one["after"] for one in decisions if one["controller"] == "sharper"]
+    assert shares == pytest.approx([0.35, 0.45, 0.55])
+    assert [metrics[step]["stage2/channel_b"] for step in (1, 2, 3, 4)] == [0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("first", ["stage1_coord"], indirect=True)

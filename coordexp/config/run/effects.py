@@ -7,6 +7,7 @@ from typing import Any
 
 from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted, one_of
 from coordexp.config.contradictions import rlhf
+from coordexp.config.contradictions.controllers import control_problems
 from coordexp.config.contradictions.rollouts import contradictions
 from coordexp.config.run.data_files import files_of_mixture, files_of_sources
 from coordexp.config.run.optimizers import has_other_plugins, optimizer_problems, options_without_effect
@@ -143,6 +144,7 @@ def _ours_without_effect(
         yield ("custom", "teacher_prompt"), "is asked in swift rlhf alone (rlhf_type: gkd); remove it."
     yield from _augmentation(sections, swift)
     yield from options_without_effect(sections, swift)
+    yield from control_problems(variant, sections, swift)
     yield from _fusion(sections, swift)
     yield from _rows_trained_twice(sections, swift)
     stage2 = variant != "stage1_coord"

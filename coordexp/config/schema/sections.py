@@ -19,7 +19,7 @@ from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.section import Section
 from coordexp.config.schema.stage2 import Stage2AB
 from coordexp.config.schema.telemetry import Telemetry
-from coordexp.config.schema.training import Training
+from coordexp.config.schema.training import Control, Training
 
 
 class Sections(Section):
@@ -31,6 +31,7 @@ class Sections(Section):
         default=None, description="Needed by both stage-2 variants."
     )
     training: Training = Training()
+    control: Control = Control()
     telemetry: Telemetry = Telemetry()
     debug: Debug = Debug()
     experiment: Experiment = Experiment()

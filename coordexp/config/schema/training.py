@@ -95,10 +95,10 @@ def accumulation_steps(effective_batch_size: int, per_device_batch_size: int, wo
     return effective_batch_size // per_micro_step
 
 
-class TargetController(Section):
+class SetpointController(Section):
     """Moves a knob so that a metric comes to a target, and holds it there."""
 
-    kind: Literal["target"] = Field(description="What sort of controller it is.")
+    kind: Literal["setpoint"] = Field(description="What sort of controller it is.")
     name: str = Field(pattern=_NAME, description="Its name in metrics and records.")
     knob: str = Field(
         description="`b_ratio` (a number, not points), or a weight of the objective: `coord_soft_ce_w1.w1_weight` in "
@@ -132,7 +132,7 @@ class TargetController(Section):
     mode: Mode = Field(default="recommend", description=_MODE)
 
     @model_validator(mode="after")
-    def _bounds_ascend(self) -> TargetController:
+    def _bounds_ascend(self) -> SetpointController:
         if not self.bounds[0] < self.bounds[1]:
             raise ValueError(f"bounds are {list(self.bounds)}; expected [least, most]")
         return self
@@ -197,7 +197,7 @@ class SoftctxEconomy(Section):
     mode: Mode = Field(default="recommend", description=_MODE)
 
 
-Controller = Annotated[TargetController | SoftctxEconomy, Field(discriminator="kind")]
+Controller = Annotated[SetpointController | SoftctxEconomy, Field(discriminator="kind")]
 
 
 class Control(Section):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from coordexp.config.schema.training import SoftctxEconomy, TargetController
+from coordexp.config.schema.training import SetpointController, SoftctxEconomy
 from coordexp.control.controllers.decisions import Decision
 from coordexp.control.controllers.economy import EconomySteering, ForwardsSeen
-from coordexp.control.controllers.target import TargetSteering
+from coordexp.control.controllers.setpoint import SetpointSteering
 
 Knobs = Mapping[str, float]
 """Values that controllers have in force, by the names of their knobs; others are those of the configuration."""
@@ -22,11 +22,11 @@ class ControllerBank:
     """
 
     def __init__(
-        self, settings: Sequence[TargetController | SoftctxEconomy], base: Mapping[str, float]
+        self, settings: Sequence[SetpointController | SoftctxEconomy], base: Mapping[str, float]
     ) -> None:
         self._steering = [
-            TargetSteering(one, base[one.knob])
-            if isinstance(one, TargetController)
+            SetpointSteering(one, base[one.knob])
+            if isinstance(one, SetpointController)
             else EconomySteering(one, round(base[one.knob]))
             for one in settings
         ]
@@ -42,7 +42,7 @@ class ControllerBank:
         metrics: of the window.  forwards: its channel-A steps; None without one.
         """
         decisions = [
-            one.observe(metrics) if isinstance(one, TargetSteering) else one.observe(forwards)
+            one.observe(metrics) if isinstance(one, SetpointSteering) else one.observe(forwards)
             for one in self._steering
         ]
         return [decision for decision in decisions if decision is not None]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 DEADBAND, AUDIT, WIN, TAX_ONLY, CONFIDENCE = "DB", "AUDIT", "WIN", "TAX ONLY", "CONFIDENCE+"
 """Labels: inside the deadband; the window ran the base value; the knob bought something; it bought nothing; a gain
 with less entropy."""
+
+
+def flags_of(labels: Sequence[str]) -> dict[str, float]:
+    """Labels as numbers; `won` and `surer` only where something was judged."""
+    flags = {"deadband": float(DEADBAND in labels), "audit": float(AUDIT in labels)}
+    if WIN in labels or TAX_ONLY in labels:
+        flags["won"] = float(WIN in labels)
+        flags["surer"] = float(CONFIDENCE in labels)
+    return flags
 
 
 @dataclass(frozen=True)

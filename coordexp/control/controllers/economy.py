@@ -17,7 +17,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from coordexp.config.schema.training import SoftctxEconomy
-from coordexp.control.controllers.decisions import AUDIT, CONFIDENCE, DEADBAND, TAX_ONLY, WIN, Decision
+from coordexp.control.controllers.decisions import (
+    AUDIT,
+    CONFIDENCE,
+    DEADBAND,
+    TAX_ONLY,
+    WIN,
+    Decision,
+    flags_of,
+)
 
 TRACE_LENGTH = 100
 """Updates that the survival trace looks back on."""
@@ -180,7 +188,7 @@ class EconomySteering:
             "tax": tax,
         }
         shown |= {f"survival_{k}": share for k, share in enumerate(self.survival(), 1) if k > 1}
-        shown |= {"deadband": float(DEADBAND in labels), "audit": float(AUDIT in labels)}
+        shown |= flags_of(labels)
         if state.mean_forwards is not None:
             shown["mean"] = state.mean_forwards
         if seen.gain is not None:

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from coordexp.config.schema.training import B_RATIO, NUM_SOFTCTX
+from coordexp.control.controllers.bank import NO_KNOBS, Knobs
+from coordexp.control.controllers.share import AccumulatedShare
 from coordexp.control.schedule import Channel, Points, channel_at, realized_b_ratio
 from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.raw_samples import RawSample
@@ -28,7 +31,14 @@ from coordexp.trainers.step.assembly import StepAssembly
 from coordexp.trainers.step.plan import PlannedForward, StepLoad, StepPlan
 
 Totals = Mapping[str, Tensor | float]
-Planner = Callable[[Sequence[RawSample], int], StepPlan]
+
+
+class Planner(Protocol):
+    """(raw samples of this rank, step, what controllers have in force) -> the plan of the step; collective."""
+
+    def __call__(self, raws: Sequence[RawSample], step: int, knobs: Knobs = NO_KNOBS) -> StepPlan: ...
+
+
 RollOut = Callable[[Sequence[RawSample], int], RolledOut]
 """(raw samples, step) -> the answers of the policy as it is at that step, and targets made of them; collective."""
 
@@ -44,6 +54,7 @@ def plan_teacher_forced(
     add_up: Callable[[Tensor], Tensor],
     device: torch.device,
     packing_length: int | None = None,
+    knobs: Knobs = NO_KNOBS,
 ) -> StepPlan:
     """The plan of a stage-1 step over collated batches. Collective.
 
@@ -55,7 +66,7 @@ def plan_teacher_forced(
     forwards = (PlannedForward(batch, meta) for batch, meta in zip(batches, metas, strict=True))
     load = _load_of_batches(metas, num_text + num_coord, packing_length)
     totals = {TEXT: text, COORD: coord}
-    return StepPlan(step, (ForwardKind.TEACHER_FORCED,), tuple(forwards), totals, load=load)
+    return StepPlan(step, (ForwardKind.TEACHER_FORCED,), tuple(forwards), totals, load=load, knobs=knobs)
 
 
 def _load_of_batches(metas: Sequence[BatchMeta], num_supervised: int, packing_length: int | None) -> StepLoad:
@@ -80,16 +91,21 @@ class GroundTruthPlanner:
 
     def __init__(self, builder: TargetBuilder, assemble: StepAssembly, *, num_forwards: int = 1) -> None:
         self._builder, self._assemble = builder, assemble
-        self.kinds = (
-            (ForwardKind.TEACHER_FORCED,)
-            if num_forwards == 1
-            else (ForwardKind.ANCHOR, ForwardKind.SELF_CONTEXT)
-        )
+        self._num_forwards = num_forwards
 
-    def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
+    def __call__(self, raws: Sequence[RawSample], step: int, knobs: Knobs = NO_KNOBS) -> StepPlan:
         samples = [_ground_truth(self._builder, raw) for raw in raws]
+        is_single = round(knobs.get(NUM_SOFTCTX, self._num_forwards)) == 1
         return self._assemble(
-            raws, samples, step=step, channel=Channel.A, kinds=self.kinds, filler=_filler(self._builder, raws)
+            raws,
+            samples,
+            step=step,
+            channel=Channel.A,
+            kinds=(ForwardKind.TEACHER_FORCED,)
+            if is_single
+            else (ForwardKind.ANCHOR, ForwardKind.SELF_CONTEXT),
+            filler=_filler(self._builder, raws),
+            knobs=knobs,
         )
 
 
@@ -101,7 +117,7 @@ class RolloutPlanner:
     def __init__(self, roll_out: RollOut, builder: TargetBuilder, assemble: StepAssembly) -> None:
         self._roll_out, self._builder, self._assemble = roll_out, builder, assemble
 
-    def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
+    def __call__(self, raws: Sequence[RawSample], step: int, knobs: Knobs = NO_KNOBS) -> StepPlan:
         rolled_out = self._roll_out(raws, step)
         return self._assemble(
             raws,
@@ -111,25 +127,48 @@ class RolloutPlanner:
             kinds=self.kinds,
             filler=_filler(self._builder, raws),
             rolled_out=rolled_out,
+            knobs=knobs,
         )
 
 
 class ScheduledPlanner:
-    """Channel A or B, as `stage2_ab.schedule` says for the step."""
+    """Channel A or B, as `stage2_ab.schedule` says for the step.
 
-    def __init__(self, b_ratio: float | Points, ground_truth: Planner, rollouts: Planner) -> None:
-        self._b_ratio = b_ratio
+    share: what the steps so far have added up, where a controller moves the ratio.
+    """
+
+    def __init__(
+        self,
+        b_ratio: float | Points,
+        ground_truth: Planner,
+        rollouts: Planner,
+        share: AccumulatedShare | None = None,
+    ) -> None:
+        self._b_ratio, self._share = b_ratio, share
         self._planners = {Channel.A: ground_truth, Channel.B: rollouts}
 
-    def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
-        return self.plan(channel_at(step, self._b_ratio), raws, step)
+    def __call__(self, raws: Sequence[RawSample], step: int, knobs: Knobs = NO_KNOBS) -> StepPlan:
+        if self._share is None or B_RATIO not in knobs:
+            return self.plan(channel_at(step, self._b_ratio), raws, step, knobs)
+        channel = self._share.next_channel(knobs[B_RATIO])
+        return self.plan(channel, raws, step, knobs, self._share.realized())
 
-    def plan(self, channel: Channel, raws: Sequence[RawSample], step: int) -> StepPlan:
-        """The plan of a step, whatever channel the schedule has for it."""
-        plan = self._planners[channel](raws, step)
+    def plan(
+        self,
+        channel: Channel,
+        raws: Sequence[RawSample],
+        step: int,
+        knobs: Knobs = NO_KNOBS,
+        realized: float | None = None,
+    ) -> StepPlan:
+        """The plan of a step, whatever channel the schedule has for it.
+
+        realized: share of channel B among the last steps; None: as the schedule has it.
+        """
+        plan = self._planners[channel](raws, step, knobs)
         facts = {
             STAGE2_CHANNEL_B: float(channel is Channel.B),
-            B_RATIO_REALIZED: realized_b_ratio(step, self._b_ratio),
+            B_RATIO_REALIZED: realized_b_ratio(step, self._b_ratio) if realized is None else realized,
         }
         return replace(plan, facts={**plan.facts, **facts})
 
@@ -140,7 +179,7 @@ class OneOfEachPlanner:
     def __init__(self, scheduled: ScheduledPlanner, channels: Sequence[Channel]) -> None:
         self._scheduled, self._channels = scheduled, channels
 
-    def __call__(self, raws: Sequence[RawSample], step: int) -> StepPlan:
+    def __call__(self, raws: Sequence[RawSample], step: int, knobs: Knobs = NO_KNOBS) -> StepPlan:
         return self._scheduled.plan(self._channels[step % len(self._channels)], raws, step)
 
 

@@ -9,18 +9,22 @@ A runner keeps nothing between two forwards. Its result depends on the model, th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from coordexp.config.schema.training import NUM_SOFTCTX
 from coordexp.head.run import HeadResult, RowsHead, Supervised
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.columns import CoordColumns
+from coordexp.losses.coord import CoordDistribution, entropy_rows, token_ce_rows
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.modules import ForwardKind
 from coordexp.losses.objective import Stage2Objective, Stage2Terms, check_atoms_sum
-from coordexp.losses.sums import SumCount
+from coordexp.losses.sums import SumCount, sum_count
+from coordexp.metrics.keys_control import SOFTCTX_ENTROPY_CHANGE, SOFTCTX_FORWARDS, SOFTCTX_GAIN
 from coordexp.models.self_context import CoordSlots, SelfContext, run_self_context
 from coordexp.trainers.step.plan import PlannedForward, StepPlan
 
@@ -115,34 +119,69 @@ class SelfContextRunner:
     """Channel A with `n_softctx_iter` of two or more: text loss of the first forward, coordinate losses of the last.
 
     Steps of other kinds run as plain forwards.
+
+    measures: also log how many forwards ran, and what the further ones changed at the coordinates.
     """
 
-    def __init__(self, plain: PlainRunner, settings: SelfContext) -> None:
-        self._plain, self._settings = plain, settings
+    def __init__(self, plain: PlainRunner, settings: SelfContext, *, measures: bool = False) -> None:
+        self._plain, self._settings, self._measures = plain, settings, measures
 
     def __call__(
         self, model: nn.Module, unwrapped: nn.Module, forward: PlannedForward, plan: StepPlan
     ) -> ForwardOutcome:
         if len(plan.kinds) == 1:
-            return self._plain(model, unwrapped, forward, plan)
+            single = self._plain(model, unwrapped, forward, plan)
+            if not self._measures or plan.kinds != (ForwardKind.TEACHER_FORCED,):
+                return single
+            return replace(single, metrics={**single.metrics, **_num_forwards(single.loss, 1)})
+        settings = replace(
+            self._settings, num_forwards=round(plan.knobs.get(NUM_SOFTCTX, self._settings.num_forwards))
+        )
         assert forward.slots_N is not None
         slots = CoordSlots(forward.slots_N, self._plain.columns.index(forward.slots_N.device))
-        last = self._settings.num_forwards - 1
+        last = settings.num_forwards - 1
         kinds = {0: ForwardKind.ANCHOR, last: ForwardKind.SELF_CONTEXT}
 
+        seen: list[Tensor] = []
+
         def run(iteration: int) -> tuple[ForwardOutcome | None, Tensor | None]:
-            slot_rows_N = None if iteration == last else slots.rows_N
+            slot_rows_N = None if iteration == last and not self._measures else slots.rows_N
             if iteration in kinds:
-                return self._plain.run_as(kinds[iteration], model, unwrapped, forward, plan, slot_rows_N)
+                outcome, logits_NK = self._plain.run_as(
+                    kinds[iteration], model, unwrapped, forward, plan, slot_rows_N
+                )
+                if self._measures and logits_NK is not None:
+                    seen.append(logits_NK.detach())
+                return outcome, logits_NK
             between: HeadResult[Stage2Terms] = self._plain.head.run(
                 model, unwrapped, dict(forward.inputs), None, slot_rows_N
             )
             return None, between.slot_logits_NK
 
-        outcomes = run_self_context(unwrapped, slots, self._settings, run)
+        outcomes = run_self_context(unwrapped, slots, settings, run)
         first, final = outcomes[0], outcomes[-1]
         assert first is not None
         assert final is not None
-        return ForwardOutcome(
-            first.loss + final.loss, {**first.terms, **final.terms}, {**first.metrics, **final.metrics}
-        )
+        metrics = {**first.metrics, **final.metrics}
+        if self._measures:
+            metrics |= _num_forwards(first.loss, settings.num_forwards)
+            metrics |= forwards_worth(seen[0], seen[-1], forward.meta.rows.bins_N)
+        return ForwardOutcome(first.loss + final.loss, {**first.terms, **final.terms}, metrics)
+
+
+def _num_forwards(like: Tensor, number: int) -> dict[str, SumCount]:
+    one = torch.ones_like(like.detach())
+    return {SOFTCTX_FORWARDS: SumCount(number * one, one)}
+
+
+@torch.no_grad()
+def forwards_worth(first_NK: Tensor, last_NK: Tensor, bins_N: Tensor) -> dict[str, SumCount]:
+    """What the forwards after the first changed at coordinates: fall of the cross-entropy, change of the entropy.
+
+    first_NK, last_NK: coordinate logits of the first and the last forward.
+    """
+    first, last = CoordDistribution(first_NK), CoordDistribution(last_NK)
+    return {
+        SOFTCTX_GAIN: sum_count(token_ce_rows(first, bins_N) - token_ce_rows(last, bins_N)),
+        SOFTCTX_ENTROPY_CHANGE: sum_count(entropy_rows(last) - entropy_rows(first)),
+    }

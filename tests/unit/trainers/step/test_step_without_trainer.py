@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from coordexp.codec.forms.choose import form_of
 from coordexp.codec.serialize import serialize
 from coordexp.codec.token_types import TokenType
+from coordexp.control.controllers.share import AccumulatedShare
 from coordexp.control.schedule import Channel
 from coordexp.head.run import RowsHead
 from coordexp.losses.columns import CoordColumns
@@ -203,3 +204,51 @@ def test_self_context_takes_text_from_the_first_forward_and_coordinates_from_the
     assert float(same["loss/A2_coord/coord_w1"].sum) == pytest.approx(
         float(alone["loss/A2_coord/coord_w1"].sum), rel=1e-6
     )
+
+
+def test_a_share_that_a_controller_moves_is_added_up_from_step_to_step(tok):
+    """0.25 + 0.5 + 0.5 passes 1 at the third step; without the knob the step's number alone decides."""
+    raws, builder, assemble = [raw(tok, 1, CAT)], TargetBuilder(tok), assembly(tok, None)
+    rollouts = rollout_planner(tok, None, [serialize([CAT]) + END] * 3, version=3)
+    planner = ScheduledPlanner(0.25, GroundTruthPlanner(builder, assemble), rollouts, AccumulatedShare())
+    plans = [planner(raws, step, {"b_ratio": ratio}) for step, ratio in enumerate((0.25, 0.5, 0.5))]
+    assert [plan.channel for plan in plans] == [Channel.A, Channel.A, Channel.B]
+    assert plans[2].facts["stage2_ab/b_ratio_realized"] == pytest.approx(1 / 3)
+    assert planner(raws, 0).channel is Channel.A
+
+
+def test_a_step_runs_the_forwards_and_weights_that_controllers_have_in_force(tok, model):
+    raws, assemble = [raw(tok, 1, CAT, DOG)], assembly(tok, None)
+    planner = GroundTruthPlanner(TargetBuilder(tok), assemble, num_forwards=2)
+    measured = SelfContextRunner(plain_runner(tok), SelfContext(num_forwards=2), measures=True)
+    found = {}
+    for number in (1, 2, 3):
+        plan = planner(raws, 0, {"n_softctx_iter": float(number), "coord_reg.w1_weight": 0.5})
+        assert plan.facts["schedule/coord_reg/w1_weight"] == 0.5
+        _, _, (found[number],) = run_step(model, measured, plan)
+    name = "loss/A2_coord/coord_w1"
+    fixed = {
+        number: run_step(
+            model, SelfContextRunner(plain_runner(tok), SelfContext(num_forwards=number)), planner(raws, 0)
+        )[2][0]
+        for number in (2, 3)
+    }
+    for number in (2, 3):
+        whole = float(fixed[number][name].sum)
+        assert float(found[number][name].sum) == pytest.approx(0.5 / COORD_REG["w1_weight"] * whole, rel=1e-5)
+        assert float(found[number]["stage2_ab/softctx_forwards"].sum) == number
+        key = "loss/A2_coord/coord_token_ce"
+        gain = (
+            float((found[1][key].sum - found[number][key].sum) / found[1][key].count)
+            / COORD_REG["coord_ce_weight"]
+        )
+        worth = found[number]["stage2_ab/softctx_gain"]
+        assert float(worth.sum / worth.count) == pytest.approx(gain, abs=1e-4)
+        change = found[number]["stage2_ab/softctx_entropy_change"]
+        entropy = "loss/A2_coord/coord_entropy"
+        grown = float((found[number][entropy].sum - found[1][entropy].sum) / found[1][entropy].count)
+        assert float(change.sum / change.count) == pytest.approx(
+            grown / COORD_REG["coord_entropy_weight"], abs=1e-3
+        )
+    assert "stage2_ab/softctx_gain" not in found[1]
+    assert "stage2_ab/softctx_forwards" not in fixed[2]

@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coordexp.config.schema.training import TargetController
+from coordexp.config.schema.training import SetpointController
 from coordexp.control.controllers.decisions import AUDIT, DEADBAND, TAX_ONLY, WIN, Decision
-from coordexp.control.controllers.target import TargetSteering
+from coordexp.control.controllers.setpoint import SetpointSteering
 
 METRIC = "coord_diag/loss"
 
 
-def controller(**changes: Any) -> TargetController:
+def controller(**changes: Any) -> SetpointController:
     written = {
-        "kind": "target", "name": "sharper", "knob": "coord_reg.w1_weight", "metric": METRIC, "target": 10.0,
+        "kind": "setpoint", "name": "sharper", "knob": "coord_reg.w1_weight", "metric": METRIC, "target": 10.0,
         "effect": "lowers", "gain": 0.1, "ema": 0.0, "deadband": 0.5, "bounds": [0.0, 4.0], "rate": 0.1,
         "audit_every": 0, "mode": "act", **changes,
     }  # fmt: skip
-    return TargetController.model_validate(written)
+    return SetpointController.model_validate(written)
 
 
 class Plant:
@@ -41,7 +41,7 @@ class Plant:
         return {METRIC: self._at + self._random.uniform(-self.noise, self.noise)}
 
 
-def decide(steering: TargetSteering, plant: Plant, number: int) -> list[Decision]:
+def decide(steering: SetpointSteering, plant: Plant, number: int) -> list[Decision]:
     found = [steering.observe(plant.run(steering.in_force)) for _ in range(number)]
     return [decision for decision in found if decision is not None]
 
@@ -51,7 +51,7 @@ def decide(steering: TargetSteering, plant: Plant, number: int) -> list[Decision
 def test_it_reaches_the_target_within_its_rate_and_holds(knob: float, slope: float, rate: float) -> None:
     """From base 2 to the knob that meets the target: as fast as the rate allows, then in the deadband for good."""
     rules = controller(rate=rate, gain=1.0 / slope)
-    steering, plant = TargetSteering(rules, 2.0), Plant(10.0 + slope * knob, slope)
+    steering, plant = SetpointSteering(rules, 2.0), Plant(10.0 + slope * knob, slope)
     first = decide(steering, plant, math.ceil(abs(knob - 2.0) / rate) + 2)
     assert all(abs(one.after - one.before) <= rate + 1e-12 for one in first)
     assert abs(plant.run(steering.in_force)[METRIC] - 10.0) <= rules.deadband + 1e-9
@@ -63,7 +63,7 @@ def test_it_reaches_the_target_within_its_rate_and_holds(knob: float, slope: flo
 
 def test_it_holds_in_the_deadband_under_lag_and_noise() -> None:
     rules = controller(ema=0.8, gain=0.02, deadband=0.6)
-    steering, plant = TargetSteering(rules, 0.5), Plant(16.0, 4.0, lag=0.5, noise=0.5)
+    steering, plant = SetpointSteering(rules, 0.5), Plant(16.0, 4.0, lag=0.5, noise=0.5)
     decide(steering, plant, 150)
     errors = [one.numbers["error"] for one in decide(steering, plant, 400)]
     assert max(map(abs, errors)) <= rules.deadband
@@ -72,7 +72,7 @@ def test_it_holds_in_the_deadband_under_lag_and_noise() -> None:
 
 def test_nothing_winds_up_behind_a_bound() -> None:
     """500 windows at the bound with a large error; the first value on the other side turns the knob around."""
-    steering, plant = TargetSteering(controller(), 2.0), Plant(100.0, 1.0)
+    steering, plant = SetpointSteering(controller(), 2.0), Plant(100.0, 1.0)
     stuck = decide(steering, plant, 500)
     assert stuck[-1].after == 4.0
     assert "is at its bound 4" in stuck[-1].reason
@@ -84,7 +84,7 @@ def test_nothing_winds_up_behind_a_bound() -> None:
 def test_corrections_inside_the_deadband_are_asymmetric() -> None:
     """Base 1, knob 2, deadband 1, gain 0.1: half a unit off is 0.05; a quarter of it is made, toward the base only."""
     rules = controller(deadband=1.0, rate=1.0)
-    steering = TargetSteering(rules, 1.0)
+    steering = SetpointSteering(rules, 1.0)
     steering.restore({"value": 2.0, "mean": 10.0, "num_updates": 5, "stayed": 9, "auditing": False})
     down = steering.observe({METRIC: 9.5})
     up = steering.observe({METRIC: 10.5})
@@ -97,7 +97,7 @@ def test_corrections_inside_the_deadband_are_asymmetric() -> None:
 
 
 def test_a_value_stays_as_long_as_it_must() -> None:
-    steering, plant = TargetSteering(controller(dwell=3), 2.0), Plant(100.0, 1.0)
+    steering, plant = SetpointSteering(controller(dwell=3), 2.0), Plant(100.0, 1.0)
     changes = [one.after - one.before for one in decide(steering, plant, 9)]
     assert [round(change, 6) for change in changes] == [0.1, 0, 0, 0, 0.1, 0, 0, 0, 0.1]
 
@@ -105,7 +105,7 @@ def test_a_value_stays_as_long_as_it_must() -> None:
 def test_an_audit_runs_the_base_value_and_changes_nothing_but_says_what_the_knob_bought() -> None:
     """Level 12, slope 1, target 10, base 0: three updates to 0.3, then a window at the base value."""
     rules = controller(audit_every=3, gain=0.05, deadband=0.0)
-    steering, plant = TargetSteering(rules, 0.0), Plant(12.0, 1.0)
+    steering, plant = SetpointSteering(rules, 0.0), Plant(12.0, 1.0)
     first = decide(steering, plant, 3)
     value, state = first[-1].after, steering.state()
     assert steering.in_force == 0.0  # the audit
@@ -117,7 +117,7 @@ def test_an_audit_runs_the_base_value_and_changes_nothing_but_says_what_the_knob
     assert steering.state() == {**state, "auditing": False}
     assert steering.in_force == value
 
-    useless = TargetSteering(rules, 0.0)
+    useless = SetpointSteering(rules, 0.0)
     flat = [useless.observe({METRIC: 12.0}) for _ in range(4)][-1]
     assert flat is not None
     assert flat.labels == (AUDIT, TAX_ONLY)
@@ -125,14 +125,14 @@ def test_an_audit_runs_the_base_value_and_changes_nothing_but_says_what_the_knob
 
 
 def test_a_recommendation_moves_nothing_and_does_not_add_up() -> None:
-    steering, plant = TargetSteering(controller(mode="recommend", audit_every=2), 2.0), Plant(100.0, 1.0)
+    steering, plant = SetpointSteering(controller(mode="recommend", audit_every=2), 2.0), Plant(100.0, 1.0)
     found = decide(steering, plant, 50)
     assert {(one.before, one.after, one.in_force) for one in found} == {(2.0, 2.1, 2.0)}
     assert not any(AUDIT in one.labels for one in found)
 
 
 def test_a_window_without_the_metric_is_no_update() -> None:
-    steering = TargetSteering(controller(), 2.0)
+    steering = SetpointSteering(controller(), 2.0)
     before = steering.state()
     assert steering.observe({"loss": 3.0}) is None
     assert steering.state() == before
@@ -150,11 +150,11 @@ def test_a_resume_at_any_moment_goes_on_the_same(
     rules = controller(audit_every=audit_every, dwell=dwell, ema=ema)
     noise = random.Random(seed)
     values = [{METRIC: 10.0 + noise.uniform(-5, 5)} for _ in range(60)]
-    whole = TargetSteering(rules, 2.0)
+    whole = SetpointSteering(rules, 2.0)
     expected = [(whole.in_force, whole.observe(value)) for value in values]
-    first = TargetSteering(rules, 2.0)
+    first = SetpointSteering(rules, 2.0)
     found = [(first.in_force, first.observe(value)) for value in values[:at]]
-    second = TargetSteering(rules, 2.0)
+    second = SetpointSteering(rules, 2.0)
     second.restore(json.loads(json.dumps(first.state())))
     found += [(second.in_force, second.observe(value)) for value in values[at:]]
     assert found == expected

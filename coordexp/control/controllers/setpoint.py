@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from coordexp.config.schema.training import TargetController
-from coordexp.control.controllers.decisions import AUDIT, DEADBAND, TAX_ONLY, WIN, Decision
+from coordexp.config.schema.training import SetpointController
+from coordexp.control.controllers.decisions import AUDIT, DEADBAND, TAX_ONLY, WIN, Decision, flags_of
 
 
 @dataclass(frozen=True)
-class TargetState:
+class SetpointState:
     """value: of the knob.  mean: of the metric, None before the first update.  stayed: updates since it changed.
 
     auditing: the window that runs is an audit.
@@ -28,15 +28,15 @@ class TargetState:
     auditing: bool = False
 
 
-class TargetSteering:
-    """A `TargetController` at work.
+class SetpointSteering:
+    """A `SetpointController` at work.
 
     base: the knob's value in the configuration.
     """
 
-    def __init__(self, settings: TargetController, base: float) -> None:
+    def __init__(self, settings: SetpointController, base: float) -> None:
         self.settings, self.base = settings, base
-        self._state = TargetState(base)
+        self._state = SetpointState(base)
 
     @property
     def in_force(self) -> float:
@@ -58,7 +58,7 @@ class TargetSteering:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state()` of another process."""
-        self._state = TargetState(**state)
+        self._state = SetpointState(**state)
 
     def _update(self, found: float) -> Decision:
         settings, before = self.settings, self._state
@@ -73,7 +73,7 @@ class TargetSteering:
             reason = f"{reason}, but is at its bound {after:g}"
         num_updates = before.num_updates + 1
         kept = before.value if settings.mode == "recommend" else after
-        self._state = TargetState(
+        self._state = SetpointState(
             value=kept,
             mean=mean,
             num_updates=num_updates,
@@ -119,7 +119,7 @@ class TargetSteering:
         settings, mean = self.settings, self._state.mean
         assert mean is not None
         shown = {"value": after, "in_force": self.in_force, "mean": mean, **numbers}
-        shown |= {"deadband": float(DEADBAND in labels), "audit": float(AUDIT in labels)}
+        shown |= flags_of(labels)
         return Decision(
             settings.name, settings.knob, settings.mode, before, after, self.in_force, reason, labels, shown
         )
