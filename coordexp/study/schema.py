@@ -226,7 +226,7 @@ class StudyBootstrap(Section):
     """Resamples of the images behind every interval."""
 
     resamples: int = Field(default=2000, ge=100, description="Of F1.")
-    resamples_ap: int = Field(default=200, ge=100, description="Of average precision, which takes longer.")
+    resamples_ap: int = Field(default=400, ge=100, description="Of average precision, which takes longer.")
     seed: int = Field(default=0, ge=0)
 
 
