@@ -20,6 +20,7 @@ from coordexp.metrics.keys_stage2 import coord_diagnostic
 from coordexp.metrics.sinks import METRICS_FILE, read_payloads
 from coordexp.study.plan import Cell, Study
 from coordexp.study.results import STUDY_JSON, results
+from coordexp.study.schema import METRICS
 from coordexp.study.tables import markdown, shown_tables
 
 PAGE, MARKDOWN = "index.html", "study.md"
@@ -58,20 +59,59 @@ def write_results(study: Study) -> Path:
     found = results(study)
     write_json(study.results_folder / STUDY_JSON, found)
     write_text(study.results_folder / MARKDOWN, markdown(found))
-    labels = {table["data"]: table["label"] for table in found["tables"]}
     return write_page(
         study.results_folder / PAGE,
         "study_page.html.jinja",
         study=found,
         tables=shown_tables(found),
-        figures=[(labels[data], figures) for data in labels if (figures := curves(study, data, found))],
+        figures=[
+            (table["label"], [*outcomes(study, table, found), *curves(study, table["data"], found)])
+            for table in found["tables"]
+        ],
         missing={cell: state for cell, state in found["states"].items() if state != "done"},
     )
 
 
+def outcomes(study: Study, table: Mapping[str, Any], found: Mapping[str, Any]) -> list[ReportFigure]:
+    """The first number of the headline: every seed of every recipe, alone and over the seconds of its training."""
+    name = study.file.headline[0]
+    points = {
+        row["label"]: [
+            _point(found["cells"][str(cell)], found["readout"], name) for cell in _cells(table, row)
+        ]
+        for row in table["rows"]
+    }
+    colors = [_colors(study)[row["recipe"]] for row in table["rows"]]
+
+    def draw_seeds(axes: Axes) -> None:
+        for index, (of_seeds, color) in enumerate(zip(points.values(), colors, strict=True)):
+            values = [value for _, value in of_seeds]
+            axes.plot(values, [index] * len(values), "o", color=color, alpha=0.55, mec="none")
+            axes.plot(fmean(values), index, "|", color=color, markersize=18, mew=2.5)
+        axes.set_yticks(range(len(points)), list(points))
+        axes.set(xlabel=METRICS[name], ylim=(len(points) - 0.5, -0.5))
+        axes.set_xlim(left=0)
+
+    def draw_cost(axes: Axes) -> None:
+        for (label, of_seeds), color in zip(points.items(), colors, strict=True):
+            measured = [(seconds, value) for seconds, value in of_seeds if seconds is not None]
+            if measured:
+                axes.plot(*zip(*measured, strict=True), "o", color=color, alpha=0.7, mec="none", label=label)
+        axes.set(xlabel="seconds of training", ylabel=METRICS[name])
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+
+    return [
+        draw_figure(METRICS[name], "A dot is a seed, a bar their mean.", draw_seeds),
+        draw_figure(
+            f"{METRICS[name]} over cost", "A dot is a seed; seconds of its optimizer steps.", draw_cost
+        ),
+    ]
+
+
 def curves(study: Study, data: str, found: Mapping[str, Any]) -> list[ReportFigure]:
     """Learning curves of the recipes on one data set, mean over seeds."""
-    colors = dict(zip(study.file.recipes, run_colors(len(study.file.recipes)), strict=True))
+    colors = _colors(study)
     figures = []
     for key, title, caption in CURVES:
         lines = {}
@@ -100,6 +140,19 @@ def curve_band(curves_of_seeds: Sequence[Curve]) -> CurveBand:
     shared = sorted(set.intersection(*(set(found) for found in of_step))) if of_step else []
     values = [[found[step] for found in of_step] for step in shared]
     return CurveBand(shared, list(map(fmean, values)), list(map(min, values)), list(map(max, values)))
+
+
+def _colors(study: Study) -> dict[str, str]:
+    return dict(zip(study.file.recipes, run_colors(len(study.file.recipes)), strict=True))
+
+
+def _cells(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[Cell]:
+    return [Cell(table["data"], row["recipe"], seed) for seed in row["seeds"]]
+
+
+def _point(record: Mapping[str, Any], readout: str, name: str) -> tuple[float | None, float]:
+    """Seconds of training, and a number of the evaluation; one that cannot be measured counts as 0."""
+    return record["cost"]["train_s"], float(record["readouts"][readout][name] or 0.0)
 
 
 def _curve(folder: Path, key: str) -> Curve:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from coordexp.config.checks.yaml_tree import read_yaml
 from coordexp.errors import ConfigError
 from coordexp.study.jobs import check_recipes, steps_within
 from coordexp.study.plan import Cell, read_study, selected
@@ -98,6 +99,20 @@ baseline: ce
         check_recipes(read_study(written(tmp_path, text % "seed: 3")))
     with pytest.raises(ConfigError, match=r"recipes\.ce: .*learning_rat"):
         check_recipes(read_study(written(tmp_path, text % "learning_rat: 0.1")))
+
+
+STUDIES = [path for path in sorted(Path("configs/study").glob("*.yaml")) if "recipes" in read_yaml(path).data]
+
+
+def test_the_studies_are_all_found():
+    assert {"objectives", "readout", "answer_forms", "stage2"} <= {path.stem for path in STUDIES}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_of_the_project_can_run(path):
+    study = read_study(path)
+    check_recipes(study)
+    assert study.cells
 
 
 @pytest.mark.parametrize(
