@@ -53,7 +53,7 @@ def test_what_swift_export_merges_is_asked_as_it_was_trained(
         *sft_flags(
             nano_model, scenes, tmp_path / "run", save_strategy="steps", save_steps=1, val_dataset=None,
             tuner_type="lora", target_modules=["q_proj"], system="You detect.", max_pixels=2048,
-            coordexp=json.dumps({"custom": {"prompt": "Find all."}}),
+            coordexp=json.dumps({"custom": {"prompt": "Find all.", "answer_format": "compact"}}),
         ),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -73,6 +73,7 @@ def test_what_swift_export_merges_is_asked_as_it_was_trained(
     asked = json.loads((tmp_path / "a" / "infer_run.json").read_text())
     assert (asked["prompt"], asked["system"]) == ("Find all.", "You detect.")
     assert asked["pixels"]["max_pixels"] == 2048
+    assert asked["answer_form"] == "compact"
     assert PROMPT_FILE not in caplog.text
 
     (merged / PROMPT_FILE).unlink()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
+from coordexp.config import Prompt
+from coordexp.config.prompt import write_prompt
 from coordexp.errors import ConfigError, RecordError
 from coordexp.trainers.activate import activate_from_argv, end_in_one_line
 
@@ -21,6 +25,22 @@ def test_a_worker_reads_no_data(nano: Path, monkeypatch: pytest.MonkeyPatch):
         activate_from_argv(flags)
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
     activate_from_argv(flags)
+
+
+def test_a_form_that_comes_with_the_model_must_go_with_the_objective(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The run says nothing about answers; its model writes numbers, which the default objective cannot see."""
+    model = tmp_path / "model"
+    shutil.copytree(nano, model)
+    write_prompt(model, Prompt(answer_form="qwen"))
+    flags = ["--model", str(model), "--dataset", "gone.jsonl", "--custom_trainer_variant", "stage1_coord"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/swift/cli/sft.py"])
+    with pytest.raises(ConfigError, match=r"custom\.coord_soft_ce_w1: is a loss on coordinate tokens"):
+        activate_from_argv(flags)
+    plain = json.dumps({"custom": {"coord_soft_ce_w1": {"enabled": False}}})
+    with pytest.raises(ConfigError, match=r"gone\.jsonl"):
+        activate_from_argv([*flags, "--coordexp", plain])
 
 
 class Broken(Dataset[int]):
