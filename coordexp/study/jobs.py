@@ -183,11 +183,21 @@ def _steps(study: Study, cell: Cell, done: Mapping[Cell, Mapping[str, Any]]) -> 
     there, alike = (
         done[Cell(cell.data, str(name), cell.seed)] for name in (budget.seconds_of, budget.measured_on)
     )
-    seconds = {record["cell"]["recipe"]: record["cost"]["train_s"] for record in (there, alike)}
-    for recipe, value in seconds.items():
+    seconds = [seconds_of_steps(record["cost"], budget.clock) for record in (there, alike)]
+    for record, value in zip((there, alike), seconds, strict=True):
         if not value:
+            recipe = record["cell"]["recipe"]
             raise ConfigError(f"{cell}: nothing says how many seconds the steps of {recipe} took.")
-    return steps_within(there["cost"]["train_s"], alike["cost"]["train_s"] / alike["steps"])
+    return steps_within(seconds[0], seconds[1] / alike["steps"])
+
+
+def seconds_of_steps(cost: Mapping[str, Any], clock: str) -> float:
+    """Seconds that the optimizer steps of a cell took, 0 where nothing says so.
+
+    clock: "cpu" takes the share of them in which its process was computing.
+    """
+    seconds = float(cost["train_s"] or 0.0)
+    return seconds if clock == "wall" else seconds * float(cost.get("train_cpu_share", 0.0))
 
 
 def steps_within(seconds: float, seconds_per_step: float) -> int:
@@ -241,4 +251,4 @@ def _words(value: Any) -> Sequence[str]:
     return [v if isinstance(v, str) else json.dumps(v) for v in values]
 
 
-__all__ = ["StudyRecipe", "TrainingJob", "check_recipes", "steps_within", "training_job"]
+__all__ = ["StudyRecipe", "TrainingJob", "check_recipes", "seconds_of_steps", "steps_within", "training_job"]

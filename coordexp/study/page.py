@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -90,7 +90,7 @@ def outcomes(study: Study, table: Mapping[str, Any], found: Mapping[str, Any]) -
             axes.plot(fmean(values), index, "|", color=color, markersize=18, mew=2.5)
         axes.set_yticks(range(len(points)), list(points))
         axes.set(xlabel=METRICS[name], ylim=(len(points) - 0.5, -0.5))
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, _room(value for of_seeds in points.values() for _, value in of_seeds))
 
     def draw_cost(axes: Axes) -> None:
         for (label, of_seeds), color in zip(points.items(), colors, strict=True):
@@ -98,8 +98,8 @@ def outcomes(study: Study, table: Mapping[str, Any], found: Mapping[str, Any]) -
             if measured:
                 axes.plot(*zip(*measured, strict=True), "o", color=color, alpha=0.7, mec="none", label=label)
         axes.set(xlabel="seconds of training", ylabel=METRICS[name])
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
+        axes.set_xlim(0, _room(seconds or 0.0 for of_seeds in points.values() for seconds, _ in of_seeds))
+        axes.set_ylim(0, _room(value for of_seeds in points.values() for _, value in of_seeds))
 
     return [
         draw_figure(METRICS[name], "A dot is a seed, a bar their mean.", draw_seeds),
@@ -140,6 +140,11 @@ def curve_band(curves_of_seeds: Sequence[Curve]) -> CurveBand:
     shared = sorted(set.intersection(*(set(found) for found in of_step))) if of_step else []
     values = [[found[step] for found in of_step] for step in shared]
     return CurveBand(shared, list(map(fmean, values)), list(map(min, values)), list(map(max, values)))
+
+
+def _room(values: Iterable[float]) -> float:
+    """The end of an axis from 0 that leaves room behind the largest value."""
+    return 1.08 * max(values) or 1.0
 
 
 def _colors(study: Study) -> dict[str, str]:

@@ -116,6 +116,7 @@ def process_costs(folder: Path) -> dict[str, dict[str, float | int | bool]]:
     """Phase ("train", "evaluate") -> seconds and CPU seconds of its processes, and whether all were seen to end.
 
     A process that was killed together with the study leaves no line behind: its cost is not in the sums.
+    cpu_share: CPU seconds over seconds of the last one that came to its end; absent without such a one.
     """
     costs: dict[str, dict[str, float | int | bool]] = {}
     if not (folder / ATTEMPTS).is_file():
@@ -129,6 +130,8 @@ def process_costs(folder: Path) -> dict[str, dict[str, float | int | bool]]:
             continue
         cost["wall_s"] += line["wall_s"]
         cost["cpu_s"] += line["cpu_s"]
+        if line["exit_code"] == 0 and line["wall_s"]:
+            cost["cpu_share"] = line["cpu_s"] / line["wall_s"]
         cost["processes"] += line["exit_code"] >= 0  # of one that was ended, what it had started is missing
     for phase, cost in costs.items():
         cost["is_whole"] = cost["processes"] == begun.get(phase, 0)

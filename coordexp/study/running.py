@@ -164,6 +164,7 @@ class CellRunner:
             **numbers,
             "train_wall_s": train["wall_s"],
             "train_cpu_s": train["cpu_s"],
+            "train_cpu_share": train.get("cpu_share", 0.0),
             "is_whole": train["is_whole"],
             "evaluate_wall_s": evaluate["wall_s"],
             "evaluate_cpu_s": evaluate["cpu_s"],

@@ -136,6 +136,12 @@ class StudyBudget(Section):
         "own.",
     )
 
+    clock: Literal["wall", "cpu"] = Field(
+        default="wall",
+        description="Of seconds_of. cpu: seconds during which the process was computing, on a machine that has other "
+        "work too.",
+    )
+
     @model_validator(mode="after")
     def _steps_or_seconds(self) -> StudyBudget:
         if (self.seconds_of is None) != (self.measured_on is None):

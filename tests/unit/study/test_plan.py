@@ -8,7 +8,7 @@ import pytest
 
 from coordexp.config.checks.yaml_tree import read_yaml
 from coordexp.errors import ConfigError
-from coordexp.study.jobs import check_recipes, steps_within
+from coordexp.study.jobs import check_recipes, seconds_of_steps, steps_within
 from coordexp.study.plan import Cell, read_study, selected
 
 STUDY = """
@@ -120,3 +120,9 @@ def test_every_study_of_the_project_can_run(path):
 )
 def test_steps_within_a_time(seconds, per_step, steps):
     assert steps_within(seconds, per_step) == steps
+
+
+def test_seconds_of_a_busy_machine_are_those_of_computing():
+    cost = {"train_s": 80.0, "train_cpu_share": 0.25}
+    assert (seconds_of_steps(cost, "wall"), seconds_of_steps(cost, "cpu")) == (80.0, 20.0)
+    assert seconds_of_steps({"train_s": None, "train_cpu_share": 0.5}, "cpu") == 0.0

@@ -84,5 +84,5 @@ def test_processes_that_left_no_end_are_named(tmp_path):
     ]
     (tmp_path / "attempts.jsonl").write_text("".join(json.dumps(line) + os.linesep for line in lines))
     assert process_costs(tmp_path)["train"] == {
-        "wall_s": 3.0, "cpu_s": 2.0, "processes": 1, "is_whole": False,
+        "wall_s": 3.0, "cpu_s": 2.0, "processes": 1, "is_whole": False, "cpu_share": 2 / 3,
     }  # fmt: skip
