@@ -18,8 +18,6 @@ _ORDERS = {"qwen": "geometry_first", "compact": "desc_first"}
 def form_problems(sections: Sections, variant: str) -> Iterator[tuple[KeyPath, str]]:
     """Every setting that the form of the answer leaves without effect, and what to do."""
     yield from _format_problems(sections.custom)
-    if sections.custom.answer_format != "coordjson":
-        yield from _key_limits(sections)
     yield from number_problems(sections, variant)
 
 
@@ -76,21 +74,6 @@ def _format_problems(custom: Custom) -> Iterator[tuple[KeyPath, str]]:
             ("custom", "object_field_order"),
             f"has no effect with answer_format: {answer_format}, whose order is {order}; write that, or remove it.",
         )
-
-
-def _key_limits(sections: Sections) -> Iterator[tuple[KeyPath, str]]:
-    """A limit that counts the keys of another form."""
-    asked = (
-        ("rollout_matching", sections.rollout_matching),
-        ("custom.rollout_eval", sections.custom.rollout_eval),
-    )
-    for where, settings in asked:
-        if settings is not None and settings.repeat_terminate.max_object_keys is not None:
-            yield (
-                (*where.split("."), "repeat_terminate", "max_object_keys"),
-                f'counts `"desc"` keys, which answers in the format {sections.custom.answer_format} have not; '
-                "remove it.",
-            )
 
 
 def _rollouts(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:

@@ -5,7 +5,9 @@ of at least `min_new_tokens` tokens is ended when any of these holds:
 
     run        its last `max_consecutive_token_repeats` tokens are one token
     piece      its last `ngram_size` tokens occur in it `ngram_repeats` times, overlaps counted
-    objects    it begins more than `max_object_keys` objects, that is, holds more `"desc"` keys
+    objects    it begins more than `max_object_keys` objects: it holds more `"desc"` keys, or `"label"` keys (Qwen's
+               form), or begins more groups of four coordinate tokens where these follow one another without anything
+               between them (compact form)
 
 Ended means: the next token is `<|im_end|>`.
 """
@@ -22,10 +24,40 @@ from transformers import LogitsProcessor
 
 from coordexp.config.schema.rollout import RepeatTerminate
 
-OBJECT_KEY = re.compile(rb'(?="desc")')
-_KEY_LENGTH = len(b'"desc"')
 PieceOf = Callable[[int], bytes]
 """Bytes a token id stands for (`coordexp.codec.pieces.TokenPieces.__getitem__`)."""
+
+
+class _Occurrences:
+    """How often a text that comes piece by piece holds a few bytes, overlaps counted."""
+
+    def __init__(self, wanted: bytes) -> None:
+        self.number = 0
+        self._wanted = re.compile(b"(?=" + re.escape(wanted) + b")")
+        self._most = len(wanted) - 1
+        self._tail = b""
+
+    def extend(self, piece: bytes) -> None:
+        text = self._tail + piece
+        self.number += len(self._wanted.findall(text))
+        self._tail = text[-self._most :]  # too short to hold what was counted
+
+
+class _BegunObjects:
+    """How many objects an answer that comes piece by piece has begun, in any form."""
+
+    def __init__(self) -> None:
+        self._descs, self._labels = _Occurrences(b'"desc"'), _Occurrences(b'"label"')
+        self._coords, self._neighbours = _Occurrences(b"<|coord_"), _Occurrences(b"|><|coord_")
+
+    def extend(self, piece: bytes) -> None:
+        for counted in (self._descs, self._labels, self._coords, self._neighbours):
+            counted.extend(piece)
+
+    @property
+    def number(self) -> int:
+        boxes = -(-self._coords.number // 4) if self._neighbours.number else 0
+        return max(self._descs.number, self._labels.number, boxes)
 
 
 class RepeatDetector:
@@ -37,7 +69,7 @@ class RepeatDetector:
 
     def __init__(self, rules: RepeatTerminate, piece_of: PieceOf | None = None) -> None:
         if rules.max_object_keys is not None and piece_of is None:
-            raise ValueError("max_object_keys counts keys in the text: give piece_of")
+            raise ValueError("max_object_keys counts objects in the text: give piece_of")
         self.rules = rules
         self.num_tokens = 0
         self._piece_of = piece_of
@@ -46,8 +78,7 @@ class RepeatDetector:
         self._ngram: deque[int] = deque(maxlen=rules.ngram_size)
         self._occurrences: Counter[tuple[int, ...]] = Counter()
         self._last_occurrences = 0
-        self._text_tail = b""
-        self._num_keys = 0
+        self._objects = _BegunObjects()
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """The next tokens of the answer."""
@@ -63,7 +94,7 @@ class RepeatDetector:
         return (
             self._run >= rules.max_consecutive_token_repeats
             or self._last_occurrences >= rules.ngram_repeats
-            or (rules.max_object_keys is not None and self._num_keys > rules.max_object_keys)
+            or (rules.max_object_keys is not None and self._objects.number > rules.max_object_keys)
         )
 
     def _append(self, token_id: int) -> None:
@@ -76,9 +107,7 @@ class RepeatDetector:
             self._occurrences[ngram] += 1
             self._last_occurrences = self._occurrences[ngram]
         if self._piece_of is not None and self.rules.max_object_keys is not None:
-            text = self._text_tail + self._piece_of(token_id)
-            self._num_keys += len(OBJECT_KEY.findall(text))
-            self._text_tail = text[-(_KEY_LENGTH - 1) :]  # too short to hold a key that was counted
+            self._objects.extend(self._piece_of(token_id))
 
 
 def is_repeating(token_ids: Iterable[int], rules: RepeatTerminate, piece_of: PieceOf | None = None) -> bool:

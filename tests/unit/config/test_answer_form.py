@@ -77,11 +77,6 @@ def load(tmp_path: Path, text: str):
             "desc_first; write that, or remove it.",
         ),
         (
-            aligned(TOKEN_CE, "  repeat_terminate: {enabled: true, max_object_keys: 9}\n"),
-            'rollout_matching.repeat_terminate.max_object_keys in run.yaml:4: counts `"desc"` keys, which answers in '
-            "the format qwen have not; remove it.",
-        ),
-        (
             aligned(TOKEN_CE + GEO),
             "bbox_geo looks at coordinate tokens, and this answer writes numbers; write enabled: false. token_ce "
             "teaches the numbers.",

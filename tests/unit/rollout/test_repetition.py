@@ -7,6 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coordexp.codec.forms.choose import FORMS, form_of
+from coordexp.codec.pieces import pieces_of
+from coordexp.codec.schema import BoxObject
 from coordexp.config.schema.rollout import RepeatTerminate
 from coordexp.rollout.decoding.repetition import (
     RepeatDetector,
@@ -15,7 +18,9 @@ from coordexp.rollout.decoding.repetition import (
     was_terminated,
 )
 
-PIECES = [b'"', b"desc", b'"desc"', b'{"de', b'sc": "', b"x", b'"}, ']
+PIECES = [
+    b'"', b"desc", b'"desc"', b'{"de', b'sc": "', b"x", b'"}, ', b'"label"', b"label", b"<|coord_1|>", b"<|coord_23|>",
+]  # fmt: skip
 END = 99
 
 
@@ -38,8 +43,12 @@ def brute_force(ids: list[int], r: RepeatTerminate) -> bool:
         if len(places) >= r.ngram_repeats:
             return True
     text = b"".join(PIECES[i] for i in ids)
-    keys = [i for i in range(len(text)) if text[i : i + 6] == b'"desc"']
-    return r.max_object_keys is not None and len(keys) > r.max_object_keys
+    descs, labels, coords, neighbours = (
+        len([i for i in range(len(text)) if text.startswith(wanted, i)])
+        for wanted in (b'"desc"', b'"label"', b"<|coord_", b"|><|coord_")
+    )
+    boxes = (coords + 3) // 4 if neighbours else 0
+    return r.max_object_keys is not None and max(descs, labels, boxes) > r.max_object_keys
 
 
 @settings(max_examples=300, deadline=None)
@@ -119,3 +128,15 @@ def test_the_processor_forces_the_end_of_repeating_rows_and_leaves_others_alone(
 def test_a_limit_of_objects_needs_the_bytes_of_tokens():
     with pytest.raises(ValueError, match="piece_of"):
         RepeatDetector(rules(max_object_keys=1))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_objects_are_counted_in_every_form(real_tok, name):
+    """The answer may go on behind two objects, and ends where a third begins."""
+    form, pieces = form_of(name), pieces_of(real_tok)
+    objects = [BoxObject("cat", "bbox_2d", (1, 2, 30, 40))] * 2 + [
+        BoxObject("dog", "bbox_2d", (5, 6, 70, 80))
+    ]
+    ids = [real_tok.encode(form.serialize(objects[:n]), add_special_tokens=False) for n in (1, 2, 3)]
+    ended = [is_repeating(answer, rules(max_object_keys=2), pieces.__getitem__) for answer in ids]
+    assert ended == [False, False, True]
