@@ -10,6 +10,8 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
 EXIT_NOT_ACCEPTED = 3
+EXIT_STOPPED = 4
+"""A rule of `telemetry.stop_on` ended the run."""
 
 
 class CoordExpError(Exception):

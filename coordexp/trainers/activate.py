@@ -14,6 +14,7 @@ from types import TracebackType
 
 from coordexp.config import Sections, check_variant, swift_not_built
 from coordexp.config.checks.problems import COMMAND_LINE, Place, Problem, dotted, raise_problems
+from coordexp.config.exit_code import leave_exit_code
 from coordexp.config.prompt import with_prompt
 from coordexp.config.run.advice import untrained_rows
 from coordexp.config.run.dotted import sections_of_flags
@@ -150,6 +151,7 @@ def end_in_one_line(kind: type[BaseException], error: BaseException, trace: Trac
         return
     message = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].strip()
     print(f"coordexp: {message}", file=sys.stderr)
+    leave_exit_code(error.exit_code)
     raise SystemExit(error.exit_code)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from coordexp.codec.coord_vocab import CoordVocab
-from coordexp.config import derive, mask_secrets, resolved_config, write_resolved
+from coordexp.config import derive, resolved_config, write_resolved
 from coordexp.config.prompt import write_prompt
 from coordexp.control.schedule import num_b_steps
 from coordexp.data.collator import with_meta
@@ -42,7 +42,6 @@ from coordexp.swift_bridge.prompts import complete_prompt
 from coordexp.swift_bridge.trainer import SwiftTrainerBridge
 from coordexp.telemetry import run_log
 from coordexp.telemetry.console.view import ConsoleView
-from coordexp.telemetry.health import HEALTH_KEY, HealthWatch
 from coordexp.trainers.best_checkpoint import BestCheckpoint, link_best
 from coordexp.trainers.datasets import probe_questions
 from coordexp.trainers.dry_run.page import render
@@ -67,6 +66,8 @@ from coordexp.trainers.step.dump import DUMP_FOLDER, write_plan
 from coordexp.trainers.step.pace import Pace, StepEnd, tags_of
 from coordexp.trainers.step.plan import StepPlan
 from coordexp.trainers.step.steering import CONTROL_KEY, Steering
+from coordexp.trainers.watch.records import RULES_KEY
+from coordexp.trainers.watch.run import RunWatch
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +83,8 @@ class CoordTrainer(SwiftTrainerBridge):
         probed = probe_questions(kwargs, self.settings)
         self.prepare_datasets(kwargs)
         template = kwargs["template"]
-        if self.settings.sections.custom.dry_run is None:
-            self._open_run_log(kwargs["args"])
+        settings = self.settings
+        self._watch = RunWatch(kwargs["args"], settings.sections, settings.variant, settings.swift)
         kwargs["args"].data_seed = self.settings.swift["data_seed"]
         self.form = self.settings.form
         coord_ids = CoordVocab.from_tokenizer(template.tokenizer).ids if self.form.has_coord_tokens else ()
@@ -126,19 +127,12 @@ class CoordTrainer(SwiftTrainerBridge):
         self._sink: MetricsSink | None = None
         self.trackers = use_payloads(self, self.settings.swift)
         self._console = RunConsole(use_console_lines(self).say, colours=run_log.reaches_terminal())
-        self._health = HealthWatch()
+        for callback in self._watch.callbacks:
+            self.add_callback(callback)
         self._reported_nonfinite: set[str] = set()
         if self.is_world_process_zero():
             self._best.announce()
             write_resolved(self.args.output_dir, self._resolved)
-
-    def _open_run_log(self, args: Any) -> None:
-        run_log.open_in(
-            args.output_dir,
-            command=mask_secrets(shlex.join(sys.argv), self.settings.swift),
-            resumed_from=args.resume_from_checkpoint,
-            has_header=args.process_index == 0,
-        )
 
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
         """Replace the data sets among the arguments of the trainer by what the variant trains on."""
@@ -177,6 +171,7 @@ class CoordTrainer(SwiftTrainerBridge):
         }
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        self._watch.starts_step()
         self.pace.timer.start("data")
         batches, num_items = super().get_batch_samples(*args, **kwargs)
         if not batches:
@@ -201,8 +196,7 @@ class CoordTrainer(SwiftTrainerBridge):
             self.pace.schedule = lr_schedule(self.args, int(self.state.max_steps))
             if self.is_world_process_zero():
                 self._console.resume(self.args.output_dir, int(self.state.global_step))
-            if HEALTH_KEY in kept:
-                self._health.load_state_dict(kept[HEALTH_KEY]["attributes"])
+            self._watch.begin(int(self.state.max_steps), kept.get(RULES_KEY))
             if self._own_optimizer is not None and self.is_deepspeed_enabled:
                 meet_flat_weights(self._own_optimizer, self.model_wrapped.optimizer)
             if self.template.padding_free:
@@ -233,7 +227,8 @@ class CoordTrainer(SwiftTrainerBridge):
         if step is not None:
             return evaluate_only(self, step)
         if self.dry_run is None:
-            return super().train(*args, **kwargs)
+            with self._watch.training(lambda: int(self.state.global_step)):
+                return super().train(*args, **kwargs)
         self.add_callback(self.dry_run)  # behind all others: it has the last word on evaluating and saving
         result = self.dry_run.run(lambda: super(CoordTrainer, self).train(*args, **kwargs))
         report = self.dry_run.report()
@@ -267,7 +262,7 @@ class CoordTrainer(SwiftTrainerBridge):
         if self.dry_run is not None:
             return
         self.state.stateful_callbacks[PROGRESS_KEY] = self.pace.state(self._sum_on_host)
-        self.state.stateful_callbacks[HEALTH_KEY] = {"args": {}, "attributes": self._health.state_dict()}
+        self.state.stateful_callbacks[RULES_KEY] = self._watch.state()
         self.state.stateful_callbacks[TRACKERS_KEY] = ids_of(self.trackers)
         if steered := self.steering.state():
             self.state.stateful_callbacks[CONTROL_KEY] = {"args": {}, "attributes": steered}
@@ -329,7 +324,8 @@ class CoordTrainer(SwiftTrainerBridge):
             # Save it now: with save_steps other than eval_steps the weights would be gone by the next save. Rotation
             # spares the checkpoint of the best step.
             self.control.should_save = True
-        return is_best or self._saves.must_save(self.state)  # under save_strategy: best this is what saves
+        # under save_strategy: best this is what saves
+        return is_best or self._saves.must_save(self.state) or self._watch.is_stopping
 
     def add_metrics(self, metrics: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:
         """Put (sum, count) pairs into the window of the current mode. No host sync."""
@@ -338,6 +334,7 @@ class CoordTrainer(SwiftTrainerBridge):
     def window_metrics(self, mode: str) -> dict[str, float]:
         step = int(self.state.global_step)
         window = self.pace.window(mode, step)
+        self._watch.was_busy(self.pace.busy_s)
         return window | self.steering.observed(step, window) if mode == "train" else window
 
     def on_record(self, mode: str, record: dict[str, float]) -> None:
@@ -357,8 +354,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self._console.show(payload, self._console_view(), None if remaining is None else str(remaining))
         for tracker in self.trackers.values():
             tracker.send(payload["metrics"], payload["global_step"])
-        for advice in self._health.due(self.state.global_step, payload["metrics"]):
-            logger.warning(advice.message)
+        self._watch.look(payload["global_step"], payload["metrics"])
 
     @property
     def coord_weights(self) -> Mapping[str, float] | None:
@@ -458,7 +454,9 @@ class CoordTrainer(SwiftTrainerBridge):
         """
         self._finite_guard.watch(terms, sample_ids, loss=loss)
         if self.accelerator.sync_gradients:
-            self._stats.loss = self._finite_guard.check(self.state.global_step + 1)
+            heard = self._finite_guard.check(self.state.global_step + 1, self._watch.asks_to_stop)
+            self._stats.loss = heard.loss
+            self._watch.agree(heard.said)
 
     def sum_over_ranks(self, counts: Tensor) -> Tensor:
         """`counts` added up over all ranks when `average_tokens_across_devices` asks for it, else as they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,12 +23,22 @@ class NonFiniteLossError(CoordExpError):
     """A term of the loss is NaN or infinite."""
 
 
+class StepHeard(NamedTuple):
+    """What every rank knows of a step.
+
+    loss: of each rank its losses added up, the mean of them.  said: the largest number that a rank said.
+    """
+
+    loss: float
+    said: int
+
+
 class FiniteLossGuard:
     """Collects the loss terms of an optimizer step on the device; `check` looks at them once, at its end.
 
     All ranks watch the same terms, any number of times, and call `check` equally often. `check` costs one small
     collective and the only host sync of the step, before the backward pass of the last micro-batch. The loss of the
-    step comes along.
+    step and a number of each rank come along.
 
     Arguments:
         on_nonfinite: `custom.on_nonfinite_loss`. `skip_step` also needs a `DropUpdate` among the trainer's callbacks.
@@ -51,25 +61,27 @@ class FiniteLossGuard:
         self._losses.append((self._flags[-1].new_zeros(()) if loss is None else loss.detach()).float())
         self._samples.append(sample_ids)
 
-    def check(self, step: int) -> float:
+    def check(self, step: int, said: int = 0) -> StepHeard:
         """Look for terms that were not finite on any rank, and forget the terms. The same on every rank.
 
-        Returns the loss of the step: of each rank its losses added up, the mean of them.
-
+        said: a small number >= 0 that this rank tells the others on the way.
         Raises NonFiniteLossError for `stop`. For `skip_step` it warns, and the next `take_drop` is True.
         """
         bad_MA, samples, losses = torch.stack(self._flags).to(torch.int8), self._samples, self._losses
         self._flags, self._samples, self._losses = [], [], []
-        # [A + 1]: terms, then the loss; ranks may have run different numbers of micro-batches
-        own = torch.cat([bad_MA.amax(0).float(), torch.stack(losses).sum()[None]])
+        # [A + 2]: terms, the loss, what is said; ranks may have run different numbers of micro-batches
+        loss = torch.stack(losses).sum()
+        own = torch.cat([bad_MA.amax(0).float(), torch.stack([loss, loss.new_full((), float(said))])])
         ranks = [own]
         if dist.is_available() and dist.is_initialized():
             ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
             dist.all_gather(ranks, own)
         by_rank: list[list[float]] = torch.stack(ranks).tolist()
-        loss = sum(row[-1] for row in by_rank) / len(by_rank)
-        if not any(any(row[:-1]) for row in by_rank):
-            return loss
+        heard = StepHeard(
+            sum(row[-2] for row in by_rank) / len(by_rank), int(max(row[-1] for row in by_rank))
+        )
+        if not any(any(row[:-2]) for row in by_rank):
+            return heard
         found = f"the loss is not finite at step {step} ({self._describe_all(bad_MA, samples)})."
         if self._on_nonfinite == "stop":
             raise NonFiniteLossError(
@@ -78,7 +90,7 @@ class FiniteLossGuard:
             )
         self._drops_update = True
         logger.warning("%s The step is skipped: its gradients are dropped on all ranks. %s.", found, ADVICE)
-        return loss
+        return heard
 
     def take_drop(self) -> bool:
         """Whether the gradients of the step must be dropped; False from then on."""

@@ -134,15 +134,16 @@ def test_numbers_per_sample_follow_their_definitions(unpacked: list[dict], packe
     assert not any(key.removeprefix("eval_") in PER_SAMPLE for metrics in unpacked for key in metrics)
 
 
-def test_samples_seen_and_the_history_of_the_health_watch_go_on_after_a_resume(
+def test_samples_seen_and_what_was_watched_go_on_after_a_resume(
     nano_model: Path, scenes: Path, tmp_path: Path, packed_run: tuple[Path, list[dict]]
 ):
     output, packed = packed_run
     checkpoint = shutil.copytree(output / "checkpoint-1", tmp_path / "checkpoint-1")
     state = json.loads((checkpoint / "trainer_state.json").read_text())
-    assert state["stateful_callbacks"]["CoordExpHealth"]["attributes"] == {"best": {}, "said": {}}
-    history = {"best": {"eval_rollout/f1": 0.9}, "said": {"truncated": 1}}
-    state["stateful_callbacks"]["CoordExpHealth"]["attributes"] = history
+    kept = state["stateful_callbacks"]["CoordExpRules"]["attributes"]
+    [norm] = kept["usual"]["grad_norm"]
+    assert (kept["best"], kept["said"]) == ({}, {})
+    kept["best"], kept["said"] = {"eval_rollout/f1": 0.9}, {"truncated": 1}
     (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     saved_at_the_end = {"save_strategy": "steps", "save_steps": 2}
     flags = {"resume_from_checkpoint": checkpoint, "logging_steps": 2, **saved_at_the_end, **PACK_FLAGS}
@@ -152,7 +153,10 @@ def test_samples_seen_and_the_history_of_the_health_watch_go_on_after_a_resume(
     assert last["train/tokens_seen"] == steps_of(packed)[-1]["train/tokens_seen"] > last["train/tokens_total"]
     assert last["base_ce/loss"] == pytest.approx(steps_of(packed)[-1]["base_ce/loss"], rel=1e-5)
     [saved] = (tmp_path / "resumed").rglob("checkpoint-2/trainer_state.json")
-    assert json.loads(saved.read_text())["stateful_callbacks"]["CoordExpHealth"]["attributes"] == history
+    later = json.loads(saved.read_text())["stateful_callbacks"]["CoordExpRules"]["attributes"]
+    assert (later["best"]["eval_rollout/f1"], later["said"]) == (0.9, kept["said"])
+    assert later["usual"]["grad_norm"][0] == norm
+    assert len(later["usual"]["grad_norm"]) == 2
 
 
 def test_two_ranks_share_packs(nano_model: Path, scenes: Path, tmp_path: Path, unpacked: list[dict]):

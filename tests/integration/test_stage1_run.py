@@ -10,6 +10,8 @@ from support.processes import free_port, run_coordexp, run_swift, sft_flags
 
 from coordexp.metrics.catalog import lookup
 from coordexp.metrics.payload import validate_payload
+from coordexp.telemetry.doctor.diagnose import diagnose
+from coordexp.telemetry.life.beats import STOPPED, RankEnd, read_beats
 
 pytestmark = pytest.mark.slow
 
@@ -187,14 +189,36 @@ def test_tensorboard_holds_the_numbers(run: Path):
             assert logged[record["global_step"]] == pytest.approx(value, rel=1e-5)
 
 
-def test_two_ranks_share_one_loss(nano_model: Path, scenes: Path, tmp_path: Path, run: Path):
+def test_two_ranks_share_one_loss_and_end_after_the_same_step_when_a_rule_asks(
+    nano_model: Path, scenes: Path, tmp_path: Path, run: Path
+):
+    """The record of step 2 trips the rule on rank 0; the others hear of it in step 3, which is the last one of both."""
+    rule = {"name": "mine", "key": "loss", "condition": "> 0", "from_step": 2, "meaning": "m", "action": "a"}
+    sections = {"custom": MIX, "telemetry": {"rules": [rule], "stop_on": ["oom_retries", "mine"]}}
+    output, told = tmp_path / "out", tmp_path / "code"
     flags = sft_flags(
-        nano_model, scenes, tmp_path / "out", max_steps=3, per_device_train_batch_size=2,
-        gradient_accumulation_steps=2, coordexp=json.dumps({"custom": MIX}), train_dataloader_shuffle=False,
+        nano_model, scenes, output, max_steps=50, per_device_train_batch_size=2, save_strategy="no",
+        gradient_accumulation_steps=2, coordexp=json.dumps(sections), train_dataloader_shuffle=False,
     )  # fmt: skip
-    done = run_swift("sft", *flags, NPROC_PER_NODE="2", MASTER_PORT=free_port())
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    _, records = payloads(tmp_path / "out")
+    environment = {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port(), "COORDEXP_EXIT_FILE": str(told)}
+    done = run_swift("sft", *flags, **environment)
+    assert done.returncode != 0, done.stdout[-3000:]
+    assert told.read_text() == "4"  # the launcher of several processes answers 1
+    assert (
+        "coordexp: stopped after step 3 by the rule mine (telemetry.stop_on); checkpoint-3 is saved."
+        in done.stderr
+    )
+    beats = read_beats(output)
+    assert [(beat.rank, beat.step, beat.end) for beat in beats] == [
+        (rank, 3, RankEnd(STOPPED, "mine")) for rank in (0, 1)
+    ]
+    assert all(beat.busy_s > 0 for beat in beats)
+    assert (output / "checkpoint-3" / "model.safetensors").exists()
+    assert not (output / "postmortem.json").exists()
+    found = diagnose(output)
+    assert found.state == "stopped by the rule mine"
+    assert [problem.finding.rule for problem in found.problems] == ["mine"]
+    _, records = payloads(output)
     losses = [r["metrics"]["loss"] for r in records if "loss" in r["metrics"]]
     # All 8 scenes are in every step of both runs, so the first losses agree whatever the cut.
     first = next(r["metrics"]["loss"] for r in payloads(run)[1] if "loss" in r["metrics"])

@@ -17,6 +17,8 @@ from support.processes import PLUGIN, ROOT, free_port, run_swift, sft_flags, swi
 from support.stage2 import rollout_aligned, two_channel
 
 from coordexp.metrics.sinks import read_payloads
+from coordexp.telemetry.doctor.diagnose import diagnose
+from coordexp.telemetry.life.beats import FAILED, read_beats
 from coordexp.telemetry.run_log import HEADER
 
 pytestmark = pytest.mark.slow
@@ -149,6 +151,15 @@ def test_when_a_rank_dies_the_other_ends_with_an_error(taught_model, scenes, tmp
         finally:
             if process.poll() is None:
                 kill_tree(process.pid)
+    names_of = {beat.rank: beat for beat in read_beats(output)}
+    assert (names_of[0].end.how, names_of[1].end) == (FAILED, None)
+    postmortem = json.loads((output / "postmortem.json").read_text())
+    assert postmortem["rank"] == 0
+    assert postmortem["stack"]
+    assert postmortem["last_payloads"][-1]["global_step"] >= 2
+    ended, silent = [str(problem) for problem in diagnose(output, now=time.time() + 61).problems][:2]
+    assert ended.startswith("rank 0 (")
+    assert f"process {names_of[1].pid}) is dead: it said nothing for" in silent
 
 
 @pytest.mark.parametrize("tuner", ["full", "lora"])

@@ -71,9 +71,11 @@ class Unwatched:
     def show(self, *_arguments: Any) -> None:
         """No console."""
 
-    def due(self, *_arguments: Any) -> list[Any]:
+    def look(self, *_arguments: Any) -> None:
         """No rules."""
-        return []
+
+    def was_busy(self, *_arguments: Any) -> None:
+        """No signs of life."""
 
     def note(self, *_arguments: Any) -> None:
         """No stats."""
@@ -85,7 +87,7 @@ class Bench:
     def __init__(self, trainer: Any) -> None:
         self.trainer, self.model = trainer, trainer.model_wrapped
         self.rounds = 0
-        self.watching = (trainer._console, trainer._health, trainer._stats)
+        self.watching = (trainer._console, trainer._watch, trainer._stats)
         every = (trainer.data_collator, trainer.compute_loss)
         self.ways = {
             "all": every,
@@ -123,9 +125,9 @@ class Bench:
         trainer = self.trainer
         trainer.state.global_step += 50  # lines of all levels are due
         unwatched = (Unwatched(),) * len(self.watching)
-        trainer._console, trainer._health, trainer._stats = self.watching if kind == "watched" else unwatched
+        trainer._console, trainer._watch, trainer._stats = self.watching if kind == "watched" else unwatched
         trainer.log({"loss": 1.0, "learning_rate": 1e-4})
-        trainer._console, trainer._health, trainer._stats = self.watching
+        trainer._console, trainer._watch, trainer._stats = self.watching
 
     def _step(self, kind: str, samples: list[dict[str, Any]]) -> None:
         trainer = self.trainer

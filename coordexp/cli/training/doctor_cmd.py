@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 from coordexp.errors import EXIT_FAILURE, EXIT_OK
@@ -15,17 +16,34 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="say what is wrong with a run and what to do",
         description="Exit code 0: nothing found, 1: problems found, 2: not a run folder.",
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder with resolved_config.json")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="output folder of a run")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    how.add_argument(
+        "--watch", action="store_true", help="a live view until the run is over or Ctrl-C is pressed"
+    )
+    parser.add_argument(
+        "--every", type=float, default=2.0, metavar="SECONDS", help="with --watch: between two looks (2)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; returns the process exit code."""
-    from coordexp.telemetry.doctor import diagnose
+    from coordexp.telemetry.doctor.diagnose import Doctor
 
-    diagnosis = diagnose(args.run_dir)
-    print(f"{args.run_dir}: {diagnosis.summary}")
-    for number, problem in enumerate(diagnosis.problems, start=1):
+    doctor = Doctor(args.run_dir)
+    if args.watch:
+        from coordexp.telemetry.doctor.view import watch
+
+        found = watch(doctor, every_s=max(0.1, args.every))
+        return EXIT_FAILURE if found.problems else EXIT_OK
+    found = doctor.diagnose()
+    if args.json:
+        print(json.dumps(found.to_json(), ensure_ascii=False, indent=2))
+        return EXIT_FAILURE if found.problems else EXIT_OK
+    print(f"{args.run_dir}: {found.summary}")
+    for number, problem in enumerate(found.problems, start=1):
         print(f"{number}. {problem}")
-    if not diagnosis.problems:
+    if not found.problems:
         print("No problem found.")
-    return EXIT_FAILURE if diagnosis.problems else EXIT_OK
+    return EXIT_FAILURE if found.problems else EXIT_OK

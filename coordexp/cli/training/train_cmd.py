@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Returns the exit code of the training process."""
     from coordexp.cli.training.run_checks import RUN_CHECKS, missing_paths
-    from coordexp.config import load_run_config, mask_secrets
+    from coordexp.config import exit_code, load_run_config, mask_secrets
     from coordexp.config.run import dry_run
 
     checks = RUN_CHECKS if args.dry_run == COMMAND else (*RUN_CHECKS, missing_paths)
@@ -59,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run == COMMAND:
             return EXIT_OK
         command = [sys.executable, "-m", "swift.cli.main", config.command, *flags]
-        return subprocess.run(command, env={**config.env, **os.environ}, check=False).returncode
+        with exit_code.asked_for() as (environment, told):
+            done = subprocess.run(command, env={**config.env, **os.environ, **environment}, check=False)
+            return told() or done.returncode if done.returncode else EXIT_OK
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +16,16 @@ from coordexp.metrics.keys_run import (
     MEMORY_PEAK,
     PACKING_MODE,
     PACKING_UTILIZATION,
+    TIME_SHARES,
+    TIME_STEP,
     TRAIN_TOKENS_TOTAL,
 )
 from coordexp.metrics.progress import Progress
 from coordexp.trainers.step.plan import StepLoad
 from coordexp.trainers.step.timer import StepTimer
 
+OWN_PHASES = ("data", "generation", "forward")
+"""Parts of a step in which a rank does not wait for others (but for weights, under ZeRO-3)."""
 PACKING_MODES = ("padded", "packed")
 """In the order of the values of `packing/mode`."""
 
@@ -41,6 +45,8 @@ class Pace:
         self.timer = StepTimer(device)
         self.schedule = LrSchedule()
         """Of the run, once its length is known."""
+        self.busy_s: float | None = None
+        """Seconds of a step of the last window in which this rank did not wait for others."""
 
     def add_step(self, num_micro_steps: int) -> None:
         """One optimizer step of so many micro-steps is about to be planned."""
@@ -60,8 +66,10 @@ class Pace:
     def window(self, mode: str, step: int) -> dict[str, float]:
         """The metrics gathered since the last call for `mode`, reduced over ranks. Collective."""
         if mode == "train":
-            for entries in self.timer.entries():
+            steps = self.timer.entries()
+            for entries in steps:
                 self._metrics.add_all(entries)
+            self.busy_s = busy_seconds(steps)
             self._metrics.add(MEMORY_PEAK, peak_memory_gb(self._device))
         window = self._progress.finish(self._metrics.flush(mode), mode)
         if mode == "train" and TRAIN_TOKENS_TOTAL in window:
@@ -75,6 +83,14 @@ class Pace:
     def restore(self, state: dict[str, Any] | None) -> None:
         """Go on from the state of a checkpoint (None: from none)."""
         self._progress.restore(state)
+
+
+def busy_seconds(steps: Sequence[Mapping[str, tuple[float, float]]]) -> float | None:
+    """Mean seconds of a step in the parts that wait for no other rank; None without a step."""
+    timed = [step for step in steps if TIME_STEP in step]
+    if not timed:
+        return None
+    return sum(step[TIME_SHARES[phase]][0] for step in timed for phase in OWN_PHASES) / len(timed)
 
 
 class StepEnd(TrainerCallback):

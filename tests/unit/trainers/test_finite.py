@@ -19,7 +19,7 @@ def test_finite_steps_pass_and_tell_their_loss():
     for step in (1, 2):
         guard.watch({"text": ONE, "coord": ONE}, loss=step * ONE)
         guard.watch({"text": ONE, "coord": ONE}, loss=0.5 * ONE)
-        assert guard.check(step) == step + 0.5
+        assert guard.check(step, said=step) == (step + 0.5, step)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF])
@@ -98,7 +98,8 @@ def one_rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     guard = FiniteLossGuard()
     guard.watch({"text": ONE, "coord": ONE}, loss=(rank + 1) * ONE)
-    assert guard.check(2) == 1.5  # the mean over ranks
+    # the mean over ranks, and what one of them says
+    assert guard.check(2, said=3 if rank == 0 else 0) == (1.5, 3)
     for _ in range(2 * rank):  # ranks may train different numbers of micro-batches
         guard.watch({"text": ONE, "coord": ONE}, ["fine.jsonl:1"])
     guard.watch({"text": NAN if rank == 1 else ONE, "coord": ONE}, [f"rank{rank}.jsonl:4"])
@@ -109,7 +110,7 @@ def one_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_one_bad_rank_stops_both(tmp_path: Path):
+def test_one_bad_rank_stops_both_and_all_hear_what_one_says(tmp_path: Path):
     mp.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
     messages = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
     assert messages[0] == messages[1]

@@ -1,0 +1,1 @@
+"""`coordexp doctor`: what the files of a run say about it."""
