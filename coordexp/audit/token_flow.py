@@ -19,6 +19,7 @@ from coordexp.audit.subject import ShortRun, Subject
 from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.records import Record, order_objects
 from coordexp.data.source import source_of
+from coordexp.losses.inputs import TextRole
 from coordexp.losses.modules import ForwardKind
 from coordexp.packing.position_ids import VisionLayout
 
@@ -131,7 +132,8 @@ def check_targets(run: ShortRun, subject: Subject, layout: VisionLayout) -> str:
     for sample in samples_of(run, layout):
         at, targets = sample.rows
         is_rollout = sample.forward["is_rollout"]
-        wrong = (sample.ids_T[at] != targets) & ~(_are_slots(sample, at) & is_rollout)
+        corrected = _are_slots(sample, at) | _are_names(sample, at)
+        wrong = (sample.ids_T[at] != targets) & ~(corrected & is_rollout)
         wrong = wrong.nonzero().flatten()
         if wrong.numel():
             t = int(at[wrong[0]])
@@ -141,7 +143,9 @@ def check_targets(run: ShortRun, subject: Subject, layout: VisionLayout) -> str:
             )
         num_rows += at.numel()
         num_slots += _check_bins(sample, at, subject)
-        if not is_rollout:
+        if is_rollout:
+            _check_taught_names(sample, records[sample.sample_id], run.form, subject)
+        else:
             _check_text(sample, records[sample.sample_id], at, subject, run)
     return f"{num_rows} rows, {num_slots} coordinate slots"
 
@@ -195,6 +199,38 @@ def _are_slots(sample: SampleTokens, at: Tensor) -> Tensor:
     rows = sample.forward["rows"]
     slots = rows["positions_R"][rows["num_text"] :] + 1 - sample.start
     return torch.isin(at, slots)
+
+
+def _are_names(sample: SampleTokens, at: Tensor) -> Tensor:
+    """Which positions are of names of matched predictions: the target may be the true name's token."""
+    return torch.isin(at, _name_rows(sample)[0])
+
+
+def _name_rows(sample: SampleTokens) -> tuple[Tensor, Tensor]:
+    """Token positions of taught names of matched predictions within the sample, ascending, and their targets."""
+    rows = sample.forward["rows"]
+    if rows["roles_R"] is None:
+        return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    at = rows["positions_R"][: rows["num_text"]] + 1 - sample.start
+    own = (rows["roles_R"] == TextRole.MATCHED_DESC) & (at > 0) & (at < sample.ids_T.numel())
+    order = at[own].argsort()
+    return at[own][order], rows["targets_R"][: rows["num_text"]][own][order]
+
+
+def _check_taught_names(sample: SampleTokens, record: Record, form: AnswerForm, subject: Subject) -> None:
+    """Where a name is corrected, what was written of it goes on with the true token as a name of the record does."""
+    at, targets = _name_rows(sample)
+    written, start = form.serialize(record.objects), 0
+    for index, (t, target) in enumerate(zip(at.tolist(), targets.tolist(), strict=True)):
+        start = start if index and t == int(at[index - 1]) + 1 else t
+        if int(sample.ids_T[t]) == target:
+            continue
+        taught = subject.tokenizer.decode([*sample.ids_T[start:t].tolist(), target])
+        if taught not in written:
+            raise DifferenceError(
+                f"{sample.where}, {sample.sample_id}: a matched name is taught to go on as {taught!r}, but no name of "
+                "the record does"
+            )
 
 
 def by_id(records: Sequence[Record]) -> dict[str, Record]:
