@@ -82,7 +82,7 @@ def assert_trajectories(run: Path) -> None:
             free, nudged, gap = (
                 records[step][f"trajectory/{of}/{name}_mean"] for of in ("free", "nudged", "gap")
             )
-            assert gap == pytest.approx(free - nudged, abs=1e-9)
+            assert gap == pytest.approx(free - nudged, abs=2e-8)  # a record has eight decimals
             assert free > 0
 
 
