@@ -91,7 +91,10 @@ def forward_equations(step: DumpedStep, model: nn.Module, ids_K: Tensor) -> dict
         )
         for forward in counted(plan):
             logits_of = _logits(forward, plan, step.config, model, ids_K)
-            if any(one["kind"] == "softctx_economy" for one in step.config["control"]["controllers"]):
+            if any(
+                one["kind"] == "softctx_economy"
+                for one in step.config.get("control", {}).get("controllers", ())
+            ):
                 add_forwards(sums, forward, plan, step.config, logits_of, ids_K)
             share = torch.zeros((), dtype=torch.float64)
             for kind, logits_SV in logits_of.items():

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.audit import run_file
@@ -63,12 +64,47 @@ def test_a_sound_stage_2_recipe_passes_from_its_checkpoint(
     targets = {"replace_above_iou": 0.05, "drop_unmatched": True, "missed": "in_order"}
     sections = two_channel(0.5, {"max_new_tokens": 60, "targets": targets}, n_softctx_iter=2)
     sections["stage2_ab"]["pipeline"]["objective"][0]["config"]["rollout_matched_desc_weight"] = 0.5
-    run = run_file(tmp_path, taught_model, custom_trainer_variant="stage2_two_channel", coordexp=sections)
+    change_over_the_run(sections)
+    run = run_file(
+        tmp_path,
+        taught_model,
+        custom_trainer_variant="stage2_two_channel",
+        coordexp=sections,
+        logging_steps=1,
+    )
     found = findings(run, scenes / "train.jsonl", tmp_path / "work")
     assert failed(found) == {}
     asked = {(one.area, one.question): one.detail for one in found if one.passed}
     assert asked.keys() == QUESTIONS | {("rollouts", "prompts"), ("rollouts", "weights of the step")}
     assert asked["rollouts", "weights of the step"] == "4 rollouts of steps [1]"
+
+
+def change_over_the_run(sections: dict[str, Any]) -> None:
+    """Widths and weights by points, and controllers that act."""
+    token_ce, bbox_geo, coord_reg = sections["stage2_ab"]["pipeline"]["objective"]
+    coord_reg["config"] |= {
+        "target_sigma": [[0, 6.0], [2, 2.0]],
+        "target_sigma_per_side": [[0, 0.05], [2, 0.01]],
+    }
+    token_ce["warmup"] = {"rollout_fn_desc_weight": [[0, 0.0], [2, 1.0]]}
+    bbox_geo["warmup"] = {"weight": [[0, 0.2], [4, 1.0]]}
+    coord_reg["warmup"] = {"w1_weight": [[0, 0.0], [4, 1.0]]}
+    setpoint = {
+        "kind": "setpoint", "target": 0.0, "effect": "lowers", "gain": 100.0, "rate": 0.1, "bounds": [0.1, 1.0],
+        "mode": "act",
+    }  # fmt: skip
+    sections["control"] = {
+        "controllers": [
+            {"kind": "softctx_economy", "name": "forwards", "forced": 1, "observed": 0, "mode": "act"},
+            {
+                **setpoint,
+                "name": "gate",
+                "knob": "coord_reg.coord_gate_weight",
+                "metric": "loss/A1_text/struct_ce",
+            },
+            {**setpoint, "name": "share", "knob": "b_ratio", "metric": "coord_diag/A1/expected_bin_mae"},
+        ]
+    }
 
 
 FAULTS = {

@@ -61,6 +61,8 @@ def _knob(
                 "knob",
                 "stage2_ab.n_softctx_iter is 1, so there is no forward to price; set it to 2 or more.",
             )
+        if values.get(B_RATIO) == 1:
+            yield "knob", "stage2_ab.schedule.b_ratio is 1: no step runs channel A, whose forwards it prices."
         return
     if knob == NUM_SOFTCTX:
         yield "kind", f"{NUM_SOFTCTX} is priced by a controller of kind softctx_economy."

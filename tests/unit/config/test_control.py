@@ -91,6 +91,7 @@ def test_windows_that_end_where_checkpoints_are_made_are_taken() -> None:
 
 def test_one_forward_has_no_price() -> None:
     assert "there is no forward to price" in problems(ECONOMY, forwards=1)["knob"]
+    assert "no step runs channel A" in problems(ECONOMY, b_ratio=1.0)["knob"]
 
 
 @pytest.mark.parametrize(
