@@ -9,6 +9,7 @@ import pytest
 from swift.rewards import orms
 from transformers import AutoTokenizer
 
+from coordexp.codec.forms.choose import FORMS, form_of
 from coordexp.codec.records import Record
 from coordexp.codec.schema import BoxObject
 from coordexp.codec.serialize import serialize
@@ -62,6 +63,20 @@ def test_registered_functions_judge_every_answer_by_its_own_row(tok):
     assert orms["coordexp_f1"](args=None)(texts, **one_turn) == found["coordexp_f1"]
     with pytest.raises(ContractError, match="2 turns"):
         orms["coordexp_f1"](args=None)(texts, **{**columns, "response_token_ids": [[[1], [2]]] * 4})
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_answers_are_read_in_the_form_of_the_prompt(tok, name):
+    form = form_of(name)
+    register_rewards(tok, Prompt(answer_form=name))
+    columns = {
+        "response_token_ids": [
+            tok.encode(form.serialize([DOG, CAT]) + "<|im_end|>", add_special_tokens=False)
+        ],
+        "finish_reason": ["stop"],
+        RECORD_COLUMN: [record_text(RECORD)],
+    }
+    assert [orms[reward](args=None)([], **columns) for reward in REWARDS] == [[1.0]] * 4
 
 
 def test_the_checked_names_are_the_registered_ones():
