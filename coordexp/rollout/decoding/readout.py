@@ -21,6 +21,8 @@ LEAST_MASS = 0.5
 """The coordinate tokens must hold more than this much of the probability for a position to be a coordinate."""
 ROUNDING = 0.01
 """What float32 may do to the difference of two scores."""
+SMALL = 1_000_000
+"""Scores of a step, up to which their softmax costs less than to find out who needs it."""
 
 
 def read_coords(logits_NK: Tensor, how: Readout) -> Tensor:
@@ -33,10 +35,11 @@ def read_coords(logits_NK: Tensor, how: Readout) -> Tensor:
     """
     if how == "argmax":
         return logits_NK.argmax(dim=-1)
-    probs_NK = logits_NK.double().softmax(dim=-1)  # backends differ in float32: sums of it must not
+    probs_NK = logits_NK.softmax(
+        dim=-1, dtype=torch.float64
+    )  # backends differ in float32: sums of it must not
     if how == "median":
-        half_N1 = probs_NK.new_full((len(probs_NK), 1), 0.5)
-        return torch.searchsorted(probs_NK.cumsum(dim=-1), half_N1).squeeze(-1)
+        return (probs_NK.cumsum(dim=-1) < 0.5).sum(dim=-1)
     if how == "expectation":
         bins_K = torch.arange(probs_NK.shape[-1], device=probs_NK.device, dtype=probs_NK.dtype)
         return (probs_NK @ bins_K).round().long()
@@ -46,23 +49,31 @@ def read_coords(logits_NK: Tensor, how: Readout) -> Tensor:
 def force_readout(scores_BV: Tensor, columns: CoordColumns, how: Readout) -> Tensor:
     """Make the token of `how` the only possible one in the rows that mean a coordinate, in place.
 
-    A row does where the coordinate tokens hold more than `LEAST_MASS` of the probability. On a CPU, where a pass over
-    the vocabulary is dear and a look at the values is not, only rows that may mean a coordinate are summed, and only
-    those that do are written. Elsewhere no row is looked at from the host.
+    A row does where the coordinate tokens hold more than `LEAST_MASS` of the probability. On a CPU, where passes over
+    the vocabulary are dear and a look at the values is not, only rows that mean one are read and written. Elsewhere no
+    row is looked at from the host.
     """
-    coord_BK = columns.take(scores_BV)
-    ids_K = columns.index(scores_BV.device)
     if scores_BV.device.type != "cpu":
-        return _force_masked(scores_BV, coord_BK, ids_K, how)
-    rows_R = _may_mean_a_coordinate(scores_BV, coord_BK).nonzero().squeeze(1)
+        return _force_masked(scores_BV, columns, how)
+    rows_R = _rows_of_coordinates(scores_BV, columns)
     if len(rows_R):
-        probs_RV = _taken(scores_BV, rows_R).softmax(dim=-1)
-        rows_R = rows_R[columns.take(probs_RV).sum(dim=-1) > LEAST_MASS]
-    if len(rows_R):
-        chosen_R = ids_K[read_coords(_taken(coord_BK, rows_R), how)]
+        chosen_R = read_coords(_taken(columns.take(scores_BV), rows_R), how)
         scores_BV.index_fill_(0, rows_R, float("-inf"))
-        scores_BV[rows_R, chosen_R] = 0.0
+        scores_BV[rows_R, columns.index(scores_BV.device)[chosen_R]] = 0.0
     return scores_BV
+
+
+def _rows_of_coordinates(scores_BV: Tensor, columns: CoordColumns) -> Tensor:
+    """Ascending rows that mean a coordinate.  int64 [R]"""
+    if scores_BV.numel() <= SMALL:
+        return _rows_of_mass(scores_BV, columns)
+    rows_R = _may_mean_a_coordinate(scores_BV, columns.take(scores_BV)).nonzero().flatten()
+    return rows_R[_rows_of_mass(_taken(scores_BV, rows_R), columns)] if len(rows_R) else rows_R
+
+
+def _rows_of_mass(scores_BV: Tensor, columns: CoordColumns) -> Tensor:
+    mass_B = columns.take(scores_BV.softmax(dim=-1)).sum(dim=-1)
+    return (mass_B > LEAST_MASS).nonzero().flatten()
 
 
 def _may_mean_a_coordinate(scores_BV: Tensor, coord_BK: Tensor) -> Tensor:
@@ -85,11 +96,12 @@ def _taken(values_BV: Tensor, rows_R: Tensor) -> Tensor:
     return values_BV if len(rows_R) == len(values_BV) else values_BV[rows_R]
 
 
-def _force_masked(scores_BV: Tensor, coord_BK: Tensor, ids_K: Tensor, how: Readout) -> Tensor:
+def _force_masked(scores_BV: Tensor, columns: CoordColumns, how: Readout) -> Tensor:
     """As `force_readout`, by masks over all rows."""
+    coord_BK = columns.take(scores_BV)
     mass_B = coord_BK.float().logsumexp(dim=-1) - scores_BV.float().logsumexp(dim=-1)
     is_coord_B1 = (mass_B > math.log(LEAST_MASS)).unsqueeze(1)
-    chosen_B1 = ids_K[read_coords(coord_BK, how)].unsqueeze(1)
+    chosen_B1 = columns.index(scores_BV.device)[read_coords(coord_BK, how)].unsqueeze(1)
     kept_B1 = scores_BV.gather(1, chosen_B1)
     scores_BV.masked_fill_(is_coord_B1, float("-inf"))
     return scores_BV.scatter_(1, chosen_B1, kept_B1.masked_fill(is_coord_B1, 0.0))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordexp.losses.columns import CoordColumns
-from coordexp.rollout.decoding import read_coords
+from coordexp.rollout.decoding import read_coords, readout
 from coordexp.rollout.decoding.readout import CoordReadout, force_readout
 
 IDS = [7, 3, 5, 4, 9]  # tokens of bins 0..4, in no order
@@ -95,6 +95,13 @@ def test_the_processor_of_generate_does_the_same():
 )
 def test_rows_are_forced_by_their_mass_in_double_precision(seed, first, shift, scale, how):
     """Against the definition, row by row: all kinds of rows, coordinates at any place of the vocabulary."""
+    with pytest.MonkeyPatch.context() as patch:
+        for small in (readout.SMALL, 0):
+            patch.setattr(readout, "SMALL", small)
+            check_rows(seed, first, shift, scale, how)
+
+
+def check_rows(seed, first, shift, scale, how):
     generator = torch.Generator().manual_seed(seed)
     ids = list(range(first, first + 50))
     before = torch.randn(24, 80, generator=generator) * scale
@@ -103,6 +110,8 @@ def test_rows_are_forced_by_their_mass_in_double_precision(seed, first, shift, s
     after = force_readout(before.clone(), CoordColumns(ids), how)
     alone = force_readout(before[:, ids].contiguous(), CoordColumns(range(50)), how)
     assert torch.equal(alone.isfinite().sum(dim=1), torch.ones(24, dtype=torch.int64))  # all mass is theirs
+    masked = readout._force_masked(before.clone(), CoordColumns(ids), how)
+    assert torch.equal(masked, after)  # what an accelerator does
     masses = before.double().softmax(dim=-1)[:, ids].sum(dim=-1).tolist()
     for row, mass in enumerate(masses):
         if mass > 0.5:
