@@ -22,6 +22,7 @@ to first order.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar, get_args
 
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from coordexp.control.halving import Halving, OnRetry
 from coordexp.errors import ConfigError, ContractError
+from coordexp.head.atom_gradients import HeadProbe
 from coordexp.head.call import head_computes, head_on_rows
 from coordexp.head.fused import FUSED_DTYPES, FusedHead, Observer
 from coordexp.head.liger import choose_kernel
@@ -60,6 +62,8 @@ class Supervised(Generic[Terms]):
     observe: Observer | None = None
     restart: Callable[[], None] | None = None
     """Makes `observe` forget, before all rows are seen anew; without it, memory that runs out is an error at once."""
+    probe: HeadProbe | None = None
+    """Sees the head and the hidden states of `rows`, in the head's call and before the loss is taken."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,11 @@ class RowsHead:
         objective: Objective[Terms],
         observe: Observer | None = None,
         restart: Callable[[], None] | None = None,
+        probe: HeadProbe | None = None,
     ) -> tuple[Tensor, list[Terms]]:
         """One forward: the loss, 0-dim, and the terms of each chunk. Arguments as for `run` and `Supervised`."""
-        result = self.run(model, unwrapped, inputs, Supervised(rows, needs, objective, observe, restart))
+        supervised = Supervised(rows, needs, objective, observe, restart, probe)
+        result = self.run(model, unwrapped, inputs, supervised)
         if result.loss is None:
             raise ContractError("the forward gave no loss although it had an objective")
         return result.loss, result.terms
@@ -147,7 +153,17 @@ class RowsHead:
     ) -> HeadResult[Terms]:
         parts = [] if supervised is None else [supervised.rows.positions_R]
         parts += [] if slot_rows_N is None else [slot_rows_N]
-        with head_on_rows(unwrapped, torch.cat(parts)):
+        probe = None if supervised is None else supervised.probe
+        watched: AbstractContextManager[None] = nullcontext()
+        if supervised is not None and probe is not None:
+
+            def look_first(head: nn.Module, hidden_SH: Tensor) -> Tensor:
+                probe(head, hidden_SH[: supervised.rows.num_rows])
+                logits_SV: Tensor = head.forward(hidden_SH)  # its hooks run around this call
+                return logits_SV
+
+            watched = head_computes(unwrapped, look_first)
+        with head_on_rows(unwrapped, torch.cat(parts)), watched:
             logits_RV = forward()
         num_slots = 0 if slot_rows_N is None else slot_rows_N.numel()
         rows_RV, slots_NV = logits_RV.split([logits_RV.shape[0] - num_slots, num_slots])
@@ -189,6 +205,8 @@ class RowsHead:
     ) -> tuple[Tensor, list[Terms]]:
         rows, needs = supervised.rows, supervised.needs
         hidden_RH = hidden_SH.index_select(0, rows.positions_R)
+        if supervised.probe is not None:
+            supervised.probe(head, hidden_RH)
         projection = self._projection(head, hidden_RH)
         if projection is None:
             loss, terms = self._from_logits(head(hidden_RH), supervised)

@@ -203,6 +203,17 @@ class Stage2Objective:
             loss = loss + divide(atom.sum, _denominator(key, forward, counts))
         return loss, self._terms(inputs, forward, {key: atom.detach() for key, atom in weighted.items()})
 
+    def atom_names(self, forward: ForwardKind) -> list[str]:
+        """Keys of the atoms of the forward, in their order."""
+        text = [loss_atom(forward.text, name) for name in self.text_weights(forward)]
+        coord = self.coord_weights(forward)
+        return text + [loss_atom(str(forward.coord), name) for name in coord]
+
+    def atom_losses(self, inputs: LossInputs, forward: ForwardKind, counts: Counts) -> dict[str, Tensor]:
+        """What each atom adds to the step's loss, 0-dim, with its graph; arguments as for `__call__`."""
+        weighted = self._text_atoms(inputs, forward) | self._coord_atoms(inputs, forward)
+        return {key: divide(atom.sum, _denominator(key, forward, counts)) for key, atom in weighted.items()}
+
     def shares(self, terms: Stage2Terms, counts: Counts) -> dict[str, Tensor]:
         """What each atom of a forward adds to the step's loss, 0-dim, by its `loss/...` key; they sum to that loss."""
         shares = {}

@@ -34,6 +34,7 @@ from coordexp.losses.columns import CoordColumns
 from coordexp.losses.inputs import LossInputs, LossNeeds, SupervisedRows
 from coordexp.losses.sums import SumCount, add_up, divide, sum_count
 from coordexp.metrics import keys_stage1 as keys
+from coordexp.metrics.keys_run import GRADIENT_COORD_CE
 
 SECTION = "coord_soft_ce_w1"
 """The settings' name, in front of those of weights."""
@@ -275,6 +276,33 @@ def combine(terms: Stage1Terms, text_count: Tensor | float, coord_count: Tensor 
             "the pure-CE ablation needs LossInputs made with Stage1Weights.needs() (coord_ce)"
         )
     return divide(terms.text.sum + terms.coord_ce.sum, text_count + coord_count)
+
+
+def atom_names(weights: Stage1Weights) -> list[str]:
+    """Keys of the terms that the loss is made of, those of the metrics behind them."""
+    if not weights.enabled:
+        return [keys.BASE_CE_LOSS, GRADIENT_COORD_CE]
+    return [keys.BASE_CE_LOSS, *(key for name, key in TERM_KEYS.items() if weights.of(name) > 0)]
+
+
+def atom_losses(
+    inputs: LossInputs, weights: Stage1Weights, text_count: Tensor | float, coord_count: Tensor | float
+) -> dict[str, Tensor]:
+    """What each term of `atom_names` adds to the loss of `combine`, 0-dim, with its graph."""
+    if not weights.enabled:
+        if inputs.coord_ce_N is None:
+            raise ContractError(
+                "LossInputs.coord_ce_N is missing: make the inputs with Stage1Weights.needs()"
+            )
+        losses = {keys.BASE_CE_LOSS: inputs.text_ce_R, GRADIENT_COORD_CE: inputs.coord_ce_N}
+        return {key: divide(values.sum(), text_count + coord_count) for key, values in losses.items()}
+    losses = {keys.BASE_CE_LOSS: divide(inputs.text_ce_R.sum(), text_count)}
+    if inputs.coord_logits_NK.shape[-1] == 0:
+        return losses
+    for name, values_N in _coord_term_rows(inputs, weights).items():
+        if weights.of(name) > 0:
+            losses[TERM_KEYS[name]] = divide(weights.of(name) * values_N.sum(), coord_count)
+    return losses
 
 
 def stage1_loss(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordexp.metrics import keys_stage1, keys_stage2
 from coordexp.metrics.spec import Better, KeySection, Kind, Reduce
 
 HEALTH = KeySection("Health (`health/*`)", "Events that should not happen; absent while they do not.")
@@ -327,9 +328,83 @@ def trajectory_gap(name: str) -> str:
     return TRAJECTORY.specs[f"trajectory/gap/{name}_mean"].key
 
 
+GRADIENT_TOTAL, GRADIENT_COORD_CE = "total", "coord_ce"
+"""Instead of a term: the loss itself; cross-entropy of coordinate tokens over the whole vocabulary (ablation)."""
+GRADIENT_ATOMS: dict[str, tuple[str, ...]] = {
+    "stage 1": (
+        keys_stage1.BASE_CE_LOSS,
+        keys_stage1.COORD_DIAG_SOFT_CE,
+        keys_stage1.COORD_DIAG_W1,
+        keys_stage1.COORD_DIAG_CE,
+        keys_stage1.COORD_DIAG_GATE,
+        GRADIENT_COORD_CE,
+    ),
+    **{
+        f"channel {channel}": tuple(
+            key for key in keys_stage2.LOSS.specs if key.startswith(f"loss/{channel}")
+        )
+        for channel in "AB"
+    },
+}
+"""Kind of step -> the terms that its loss can have, by the key of the metric behind each."""
+GRADIENT = KeySection(
+    "Gradient probe (`gradient/*`)",
+    "Gradients of the terms of the loss, after all weights and the denominators of the step, at the hidden states that "
+    "the head turns into logits: all supervised rows of all forwards of the step, over all ranks. A term without a "
+    "gradient has no cosine. Over a logging window: the mean of its probed steps.",
+)
+
+
+def _define_gradients() -> None:
+    probed = "every `telemetry.gradient_probe.every_steps` optimizer steps"
+    norm = "Length of the gradient of a term; `total` is that of the loss."
+    GRADIENT.define(
+        f"gradient/norm/{GRADIENT_TOTAL}",
+        Kind.GAUGE,
+        norm,
+        when=probed,
+        over="probed steps",
+        pattern="gradient/norm/<term>",
+    )
+    for kind, atoms in GRADIENT_ATOMS.items():
+        for place, atom in enumerate(atoms):
+            meanings = {
+                f"gradient/norm/{atom}": (norm, "gradient/norm/<term>"),
+                f"gradient/cos_total/{atom}": (
+                    "Cosine of the gradient of a term with that of the loss: negative where the step undoes it.",
+                    "gradient/cos_total/<term>",
+                ),
+            }
+            for earlier in atoms[:place]:
+                meanings[f"gradient/cos/{earlier}/{atom}"] = (
+                    "Cosine of the gradients of two terms: 1 where they pull the same way, 0 where they have nothing "
+                    "to do with each other (as on different rows), negative where they work against each other.",
+                    "gradient/cos/<term>/<term>",
+                )
+            for key, (meaning, pattern) in meanings.items():
+                GRADIENT.define(
+                    key, Kind.GAUGE, meaning, when=f"{probed}, {kind}", over="probed steps", pattern=pattern
+                )
+
+
+_define_gradients()
+GRADIENT_PAIRS: tuple[str, ...] = tuple(key for key in GRADIENT.specs if key.startswith("gradient/cos/"))
+"""Keys of the cosines of two terms."""
+
+
 def gradient_norm(atom: str) -> str:
-    """Key for the norm of the gradient of one term of the loss, as a probe measures it. atom: key of the term."""
+    """Key for the norm of the gradient of one term of the loss. atom: key of the term, or GRADIENT_TOTAL."""
     return f"gradient/norm/{atom}"
 
 
-SECTIONS = (PACE, HEALTH, TRAJECTORY, FRAMEWORK)
+def gradient_cos_total(atom: str) -> str:
+    """Key for the cosine of the gradients of a term and the loss."""
+    return f"gradient/cos_total/{atom}"
+
+
+def gradient_cos(earlier: str, later: str) -> str:
+    """Key for the cosine of the gradients of two terms, in the order of GRADIENT_ATOMS."""
+    return f"gradient/cos/{earlier}/{later}"
+
+
+SECTIONS = (PACE, HEALTH, TRAJECTORY, GRADIENT, FRAMEWORK)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from coordexp.errors import ContractError
 from coordexp.metrics.catalog import SECTIONS, lookup, nearest, removed_hint
-from coordexp.metrics.spec import MetricSpec, Reduce
+from coordexp.metrics.spec import KeySection, MetricSpec, Reduce
+
+LARGEST_FAMILY = 24
+"""Keys of one meaning that the page lists one by one."""
 
 _INTRO = """\
 # Metrics
@@ -17,6 +22,7 @@ Every key that a run can log. Printed from the catalogue by `coordexp metrics wr
 - Numbers cover the whole logging window: all micro-steps since the last log, and all ranks.
 - `sum`: added up. `mean`: sums over counts; the column says what is counted. `ratio`: summed numerators over
   summed denominators. `max`: the largest value.
+- A name with `<...>` stands for a large family; `coordexp metrics explain` knows its members.
 - `better`: which way a number should go; a number without a direction cannot be `metric_for_best_model`.
 - A run directory holds `metrics.jsonl` (a `run_meta` record, then one payload a line) and `stats.json` (a small
   payload, replaced at every optimizer step). A payload:
@@ -33,7 +39,7 @@ def render_reference() -> str:
             parts.append(f"\n{section.intro}\n")
         parts.append("\n| key | unit | kind | better | reduced by | in the loss | present on | meaning |\n")
         parts.append("|---|---|---|---|---|---|---|---|\n")
-        parts += [_row(spec) for spec in section]
+        parts += [_row(spec) for spec in _shown(section)]
     return "".join(parts)
 
 
@@ -63,6 +69,21 @@ def explain(key: str) -> str:
     if spec.family != spec.key:
         rows["family"] = spec.family
     return "\n".join([spec.key, *(f"  {name:<12} {text}" for name, text in rows.items())])
+
+
+def _shown(section: KeySection) -> list[MetricSpec]:
+    """What rows are about: a large family whose members mean the same is one row, under its pattern."""
+    meanings: dict[str, list[str]] = {}
+    for spec in section:
+        meanings.setdefault(spec.family, []).append(spec.meaning)
+    shown: dict[str, MetricSpec] = {}
+    for spec in section:
+        members = meanings[spec.family]
+        if len(members) <= LARGEST_FAMILY or len(set(members)) > 1:
+            shown[spec.key] = spec
+        else:
+            shown.setdefault(spec.family, replace(spec, key=spec.family))
+    return list(shown.values())
 
 
 def _row(spec: MetricSpec) -> str:

@@ -63,6 +63,7 @@ from coordexp.trainers.start.precision import lost_updates
 from coordexp.trainers.start.schedule import lr_schedule
 from coordexp.trainers.step import ranks
 from coordexp.trainers.step.dump import DUMP_FOLDER, write_plan
+from coordexp.trainers.step.gradient_probe import GradientProbe
 from coordexp.trainers.step.pace import Pace, StepEnd, tags_of
 from coordexp.trainers.step.plan import StepPlan
 from coordexp.trainers.step.steering import CONTROL_KEY, Steering
@@ -109,6 +110,8 @@ class CoordTrainer(SwiftTrainerBridge):
         self._stats = StatsFile(self.args.output_dir)
         if self.settings.sections.custom.dry_run is None:
             self.add_callback(self._stats)
+        self.gradients = GradientProbe.of_run(self)
+        self.add_callback(self.gradients)
         if probed is not None:
             probe = self.settings.sections.telemetry.trajectory_probe
             self.add_callback(TrajectoryProbe(self, probe, probed))

@@ -26,7 +26,16 @@ from coordexp.head.run import RowsHead
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs
 from coordexp.losses.objective import check_atoms_sum
-from coordexp.losses.stage1 import COORD_TERMS, SECTION, Stage1Terms, Stage1Weights, combine, stage1_terms
+from coordexp.losses.stage1 import (
+    COORD_TERMS,
+    SECTION,
+    Stage1Terms,
+    Stage1Weights,
+    atom_losses,
+    atom_names,
+    combine,
+    stage1_terms,
+)
 from coordexp.losses.stage1_numbers import (
     finish_parts,
     finish_per_sample,
@@ -145,6 +154,13 @@ class Stage1CoordTrainer(CoordTrainer):
             terms = stage1_terms(loss_inputs, weights)
             return combine(terms, totals[TEXT], totals[COORD]), terms.detach()
 
+        def losses(loss_inputs: LossInputs) -> dict[str, Tensor]:
+            return atom_losses(loss_inputs, weights, totals[TEXT], totals[COORD])
+
+        probe = None
+        if in_training and self._plan is not None:
+            names = atom_names(weights)
+            probe = self.gradients.watch(self._plan.step, names, rows, self.needs, losses)
         with self.pace.timer.phase("forward"):
             loss, parts = self.head(
                 model,
@@ -155,6 +171,7 @@ class Stage1CoordTrainer(CoordTrainer):
                 objective,
                 tokens.observer,
                 tokens.restart,
+                probe,
             )
         terms = Stage1Terms.merge(parts)
         self.add_metrics(self._numbers(terms, tokens, meta.num_samples))

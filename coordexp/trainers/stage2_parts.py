@@ -196,6 +196,7 @@ def _make_runner(trainer: Any, objective: Stage2Objective) -> ForwardRunner:
         trainer.columns,
         token_switches=trainer.token_switches,
         checks_atoms=sections.debug.enabled,
+        gradients=trainer.gradients,
     )
     if sections.stage2_ab is None:
         return plain

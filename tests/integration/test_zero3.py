@@ -50,3 +50,12 @@ def test_sharded_gradients_equal_those_of_the_whole_model(found, model: str, sha
     assert parts.keys() == whole.keys()
     for name, expected in whole.items():
         assert (parts[name] - expected).norm() <= 1e-5 * expected.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("sharded", ["plain", "fused"])
+def test_the_gradient_probe_says_the_same_of_sharded_weights(found, sharded: str):
+    whole, parts = found["probe whole"], found[f"probe {sharded}"]
+    assert parts.keys() == whole.keys()
+    assert whole["gradient/norm/total"] > 0
+    for name, expected in whole.items():
+        torch.testing.assert_close(parts[name], expected, rtol=1e-5, atol=1e-7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import deepspeed
@@ -16,9 +17,10 @@ from torch import nn
 from coordexp.head import run as head_settings
 from coordexp.head.run import HeadResult, RowsHead, Supervised
 from coordexp.losses.inputs import LossInputs
-from coordexp.losses.stage1 import combine, stage1_terms
+from coordexp.losses.stage1 import atom_losses, atom_names, combine, stage1_terms
 from coordexp.models.coord_offset import attach_coord_offset
 from coordexp.models.self_context import CoordSlots, SelfContext, run_self_context
+from coordexp.trainers.step.gradient_probe import GradientProbe
 
 ZERO3 = {
     "train_micro_batch_size_per_gpu": 1,
@@ -70,20 +72,27 @@ def slots_of(batch: Batch) -> CoordSlots:
     return CoordSlots(positions, coord_ids)
 
 
-def head_unroll_step(batch: Batch, mode: str) -> Step:
-    """The stage-1 objective on both forwards of unrolled self-context, through a head that also gives slot logits."""
+def head_unroll_step(batch: Batch, mode: str, probed: dict[str, float]) -> Step:
+    """The stage-1 objective on both forwards of unrolled self-context, through a head that also gives slot logits.
+
+    probed: filled with what the gradient probe says of the step, over both ranks.
+    """
     slots, rows, head = slots_of(batch), batch.rows, RowsHead(mode, batch.columns)
+    probe = GradientProbe(1, batch.columns, torch.device("cpu"), probed.update)
+    losses = partial(atom_losses, weights=ALL_TERMS, text_count=rows.num_text, coord_count=rows.num_coord)
 
     def objective(inputs: LossInputs) -> tuple[torch.Tensor, None]:
         return combine(stage1_terms(inputs, ALL_TERMS), rows.num_text, rows.num_coord), None
 
     def step(model: nn.Module, unwrapped: nn.Module) -> torch.Tensor:
         def run(_iteration: int) -> tuple[HeadResult[None], torch.Tensor | None]:
-            supervised = Supervised(rows, ALL_TERMS.needs(), objective)
+            look = probe.watch(0, atom_names(ALL_TERMS), rows, ALL_TERMS.needs(), losses)
+            supervised = Supervised(rows, ALL_TERMS.needs(), objective, probe=look)
             result = head.run(model, unwrapped, batch.inputs, supervised, slots.rows_N)
             return result, result.slot_logits_NK
 
         first, last = run_self_context(unwrapped, slots, SelfContext(num_forwards=2), run)
+        probe.on_step_end(None, None, None)
         return first.loss + 2.0 * last.loss
 
     return step
@@ -122,10 +131,14 @@ def main() -> None:
         found[f"{name} whole"] = whole(make(), through_head("plain"))
         for mode in ("plain", "fused"):
             found[f"{name} {mode}"] = sharded(make(), through_head(mode))
-    found["head unroll whole"] = whole(with_offset(load(model_dir), batch), head_unroll_step(batch, "plain"))
+    numbers: dict[str, dict[str, float]] = {name: {} for name in ("whole", "plain", "fused")}
+    step = head_unroll_step(batch, "plain", numbers["whole"])
+    found["head unroll whole"] = whole(with_offset(load(model_dir), batch), step)
     for mode in ("plain", "fused"):
         model = with_offset(load(model_dir), batch)
-        found[f"head unroll {mode}"] = sharded(model, head_unroll_step(batch, mode))
+        found[f"head unroll {mode}"] = sharded(model, head_unroll_step(batch, mode, numbers[mode]))
+    for name, probed in numbers.items():
+        found[f"probe {name}"] = {key: torch.tensor(value) for key, value in probed.items()}
     found["self-context whole"] = whole(load(model_dir), self_context_step(batch))
     found["self-context sharded"] = sharded(load(model_dir), self_context_step(batch))
     if torch.distributed.get_rank() == 0:

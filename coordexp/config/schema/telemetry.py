@@ -78,6 +78,16 @@ class ConsoleLevels(Section):
         return self
 
 
+class GradientProbeSettings(Section):
+    """Lengths and cosines of the gradients of the loss's terms (`gradient/*`)."""
+
+    every_steps: int | None = Field(
+        default=None,
+        gt=0,
+        description="Optimizer steps between measurements, the first step being one; null: off.",
+    )
+
+
 class TrajectoryProbeSettings(Section):
     """How the hidden states of a few fixed validation samples move from token to token (`trajectory/*`)."""
 
@@ -101,6 +111,7 @@ class Telemetry(Section):
     """What watches a run."""
 
     console: ConsoleLevels = ConsoleLevels()
+    gradient_probe: GradientProbeSettings = GradientProbeSettings()
     trajectory_probe: TrajectoryProbeSettings = TrajectoryProbeSettings()
     rules: list[UserRule] = Field(
         default=[], description="Rules beside the built-in ones (runbooks/rules.md)."

@@ -19,6 +19,14 @@ EVERY_RUN: tuple[WatchRule, ...] = (
         from_step=20,
     ),
     WatchRule(
+        "terms_oppose",
+        keys_run.GRADIENT_PAIRS,
+        "< -0.5",
+        meaning="two terms of the loss pull the hidden states against each other, and what one gains the other loses",
+        action="compare gradient/norm/* of the two, and lower the weight of the one that evaluations need less",
+        for_records=5,
+    ),
+    WatchRule(
         "grad_norm_zero",
         (keys_run.GRAD_NORM,),
         "== 0",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from coordexp.metrics.catalog import lookup
 from coordexp.telemetry.rules.ranges import RANGES
 from coordexp.telemetry.rules.rule import STAGE1, STAGE2, HealthyRange, WatchRule
 from coordexp.telemetry.rules.table import SECTIONS
@@ -33,6 +36,8 @@ telemetry:
   stop_on: [nonfinite_loss, boxes_too_far]             # exit code 4
 ```
 """
+MOST_KEYS = 20
+"""A row with more shows families of keys."""
 _STAGES = {(): "all", STAGE1: "1", STAGE2: "2"}
 
 
@@ -55,10 +60,17 @@ def render_rules() -> str:
 
 def _cells(rule: WatchRule) -> tuple[str, ...]:
     begins = f"{rule.from_share:.0%} of the run" if rule.from_share else str(rule.from_step or "")
-    keys = ", ".join(f"`{key}`" for key in rule.keys)
+    keys = ", ".join(f"`{key}`" for key in _named(rule.keys))
     how_long = rule.how_long.removeprefix("for ")
     stage = _STAGES[rule.variants]
     return (f"`{rule.name}`", keys, f"`{rule.condition}`", how_long, begins, stage, rule.meaning, rule.action)
+
+
+def _named(keys: Sequence[str]) -> Sequence[str]:
+    """Keys as a row shows them: many of one family by its pattern."""
+    if len(keys) <= MOST_KEYS:
+        return keys
+    return list(dict.fromkeys(key if (spec := lookup(key)) is None else spec.family for key in keys))
 
 
 def _range(entry: HealthyRange) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from coordexp.config.schema.training import NUM_SOFTCTX
+from coordexp.head.atom_gradients import HeadProbe
 from coordexp.head.run import HeadResult, RowsHead, Supervised
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.columns import CoordColumns
@@ -26,6 +27,7 @@ from coordexp.losses.objective import Stage2Objective, Stage2Terms, check_atoms_
 from coordexp.losses.sums import SumCount, sum_count
 from coordexp.metrics.keys_control import SOFTCTX_ENTROPY_CHANGE, SOFTCTX_FORWARDS, SOFTCTX_GAIN
 from coordexp.models.self_context import CoordSlots, SelfContext, run_self_context
+from coordexp.trainers.step.gradient_probe import GradientProbe
 from coordexp.trainers.step.plan import PlannedForward, StepPlan
 
 
@@ -63,6 +65,7 @@ class PlainRunner:
     Arguments:
         token_switches: arguments of `TokenMetrics` beside rows and columns.
         checks_atoms: compare the loss with the sum of its atoms (`debug.enabled`; a host sync).
+        gradients: looks at the gradients of the atoms.
     """
 
     def __init__(
@@ -73,8 +76,9 @@ class PlainRunner:
         *,
         token_switches: Mapping[str, Any] | None = None,
         checks_atoms: bool = False,
+        gradients: GradientProbe | None = None,
     ) -> None:
-        self.head, self.columns = head, columns
+        self.head, self.columns, self._gradients = head, columns, gradients
         self._objective, self._checks_atoms = objective, checks_atoms
         self._token_switches = dict(token_switches or {})
 
@@ -100,7 +104,10 @@ class PlainRunner:
         def objective(inputs: LossInputs) -> tuple[Tensor, Stage2Terms]:
             return of_step(inputs, kind, plan.totals)
 
-        supervised = Supervised(rows, of_step.needs(kind), objective, tokens.observer, tokens.restart)
+        supervised = Supervised(
+            rows, of_step.needs(kind), objective, tokens.observer, tokens.restart,
+            self._probe(of_step, kind, forward, plan),
+        )  # fmt: skip
         result: HeadResult[Stage2Terms] = self.head.run(
             model, unwrapped, dict(forward.inputs), supervised, slot_rows_N
         )
@@ -113,6 +120,21 @@ class PlainRunner:
         if kind is not ForwardKind.SELF_CONTEXT:  # its inputs are no tokens
             metrics |= tokens.metrics()
         return ForwardOutcome(result.loss, {kind: terms}, metrics), result.slot_logits_NK
+
+    def _probe(
+        self, objective: Stage2Objective, kind: ForwardKind, forward: PlannedForward, plan: StepPlan
+    ) -> HeadProbe | None:
+        """What looks at the gradients of this forward; None where nothing does."""
+        if self._gradients is None:
+            return None
+        names = [name for each in plan.kinds for name in objective.atom_names(each)]
+
+        def losses(inputs: LossInputs) -> dict[str, Tensor]:
+            return objective.atom_losses(inputs, kind, plan.totals)
+
+        return self._gradients.watch(
+            plan.step, names, forward.meta.rows, objective.needs(kind), losses, counts=not forward.is_filler
+        )
 
 
 class SelfContextRunner:

@@ -40,10 +40,12 @@ def jump(key, before, after, at=300):
 
 
 FLAT, FALLS = steady("base_ce/loss", 1.2), line("base_ce/loss", 3.0, 0.6)
+OPPOSED = "gradient/cos/coord_diag/soft_ce/coord_diag/w1"
 MAE = "coord_diag/expected_bin_mae"
 CASES = {
     # rule: (records that are bad, records that are not)
     "grad_norm_high": (jump("grad_norm", 1.0, 4.0), jump("grad_norm", 1.0, 2.9)),
+    "terms_oppose": (steady(OPPOSED, -0.7), steady(OPPOSED, -0.4)),
     "grad_norm_zero": (steady("grad_norm", 0.0), steady("grad_norm", 1e-6)),
     "learning_rate_zero": (steady("learning_rate", 0.0), line("learning_rate", 1e-4, 0.0)),
     "warmup_long": (steady("lr/phase", 0.0), jump("lr/phase", 0.0, 1.0, at=330)),
