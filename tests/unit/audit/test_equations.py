@@ -77,7 +77,8 @@ def plan(rank: int = 0, **changes: Any) -> dict[str, Any]:
 def stage1_step(payload: dict[str, float], plans: list[dict[str, Any]]) -> DumpedStep:
     config = {
         "swift": SWIFT, "derived": {"num_train_samples": 10}, "training": {"packing": False},
-        "custom": {"coord_soft_ce_w1": {}}, "stage2_ab": None, "rollout_matching": None,
+        "custom": {"coord_soft_ce_w1": {"gate_weight": 0.0, "monitor_mass": False}},
+        "stage2_ab": None, "rollout_matching": None,
     }  # fmt: skip
     return DumpedStep(plans, plans, payload, config)
 
