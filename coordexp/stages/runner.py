@@ -149,6 +149,7 @@ class StageRunner:
                 f"the training of stage {stage.name} ended with exit status {code}; its log: {stage.log}",
                 code if code > 0 else EXIT_FAILURE,
             )
+        state.note_end(stage)
 
     def _judged(self, stage: PlannedStage, lock: int) -> dict[str, Any]:
         """The verdict on a stage that is trained."""

@@ -20,6 +20,8 @@ from coordexp.stages.plan import PlannedStage
 
 STAMP = "stage.json"
 """Written into a stage's folder before its training starts."""
+ENDED = "ended.json"
+"""Written into it when its training ended well."""
 NOT_RUN = "not_run"
 
 
@@ -65,12 +67,22 @@ def payloads_of(stage: PlannedStage) -> list[Payload]:
     return list(read_payloads(path)) if path.is_file() else []
 
 
+def note_end(stage: PlannedStage) -> None:
+    """Say that the training of a stage ended well, also where that was before its last step."""
+    write_json(stage.output / ENDED, {"stage": stage.name})
+
+
 def is_trained(stage: PlannedStage, payloads: Sequence[Payload]) -> bool:
-    """Whether the training of a stage came to its end: it said so, or its last step is evaluated and saved."""
-    if payloads and TRAIN_RUNTIME in payloads[-1]["metrics"]:
+    """Whether the training of a stage came to its end: it was noted, or its last step is evaluated and saved.
+
+    A run that a rule ended is not: it goes on from its checkpoint.
+    """
+    if (stage.output / ENDED).is_file():
         return True
     last = last_whole(stage.output)
-    return last is not None and is_final(last)
+    if last is not None:
+        return is_final(last)
+    return bool(payloads) and TRAIN_RUNTIME in payloads[-1]["metrics"]  # nothing is saved
 
 
 def judgements_json(judgements: Sequence[Judgement]) -> list[dict[str, Any]]:

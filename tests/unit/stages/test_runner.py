@@ -168,6 +168,35 @@ def test_a_training_that_fails_is_told_with_its_exit_code(stages):
     assert any("model.safetensors" in text for text in said)
 
 
+def test_a_training_that_a_rule_ended_goes_on_and_one_that_ended_early_does_not(stages, tmp_path):
+    """A rule ends a run with exit code 4; what ends well before its last step (early stopping) is done."""
+    path, calls = stages(), list[int]()
+
+    def ends_early(run_file: Path, words: list[str], log: Path, **options: Any) -> int:
+        short = ["--max_steps", "2"] if not calls else []
+        code = stage_programs.train(run_file, [*words, *short], log, **options)
+        state = tmp_path / "all" / "one" / "checkpoint-2" / "trainer_state.json"
+        state.write_text(json.dumps({**json.loads(state.read_text()), "max_steps": 4}))
+        calls.append(codes[len(calls)] if len(calls) < len(codes) else code)
+        return calls[-1]
+
+    codes = [4]
+    runner = StageRunner(load_stages(path), lambda _text: None, train=ends_early)
+    with pytest.raises(StageError) as error:
+        runner.run()
+    assert error.value.exit_code == 4
+    assert runner.run()["accepted"]
+    last = tmp_path / "all" / "one" / "checkpoint-4"
+    np.testing.assert_array_equal(weights_of(last), weights_after((4, 0.1)))
+    calls.clear()
+    codes = [0]
+    verdict = StageRunner(load_stages(path), lambda _text: None, train=ends_early).run(anew_from="one")
+    assert (verdict["accepted"], verdict["stages"][0]["last"]) == (True, "checkpoint-2")
+    said: list[str] = []
+    run(path, said)
+    assert "one: trained already" in said
+
+
 def test_a_folder_that_no_runner_made_is_left_alone(stages, tmp_path):
     kept = tmp_path / "all" / "one" / "thesis.txt"
     kept.parent.mkdir(parents=True)
