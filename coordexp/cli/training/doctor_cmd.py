@@ -6,7 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from coordexp.errors import EXIT_FAILURE, EXIT_OK
+from coordexp.errors import EXIT_FAILURE, EXIT_OK, ConfigError
+
+EVERY_S = 2.0
+"""Seconds between two looks of --watch."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,20 +25,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     how.add_argument(
         "--watch", action="store_true", help="a live view until the run is over or Ctrl-C is pressed"
     )
-    parser.add_argument(
-        "--every", type=float, default=2.0, metavar="SECONDS", help="with --watch: between two looks (2)"
-    )
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="with --watch: between two looks (2)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; returns the process exit code."""
     from coordexp.telemetry.doctor.diagnose import Doctor
 
+    if args.every is not None and not (args.watch and args.every > 0):
+        raise ConfigError("--every takes seconds above 0, and has no effect without --watch.")
     doctor = Doctor(args.run_dir)
     if args.watch:
         from coordexp.telemetry.doctor.view import watch
 
-        found = watch(doctor, every_s=max(0.1, args.every))
+        found = watch(doctor, every_s=args.every or EVERY_S)
         return EXIT_FAILURE if found.problems else EXIT_OK
     found = doctor.diagnose()
     if args.json:

@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> int:
     """Run the chosen `metrics` subcommand; returns the process exit code."""
     from coordexp.metrics.catalog import all_specs
     from coordexp.metrics.reference import explain, render_reference
-    from coordexp.telemetry.rules.reference import render_rules
+    from coordexp.telemetry.rules.reference import render_rules, watched
 
     if args.metrics_command == "explain":
-        print("\n\n".join(explain(key) for key in args.keys))
+        print("\n\n".join("\n".join([explain(key), *watched(key)]) for key in args.keys))
     elif args.metrics_command == "list":
         print("\n".join(spec.key for spec in all_specs()))
     else:

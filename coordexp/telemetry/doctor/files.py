@@ -21,6 +21,7 @@ from coordexp.telemetry.run_log import HEADER, RUN_LOG
 EXPECTED = (RESOLVED_FILE, METRICS_FILE, STATS_FILE, RUN_LOG, FOLDER)
 _TRACES = (RUN_LOG, FOLDER, METRICS_FILE, "args.json", "logging.jsonl")
 """Any of them makes a folder the output of a run."""
+_OF_RULES = ("rules", "silenced", "stop_on")
 _TAIL_BYTES = 1 << 16
 _ERROR = re.compile(r"^(?:\[rank \d+\] ?:? ?)?(coordexp: .+|[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*)$")
 
@@ -62,11 +63,15 @@ class RunFiles:
 
     @property
     def telemetry(self) -> Telemetry:
-        """Its settings; the defaults for a run of a version that had others."""
+        """What it says of rules. Raises ConfigError where this version cannot read that."""
+        given = self.resolved.get("telemetry") or {}
         try:
-            return Telemetry.model_validate(self.resolved.get("telemetry") or {})
-        except ValidationError:
-            return Telemetry()
+            return Telemetry.model_validate({name: given[name] for name in _OF_RULES if name in given})
+        except ValidationError as error:
+            path = self.run_dir / RESOLVED_FILE
+            raise ConfigError(
+                f"{path}: its telemetry section cannot be read by this version: {error}"
+            ) from None
 
     def beats(self) -> list[RankBeat]:
         """What its ranks said last."""

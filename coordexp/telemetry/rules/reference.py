@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coordexp.metrics.catalog import lookup
-from coordexp.telemetry.rules.ranges import RANGES
+from coordexp.telemetry.rules.ranges import RANGES, healthy_range
 from coordexp.telemetry.rules.rule import STAGE1, STAGE2, HealthyRange, WatchRule
-from coordexp.telemetry.rules.table import SECTIONS
+from coordexp.telemetry.rules.table import RULES, SECTIONS
 
 _INTRO = """\
 # Rules and healthy ranges
@@ -56,6 +56,18 @@ def render_rules() -> str:
     parts.append("| number | from | to | from step |\n|---|---|---|---|\n")
     parts += [_row(*_range(entry)) for entry in RANGES]
     return "".join(parts)
+
+
+def watched(key: str) -> list[str]:
+    """Lines for `coordexp metrics explain`: the healthy range of a number, and the rules that watch it."""
+    lines, entry = [], healthy_range(key)
+    if entry is not None:
+        low = [] if entry.low is None else [f"at least {entry.low:g}"]
+        high = [] if entry.high is None else [f"at most {entry.high:g}"]
+        begins = f", from step {entry.from_step}" if entry.from_step else ""
+        lines.append(f"  {'healthy':<12} {' and '.join(low + high)}{begins}")
+    rules = [f"{rule.name} ({rule.condition})" for rule in RULES if key in rule.keys]
+    return [*lines, *([f"  {'rules':<12} {', '.join(rules)}"] if rules else [])]
 
 
 def _cells(rule: WatchRule) -> tuple[str, ...]:

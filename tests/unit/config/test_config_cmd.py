@@ -135,6 +135,18 @@ def test_explain_says_the_whole_entry() -> None:
     ]
 
 
+def test_metrics_explain_tells_the_healthy_range_and_the_rules(capsys):
+    from coordexp.cli.main import main
+
+    assert main(["metrics", "explain", "coord_diag/coord_vocab_mass", "eval_rollout/f1"]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert first.splitlines()[-2:] == [
+        "  healthy      at least 0.95, from step 200",
+        "  rules        coord_mass_low (< 0.9)",
+    ]
+    assert second.splitlines()[-1] == "  rules        f1_fell (< best - 0.1), stalled (<= best)"
+
+
 @pytest.mark.parametrize(
     ("page", "render"),
     [

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from coordexp.cli.main import main
+from coordexp.config.schema.telemetry import Telemetry
 from coordexp.files import write_json
 from coordexp.metrics.payload import build_payload
 from coordexp.metrics.sinks import MetricsSink, write_stats
@@ -370,7 +371,7 @@ def test_json_says_the_same(tmp_path, capsys):
 
 def test_rules_of_the_run_itself_are_judged(tmp_path):
     mine = {"name": "mine", "key": "loss", "condition": "< 1", "meaning": "it is low", "action": "raise it"}
-    telemetry = {"rules": [mine], "silenced": ["truncated"]}
+    telemetry = Telemetry.model_validate({"rules": [mine], "silenced": ["truncated"]}).model_dump()
     bad = [*HEALTHY, ("train", 30, {"loss": 0.5, "rollout/parse_truncated_rate": 0.8})]
     run = write_run(tmp_path / "run", bad, checkpoints=[10], telemetry=telemetry)
     assert problems_of(run) == ["step 30: loss = 0.5 (< 1): it is low. What to do: raise it."]
@@ -410,5 +411,7 @@ def test_the_live_view_marks_what_leaves_its_range(tmp_path):
 
 def test_watch_ends_with_the_run(tmp_path, capsys):
     run = with_ranks(tmp_path / "run", *(beat(rank, end=RankEnd(TRAINED)) for rank in (0, 1)))
-    assert main(["doctor", str(run), "--watch"]) == 0
+    assert main(["doctor", str(run), "--every", "1"]) == 2
+    assert "has no effect without --watch" in capsys.readouterr().err
+    assert main(["doctor", str(run), "--watch", "--every", "1"]) == 0
     assert "No problem found." in capsys.readouterr().out
