@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def _planned(
     checks: Sequence[RunCheck],
     more: Sequence[str],
 ) -> PlannedStage:
-    run, folder = path.parent / stage.run, output / stage.name
+    run, folder = Path(os.path.normpath(path.parent / stage.run)), output / stage.name
     words = [word for name, value in stage.overrides.items() for word in ("--set", _assignment(name, value))]
     words += [*more, "--output_dir", str(folder), "--add_version", "false"]
     coming: list[str] = []
