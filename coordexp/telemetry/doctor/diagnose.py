@@ -157,6 +157,8 @@ class Doctor:
             return "broken off", age
         if stopped:
             return f"stopped by the rule {stopped[0]}", age
+        if any(beat.end is None for beat in beats) and not ranks.dead(beats, now):
+            return "starting" if last is None else "running", age
         if last is not None and (
             keys_run.TRAIN_RUNTIME in last["metrics"]
             or (total_steps is not None and self._history.step >= total_steps)

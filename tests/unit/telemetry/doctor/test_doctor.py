@@ -302,6 +302,22 @@ def test_ranks_that_are_dead_hang_or_are_slow_are_named(tmp_path, case):
     ] == problems
 
 
+@pytest.mark.parametrize(
+    "last",
+    [
+        [
+            ("train", 100, {"loss": 0.1}),
+            ("eval", 100, {"eval_rollout/f1": 0.7}),
+        ],  # the last step is not saved yet
+        [("train", 60, {"train_runtime": 900.0})],  # it goes on from a run that was finished
+    ],
+)
+def test_a_run_whose_ranks_live_is_not_finished(tmp_path, last):
+    run = with_ranks(tmp_path / "run", beat(0), beat(1), payloads=[*HEALTHY, *last])
+    found = diagnose(run, now=NOW)
+    assert (found.state, found.is_over, found.problems) == ("running", False, ())
+
+
 def test_a_run_that_just_started_has_no_problem(tmp_path):
     run = with_ranks(tmp_path / "run", beat(0, step=0), beat(1, step=0), payloads=())
     (run / "stats.json").unlink(missing_ok=True)
