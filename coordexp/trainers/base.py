@@ -228,7 +228,8 @@ class CoordTrainer(SwiftTrainerBridge):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         step = self.settings.sections.custom.evaluate_only
         if step is not None:
-            return evaluate_only(self, step)
+            with self._watch.training(lambda: step):
+                return evaluate_only(self, step)
         if self.dry_run is None:
             with self._watch.training(lambda: int(self.state.global_step)):
                 return super().train(*args, **kwargs)

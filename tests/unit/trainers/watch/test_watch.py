@@ -5,15 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from transformers import TrainerControl
+import torch
+from accelerate import Accelerator
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_callback import CallbackHandler
 
-from coordexp.config import exit_code
+from coordexp.config import exit_code, parse_sections
 from coordexp.config.schema.telemetry import Telemetry
+from coordexp.errors import ConfigError
 from coordexp.metrics.keys_run import PHASES, TIME_SHARES, TIME_STEP
+from coordexp.telemetry.life.beats import FAILED, TRAINED, read_beats
+from coordexp.trainers.base import CoordTrainer
 from coordexp.trainers.step.pace import busy_seconds
 from coordexp.trainers.watch.records import RecordWatch
+from coordexp.trainers.watch.run import RunWatch
 from coordexp.trainers.watch.stop import StopOnRule, StoppedByRuleError
 
 MINE = {"name": "mine", "key": "loss", "condition": "> 9", "for_records": 2, "meaning": "m", "action": "a"}
@@ -89,3 +97,38 @@ def test_the_exit_code_of_a_process_behind_a_launcher(code):
             [sys.executable, "-c", leave], env=environment | {"PYTHONPATH": ":".join(sys.path)}, check=True
         )
         assert told() == code
+
+
+class OnlyEvaluates(CoordTrainer):
+    """What `custom.evaluate_only` needs of a trainer."""
+
+    def __init__(self, run_dir, eval_dataset):
+        sections = parse_sections({"custom": {"evaluate_only": 7}})
+        self.settings = SimpleNamespace(sections=sections)
+        self.args = SimpleNamespace(
+            output_dir=run_dir, process_index=0, world_size=1, resume_from_checkpoint=None
+        )
+        self.state, self.control = TrainerState(), TrainerControl()
+        self.callback_handler = CallbackHandler([], None, None, None, None)
+        self.accelerator, self.model = Accelerator(cpu=True), torch.nn.Linear(1, 1)
+        self.eval_dataset, self.evaluated_at = eval_dataset, []
+        self._watch = RunWatch(self.args, sections, "stage1_coord", {})
+
+    def evaluate(self, *args, **kwargs):
+        self.evaluated_at.append(self.state.global_step)
+
+
+def test_a_run_that_only_evaluates_comes_to_its_end(tmp_path):
+    trainer = OnlyEvaluates(tmp_path, ["a sample"])
+    trainer.train()
+    trainer._watch._life.stop()
+    (beat,) = read_beats(tmp_path)
+    assert (trainer.evaluated_at, beat.end.how) == ([7], TRAINED)
+    assert not (tmp_path / "postmortem.json").exists()
+    without = OnlyEvaluates(tmp_path, None)
+    with pytest.raises(ConfigError, match="the run has no evaluation data"):
+        without.train()
+    without._watch._life.stop()
+    (beat,) = read_beats(tmp_path)
+    assert beat.end.how == FAILED
+    assert beat.end.reason.startswith("ConfigError: custom.evaluate_only: the run has no evaluation data")
