@@ -87,13 +87,21 @@ def _windows(swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             "a controller that acts needs logging_steps, in whole steps; set it.",
         )
         return
-    for strategy, steps in (("save_strategy", "save_steps"), ("eval_strategy", "eval_steps")):
-        chosen, number = swift.get(strategy), swift.get(steps)
-        is_border = not isinstance(number, int) or number % every == 0
+    saves = swift.get("save_strategy")
+    evaluates = swift.get("eval_strategy") or (
+        saves if swift.get("eval_steps") else None
+    )  # as ms-swift has it
+    for strategy, chosen, steps in (
+        ("save_strategy", saves, "save_steps"),
+        ("eval_strategy", evaluates, "eval_steps"),
+    ):
+        number = swift.get(steps)  # 12.0 where the command line says 12, 0.1 for a tenth of the run
+        is_border = not isinstance(number, (int, float)) or number % every == 0
         if str(chosen) == "epoch" or (str(chosen) not in ("no", "None") and not is_border):
+            shown = number if number is None else f"{number:g}"
             yield (
                 ("control", "controllers"),
                 f"a controller decides every logging_steps ({every}), and a checkpoint between two decisions would "
-                f"change the next one: {strategy} is {chosen} and {steps} {number}; make {steps} a multiple of "
+                f"change the next one: {strategy} is {chosen} and {steps} {shown}; make {steps} a multiple of "
                 "logging_steps, or set logging_steps: 1.",
             )

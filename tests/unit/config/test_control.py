@@ -61,6 +61,18 @@ def test_controllers_of_every_knob_are_taken() -> None:
             "controllers",
             "make save_steps a multiple of logging_steps",
         ),
+        (  # as `swift sft` hands them over
+            {"mode": "act"},
+            {"swift": {"logging_steps": 5, "save_strategy": "steps", "save_steps": 12.0}},
+            "controllers",
+            "save_steps 12; make save_steps a multiple of logging_steps",
+        ),
+        (  # an evaluation that nothing is said of goes with the saves, and its best checkpoint is saved
+            {"mode": "act"},
+            {"swift": {"logging_steps": 5, "save_strategy": "steps", "save_steps": 10, "eval_steps": 7.0}},
+            "controllers",
+            "eval_steps 7; make eval_steps a multiple of logging_steps",
+        ),
         (
             {"mode": "act"},
             {"swift": {"logging_steps": 5, "save_strategy": "epoch"}},
@@ -82,7 +94,7 @@ def test_windows_that_end_where_checkpoints_are_made_are_taken() -> None:
     swift = {
         "logging_steps": 5,
         "save_strategy": "steps",
-        "save_steps": 20,
+        "save_steps": 20.0,
         "eval_strategy": "no",
         "eval_steps": 7,
     }
