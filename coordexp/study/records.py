@@ -24,6 +24,8 @@ from coordexp.study.schema import BEST, LAST, Checkpoint
 TRAINING, ATTEMPTS, CELL = "training.json", "attempts.jsonl", "cell.json"
 DONE, FAILED = "done", "failed"
 _STATE_OF_TRAINER = "trainer_state.json"
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "global_step*")
+"""Any of them is the state of an optimizer, without which a resumed training begins with a fresh one."""
 
 
 def identity_of(made_from: Mapping[str, Any]) -> str:
@@ -66,13 +68,17 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def resumable(folder: Path) -> Path | None:
-    """The last checkpoint from which training can go on; an older one where the last is cut short."""
+    """The last checkpoint from which training can go on; an older one where the last is cut short.
+
+    None where the run keeps models alone (save_only_model).
+    """
     for path in reversed(checkpoints(folder).values()):
         try:
             read_json(path / _STATE_OF_TRAINER, error=ConfigError, allow_nan=True)
         except ConfigError:
             continue
-        if any(path.glob("*.safetensors")):
+        has_optimizer = any(file for pattern in _OPTIMIZERS for file in path.glob(pattern))
+        if has_optimizer and any(path.glob("*.safetensors")):
             return path
     return None
 

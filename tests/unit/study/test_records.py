@@ -23,7 +23,8 @@ from coordexp.study.records import (
 def checkpoint(folder: Path, step: int, state: str = "{}") -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    (path / "model.safetensors").write_bytes(b"")
+    for name in ("model.safetensors", "optimizer.pt"):
+        (path / name).write_bytes(b"")
     (path / "trainer_state.json").write_text(state)
     return path
 
@@ -36,6 +37,9 @@ def test_training_goes_on_at_the_last_checkpoint_that_is_whole(tmp_path):
     assert resumable(tmp_path) == first
     last = checkpoint(tmp_path, 120)
     assert resumable(tmp_path) == last
+    for one in (first, last):
+        (one / "optimizer.pt").unlink()  # save_only_model
+    assert resumable(tmp_path) is None
 
 
 def test_checkpoints_are_chosen_by_step_or_as_the_last_or_the_best(tmp_path):
