@@ -113,12 +113,13 @@ class Doctor:
         self._history = self._new_history()
 
     def _new_history(self) -> RunHistory:
-        files = self._files
+        files, telemetry = self._files, self._files.telemetry
+        own = {*telemetry.silenced, *(rule.name for rule in telemetry.rules)}
         return RunHistory(
             self._run_dir / METRICS_FILE,
-            rules_of(files.telemetry, files.variant),
+            rules_of(telemetry, files.variant),
             files.derived.get("total_steps"),
-            tuple(_COUNTED),
+            tuple(key for key, rule in _COUNTED.items() if rule.name not in own),
         )
 
     def diagnose(self, *, now: float | None = None) -> Diagnosis:

@@ -171,6 +171,17 @@ def test_replaced_samples_are_counted_over_the_whole_run(tmp_path):
     assert "set strict: true" in problem
 
 
+def test_the_run_file_has_the_last_word_on_counts(tmp_path):
+    records = [("train", step, {"health/oom_retries_total": 2.0}) for step in (1, 2)]
+    silenced = {"silenced": ["oom_retries"]}
+    assert problems_of(write_run(tmp_path / "silenced", records, telemetry=silenced)) == []
+    mine = {"key": "health/oom_retries_total", "meaning": "m", "action": "a"}
+    for name, condition, number in (("often", "> 5", 0), ("twice", "> 1", 1)):
+        telemetry = {"rules": [{**mine, "name": "oom_retries", "condition": condition}]}
+        found = diagnose(write_run(tmp_path / name, records, telemetry=telemetry))
+        assert [problem.kind for problem in found.problems] == ["rule"] * number
+
+
 def test_advice_is_about_the_last_windows_and_the_last_evaluation(tmp_path):
     def windows(bad_at):
         return [
