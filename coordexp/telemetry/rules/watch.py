@@ -136,7 +136,8 @@ class Judge:
         for clause, key in clauses:
             if clause.level == "usual":
                 self._usual.setdefault(key, []).append(clause)
-        self._spans = {(key, clause.span) for clause, key in clauses if clause.trend is not None}
+        spans = ((key, clause.span) for clause, key in clauses if clause.trend is not None)
+        self._spans = tuple(dict.fromkeys(spans))  # in one order, in which checkpoints keep them
 
     def __call__(
         self, state: WatchState, step: int, metrics: Mapping[str, float]
