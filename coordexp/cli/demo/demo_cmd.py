@@ -1,17 +1,21 @@
 """`coordexp demo`: make a tiny model and scenes, train it as `coordexp run` does, and show before and after.
 
-coordexp demo                                   stage 1, then stage 2 from its checkpoint: runs/demo/index.html
-coordexp demo --recipes mix                     stage 1 alone
-coordexp demo --recipes mix soft_w1_gate ce     the same budget and seed for three objectives, one table
+coordexp demo                        the mix beside plain cross-entropy, then stage 2 beside its control:
+                                     runs/demo/index.html
+coordexp demo --recipes mix          stage 1 alone
+coordexp demo --recipes mix ce soft_w1_gate
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,20 +25,20 @@ from coordexp.errors import EXIT_NOT_ACCEPTED, EXIT_OK, ConfigError
 
 RUN = Path("runs/demo")
 MODEL, DATA = RUN / "model", RUN / "data"
-STAGES, OBJECTIVES = Path("configs/stages/demo.yaml"), Path("configs/stages/demo_objectives.yaml")
+STAGES, COMPARISONS = Path("configs/stages/demo.yaml"), Path("configs/stages/demo_comparisons.yaml")
 RECIPES = {
     "mix": (STAGES, "stage1"),
-    "soft_w1_gate": (OBJECTIVES, "stage1_soft_w1_gate"),
-    "ce": (OBJECTIVES, "stage1_ce"),
-    "stage1_continued": (STAGES, "stage1_continued"),
+    "ce": (COMPARISONS, "stage1_ce"),
+    "soft_w1_gate": (COMPARISONS, "stage1_soft_w1_gate"),
     "stage2": (STAGES, "stage2_rollout_aligned"),
+    "stage1_continued": (COMPARISONS, "stage1_continued"),
 }
-"""Name -> the stages file that holds it, and its stage there."""
-DEFAULT_RECIPES = ("mix", "stage1_continued", "stage2")
-START = RUN / "stage1" / "checkpoint-400"  # of mix; what the recipes of STARTED_LATER go on from
-STARTED_LATER = ("stage1_continued", "stage2")
+"""Name -> the stages file that holds it, and its stage there. No two of a file are trained at the same time."""
+DEFAULT_RECIPES = ("mix", "ce", "stage2", "stage1_continued")
+START = RUN / "stage1" / "checkpoint-600"  # of mix; what the recipes of STARTED_LATER go on from
+STARTED_LATER = ("stage2", "stage1_continued")
 MATCH_GATE = 0.75  # maskIoU above which an object of an answer counts as found, as in the demo of stage 2
-NUM_TRAIN, NUM_VAL = 8000, 200
+NUM_TRAIN, NUM_VAL = 4000, 200
 MAX_NEW_TOKENS = 112  # two objects need about 60
 BATCH_SIZE = 50
 GALLERY_SIZE = 12
@@ -57,6 +61,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
                         metavar="NAME", help=f"what to train, of {', '.join(RECIPES)} "
                         f"(default: {' '.join(DEFAULT_RECIPES)})")  # fmt: skip
     parser.add_argument("--max-steps", type=int, help="train every recipe for fewer steps than its file says")
+    parser.add_argument(
+        "--part", action="store_true", help=argparse.SUPPRESS
+    )  # of a demo that runs beside it
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,22 +76,18 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{error} For the demo's own folder: `make clean-demo`.") from None
     if args.assets_only:
         return EXIT_OK
+    if args.part:
+        for name in args.recipes:
+            train_and_evaluate(name, args.max_steps)
+        return EXIT_OK
     from coordexp.cli.console import console, show_table
 
     started = time.monotonic()
     rows = {"untrained": evaluate_checkpoint("untrained", MODEL)}
-    for name in args.recipes:
-        if name in STARTED_LATER and not START.is_dir():
-            if args.max_steps is None:
-                raise ConfigError(
-                    f"{name} starts from {START}, which is not there; train `mix` first, it writes it."
-                )
-            console.print(f"{name}: skipped, it starts from {START}, which so short a `mix` does not write")
-            continue
-        if name in STARTED_LATER and "start of stage 2" not in rows:
-            rows["start of stage 2"] = evaluate_checkpoint("start", START)
-        rows[name] = train_and_evaluate(name, args.max_steps)
-    page = write_page(rows, args.recipes[0])
+    starting = [name for name in args.recipes if name not in STARTED_LATER]
+    rows |= train_side_by_side(starting, args.max_steps)
+    rows |= train_side_by_side(_going_on(args.recipes, args.max_steps), args.max_steps)
+    page = write_page(rows, *args.recipes[:2])
     show_table(
         f"{NUM_VAL} validation images the model never saw",
         ("", *(title for title, _, _ in TABLE)),
@@ -92,6 +95,61 @@ def run(args: argparse.Namespace) -> int:
     )
     console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes; open {page}")
     return EXIT_OK
+
+
+def _going_on(recipes: list[str], max_steps: int | None) -> list[str]:
+    """Those of `recipes` that go on from `START`.
+
+    Raises ConfigError where it is not there, unless too short a training was asked for to write it.
+    """
+    from coordexp.cli.console import console
+
+    names = [name for name in recipes if name in STARTED_LATER]
+    if not names or START.is_dir():
+        return names
+    which = " and ".join(names)
+    if max_steps is None:
+        raise ConfigError(
+            f"{which}: starts from {START}, which is not there; train `mix` first, it writes it."
+        )
+    console.print(f"{which}: skipped, starts from {START}, which so short a `mix` does not write")
+    return []
+
+
+def train_side_by_side(names: list[str], max_steps: int | None) -> dict[str, dict[str, Any]]:
+    """The numbers of these recipes; the first is trained here, the others one after another in a process beside it.
+
+    SystemExit where one of them is refused or fails.
+    """
+    from coordexp.cli.console import console
+
+    if not names:
+        return {}
+    first, *others = names
+    threads = max(1, (os.cpu_count() or 1) // min(2, len(names)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    words = [] if max_steps is None else ["--max-steps", str(max_steps)]
+    command = [sys.executable, "-m", "coordexp.cli.main", "demo", "--part", "--recipes", *others, *words]
+    log = RUN / f"part_{'_'.join(others)}.log"
+    with contextlib.ExitStack() as stack:
+        beside: subprocess.Popen[bytes] | None = None
+        if others:
+            console.print(f"{' and '.join(others)}: trained at the same time (log: {log})")
+            stream = stack.enter_context(log.open("w", encoding="utf-8"))
+            beside = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+            stack.callback(_ended, beside)
+        rows = {first: train_and_evaluate(first, max_steps)}
+        if beside is not None and beside.wait() != 0:
+            console.print(log.read_text(encoding="utf-8", errors="replace")[-2000:], markup=False)
+            raise SystemExit(beside.returncode)
+    return rows | {name: train_and_evaluate(name, max_steps) for name in others}
+
+
+def _ended(process: subprocess.Popen[bytes]) -> None:
+    """End a process that is still there, as after an interrupt."""
+    if process.poll() is None:
+        process.terminate()
+        process.wait()
 
 
 def make_assets() -> None:
@@ -168,7 +226,7 @@ def train(name: str, max_steps: int | None) -> float | None:
 
         runner = StageRunner(
             plan, say, watch=watch, train=train_stage, replaces=True,
-            environment={"OMP_NUM_THREADS": str(os.cpu_count() or 1), "OMP_WAIT_POLICY": "PASSIVE"},
+            environment={"OMP_WAIT_POLICY": "PASSIVE"},
         )  # fmt: skip
         verdict = runner.run()
     if not verdict["accepted"]:
@@ -208,7 +266,8 @@ def evaluate_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
 
 def output_of(name: str) -> Path:
     """The run folder of a recipe."""
-    return RUN / RECIPES[name][1]
+    file, stage = RECIPES[name]
+    return (RUN if file == STAGES else RUN / "comparisons") / stage
 
 
 def last_checkpoint(output: Path) -> Path:
@@ -219,8 +278,11 @@ def last_checkpoint(output: Path) -> Path:
     return found[-1]
 
 
-def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
-    """runs/demo/index.html with the curves and the gallery of `recipe`."""
+def write_page(rows: dict[str, dict[str, Any]], recipe: str, other: str | None = None) -> Path:
+    """runs/demo/index.html with the curves of `recipe`, and pictures of its answers.
+
+    other: a recipe whose answers are shown beside them, those pictures first where the two differ most.
+    """
     from coordexp.cli.demo.demo_gallery import gallery
     from coordexp.eval.report.demo_page import HeadlineRow, write_demo_page
     from coordexp.eval.report.pictures import plot_curves
@@ -239,7 +301,12 @@ def write_page(rows: dict[str, dict[str, Any]], recipe: str) -> Path:
         RUN,
         headline=headline,
         curves=plot_curves(payloads, RUN / "curves"),
-        gallery=gallery(RUN / f"eval_{recipe}", DATA, RUN / "pictures", GALLERY_SIZE),
+        gallery=gallery(
+            {name: RUN / f"eval_{name}" for name in (recipe, other) if name},
+            DATA,
+            RUN / "pictures",
+            GALLERY_SIZE,
+        ),
         notes={
             "title": "CoordExp demo",
             "summary": f"A {_parameters(MODEL):.1f}M-parameter Qwen3-VL, trained from random weights on {NUM_TRAIN} "

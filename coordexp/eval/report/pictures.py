@@ -82,31 +82,50 @@ TRAINING_CURVES = (
 )
 
 
+class Answer(NamedTuple):
+    """What one model says of an image.
+
+    boxes: (desc, pixel box xyxy) of every prediction.
+    matched: (prediction, ground truth) index pairs; all other predictions are false.
+    """
+
+    title: str
+    boxes: Sequence[tuple[str, XYXY]]
+    matched: Sequence[tuple[int, int]]
+
+
 def side_by_side(
     image: Image.Image,
     gt: Sequence[tuple[str, XYXY]],
     pred: Sequence[tuple[str, XYXY]],
     matched: Sequence[tuple[int, int]],
 ) -> Image.Image:
-    """Ground truth on the left, prediction on the right, a legend below.
+    """Ground truth on the left, prediction on the right, a legend below; arguments as those of `Answer`."""
+    return compared(image, gt, [Answer("prediction", pred, matched)])
 
-    Args:
-        gt, pred: (desc, pixel box xyxy) of every object.
-        matched: (pred index, gt index) pairs; all other predictions are false, all other objects missed.
+
+def compared(image: Image.Image, gt: Sequence[tuple[str, XYXY]], answers: Sequence[Answer]) -> Image.Image:
+    """Ground truth on the left, then one panel for each answer, a legend below.
+
+    gt: (desc, pixel box xyxy) of every object; one that no answer matches is drawn as missed.
     """
-    matched_pred, matched_gt = {p for p, _ in matched}, {g for _, g in matched}
-    gt_boxes = [
-        LabeledBox(box, desc, Role.GT if g in matched_gt else Role.FN) for g, (desc, box) in enumerate(gt)
-    ]
-    pred_boxes = [
-        LabeledBox(box, desc, Role.TP if p in matched_pred else Role.FP) for p, (desc, box) in enumerate(pred)
-    ]
-    panels = (draw_boxes(image, gt_boxes), draw_boxes(image, pred_boxes))
-    headers = (f"ground truth: {len(gt)}", f"prediction: {len(pred)}, matched: {len(matched_pred)}")
-    width, height = panels[0].size
-    canvas = Image.new("RGB", (2 * width + _GAP, _HEADER_HEIGHT + height + _LEGEND_HEIGHT), _PAPER)
+    found = {g for answer in answers for _, g in answer.matched}
+    roles = [Role.GT if g in found else Role.FN for g in range(len(gt))]
+    gt_boxes = [LabeledBox(box, desc, role) for role, (desc, box) in zip(roles, gt, strict=True)]
+    panels = [(f"ground truth: {len(gt)}", draw_boxes(image, gt_boxes))]
+    for answer in answers:
+        right = {p for p, _ in answer.matched}
+        boxes = [
+            LabeledBox(box, desc, Role.TP if p in right else Role.FP)
+            for p, (desc, box) in enumerate(answer.boxes)
+        ]
+        header = f"{answer.title}: {len(boxes)}, matched: {len(right)}"
+        panels.append((header, draw_boxes(image, boxes)))
+    width, height = panels[0][1].size
+    canvas_width = len(panels) * (width + _GAP) - _GAP
+    canvas = Image.new("RGB", (canvas_width, _HEADER_HEIGHT + height + _LEGEND_HEIGHT), _PAPER)
     draw = ImageDraw.Draw(canvas)
-    for column, (panel, header) in enumerate(zip(panels, headers, strict=True)):
+    for column, (header, panel) in enumerate(panels):
         left = column * (width + _GAP)
         draw.text((left + 4, 4), header, fill=_INK, font=_font())
         canvas.paste(panel, (left, _HEADER_HEIGHT))

@@ -9,9 +9,11 @@ from PIL import Image, ImageColor
 from coordexp.errors import ContractError
 from coordexp.eval.report.pictures import (
     ROLE_COLORS,
+    Answer,
     Curve,
     LabeledBox,
     Role,
+    compared,
     contact_sheet,
     draw_boxes,
     plot_curves,
@@ -88,6 +90,19 @@ def test_roles_follow_the_match():
     assert _mask(left, Role.GT)[:, :160].sum() == num["left", Role.GT]  # the found object is the left one
     assert _mask(left, Role.FN)[:, 160:].sum() == num["left", Role.FN]
     assert _mask(right, Role.TP)[:, :160].sum() == num["right", Role.TP]
+
+
+def test_an_object_is_missed_only_where_no_answer_found_it():
+    gt = [("red box", (2.0, 30.0, 20.0, 50.0)), ("blue box", (40.0, 30.0, 60.0, 50.0))]
+    answers = [Answer("mix", gt[:1], [(0, 0)]), Answer("ce", [], [])]
+    picture = compared(Image.new("RGB", (64, 64), GRAY), gt, answers)
+    assert picture.width == 3 * 320 + 2 * 8
+    missed, right, wrong = (_mask(picture, role)[30:340] for role in (Role.FN, Role.TP, Role.FP))
+    assert missed[:, 160:320].any()
+    assert not missed[:, 328:].any()
+    assert right[:, 328:648].any()
+    assert not right[:, 656:].any()
+    assert not wrong.any()
 
 
 def test_empty_sides_show_the_bare_image():
