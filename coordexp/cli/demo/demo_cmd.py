@@ -1,9 +1,10 @@
 """`coordexp demo`: make a tiny model and scenes, train it as `coordexp run` does, and show before and after.
 
-coordexp demo                        the mix beside plain cross-entropy, then stage 2 beside its control:
-                                     runs/demo/index.html
-coordexp demo --recipes mix          stage 1 alone
-coordexp demo --recipes mix ce soft_w1_gate
+coordexp demo                                  the mix beside plain cross-entropy: runs/demo/index.html
+coordexp demo --recipes mix                    stage 1 alone
+coordexp demo --recipes mix ce soft_w1_gate    one more objective
+coordexp demo --recipes mix stage2 stage1_continued
+                                               then stage 2 beside its control, more of stage 1
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ RECIPES = {
     "mix": (STAGES, "stage1"),
     "ce": (COMPARISONS, "stage1_ce"),
     "soft_w1_gate": (COMPARISONS, "stage1_soft_w1_gate"),
-    "stage2": (STAGES, "stage2_rollout_aligned"),
+    "stage2": (STAGES, "stage2_two_channel_clean"),
     "stage1_continued": (COMPARISONS, "stage1_continued"),
 }
 """Name -> the stages file that holds it, and its stage there. No two of a file are trained at the same time."""
-DEFAULT_RECIPES = ("mix", "ce", "stage2", "stage1_continued")
+DEFAULT_RECIPES = ("mix", "ce")
 START = RUN / "stage1" / "checkpoint-600"  # of mix; what the recipes of STARTED_LATER go on from
 STARTED_LATER = ("stage2", "stage1_continued")
 MATCH_GATE = 0.75  # maskIoU above which an object of an answer counts as found, as in the demo of stage 2

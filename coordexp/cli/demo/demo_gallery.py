@@ -13,7 +13,7 @@ from coordexp.eval.detection import ImageMatch, match_boxes
 from coordexp.eval.predictions.image_result import ImageResult, Objects
 from coordexp.eval.predictions.scored import load_scored_run
 from coordexp.eval.report.demo_page import GalleryItem
-from coordexp.eval.report.pictures import XYXY, Answer, compared, contact_sheet
+from coordexp.eval.report.pictures import XYXY, AnswerPanel, compared, contact_sheet
 from coordexp.pictures import open_picture
 
 SHOWN_IOU = 0.75
@@ -78,7 +78,7 @@ def _difference(row: tuple[_Answered, ...]) -> float:
 def _picture(row: tuple[_Answered, ...], data: Path) -> Image.Image:
     image = row[0].image
     answers = [
-        Answer(
+        AnswerPanel(
             "prediction" if len(row) == 1 else one.name,
             _boxes(one.image.pred),
             [(p, g) for p, g, _ in one.match.pairs],

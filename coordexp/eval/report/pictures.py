@@ -82,7 +82,7 @@ TRAINING_CURVES = (
 )
 
 
-class Answer(NamedTuple):
+class AnswerPanel(NamedTuple):
     """What one model says of an image.
 
     boxes: (desc, pixel box xyxy) of every prediction.
@@ -100,11 +100,13 @@ def side_by_side(
     pred: Sequence[tuple[str, XYXY]],
     matched: Sequence[tuple[int, int]],
 ) -> Image.Image:
-    """Ground truth on the left, prediction on the right, a legend below; arguments as those of `Answer`."""
-    return compared(image, gt, [Answer("prediction", pred, matched)])
+    """Ground truth on the left, prediction on the right, a legend below; arguments as those of `AnswerPanel`."""
+    return compared(image, gt, [AnswerPanel("prediction", pred, matched)])
 
 
-def compared(image: Image.Image, gt: Sequence[tuple[str, XYXY]], answers: Sequence[Answer]) -> Image.Image:
+def compared(
+    image: Image.Image, gt: Sequence[tuple[str, XYXY]], answers: Sequence[AnswerPanel]
+) -> Image.Image:
     """Ground truth on the left, then one panel for each answer, a legend below.
 
     gt: (desc, pixel box xyxy) of every object; one that no answer matches is drawn as missed.

@@ -9,7 +9,7 @@ from PIL import Image, ImageColor
 from coordexp.errors import ContractError
 from coordexp.eval.report.pictures import (
     ROLE_COLORS,
-    Answer,
+    AnswerPanel,
     Curve,
     LabeledBox,
     Role,
@@ -94,7 +94,7 @@ def test_roles_follow_the_match():
 
 def test_an_object_is_missed_only_where_no_answer_found_it():
     gt = [("red box", (2.0, 30.0, 20.0, 50.0)), ("blue box", (40.0, 30.0, 60.0, 50.0))]
-    answers = [Answer("mix", gt[:1], [(0, 0)]), Answer("ce", [], [])]
+    answers = [AnswerPanel("mix", gt[:1], [(0, 0)]), AnswerPanel("ce", [], [])]
     picture = compared(Image.new("RGB", (64, 64), GRAY), gt, answers)
     assert picture.width == 3 * 320 + 2 * 8
     missed, right, wrong = (_mask(picture, role)[30:340] for role in (Role.FN, Role.TP, Role.FP))
