@@ -13,7 +13,7 @@ from coordexp.config.schema.rollout_eval import RolloutEval
 from coordexp.config.schema.sections import Sections
 from coordexp.config.schema.training import SetpointController
 from coordexp.metrics import keys_rollout, keys_run, keys_stage1, keys_tokens
-from coordexp.metrics.catalog import EVAL_PREFIX, lookup, nearest
+from coordexp.metrics.catalog import EVAL_PREFIX, known_instead, lookup
 from coordexp.metrics.keys_datasets import (
     DATASET_LOSS,
     EVALUATION_BY_DATASET,
@@ -177,8 +177,7 @@ def _why_not_steered(key: str) -> str | None:
         return "is a number of evaluation; expected a key of training records."
     spec = lookup(key)
     if spec is None:
-        near = nearest(key)
-        return "is not in the catalogue of metrics" + (f"; did you mean {near}?" if near else ".")
+        return f"is not in the catalogue of metrics{known_instead(key)}"
     if key.startswith(_DECIDED):
         return "is decided by controllers and schedules; expected a number that is measured."
     if spec.source != "coordexp":

@@ -36,6 +36,7 @@ __all__ = [
     "all_specs",
     "check_known",
     "is_helper",
+    "known_instead",
     "lookup",
     "nearest",
     "removed_hint",
@@ -134,6 +135,14 @@ def nearest(key: str) -> str | None:
     return prefix + close[0] if close else None
 
 
+def known_instead(key: str) -> str:
+    """How a sentence about a key that the catalogue does not know ends: with what replaced it, or what is like it."""
+    replaced, near = removed_hint(key), nearest(key)
+    if replaced is not None:
+        return f"; it was replaced by {replaced}."
+    return "." if near is None else f"; did you mean {near}?"
+
+
 def resolve(key: str, *, strict: bool | None = None) -> MetricSpec:
     """The spec of `key`; an unknown key is an error (strict) or warned of once and guessed from its name.
 
@@ -147,9 +156,7 @@ def resolve(key: str, *, strict: bool | None = None) -> MetricSpec:
     spec = lookup(key)
     if spec is not None:
         return spec
-    message = (
-        f"metric key {key!r} is not in the catalogue{_advice(key)}. Define it in coordexp/metrics/keys_*.py."
-    )
+    message = f"metric key {key!r} is not in the catalogue{known_instead(key)} Define it in coordexp/metrics/keys_*.py."
     if strict_by_environment() if strict is None else strict:
         raise ContractError(message)
     guessed = _guess(key)
@@ -192,11 +199,3 @@ def _guess(key: str) -> MetricSpec:
     else:
         kind, reduce = Kind.GAUGE, Reduce.MEAN
     return MetricSpec(key, "unknown", kind, reduce, False, "unknown", "Not in the catalogue.")
-
-
-def _advice(key: str) -> str:
-    replaced = removed_hint(key)
-    if replaced is not None:
-        return f"; it was replaced by {replaced}"
-    near = nearest(key)
-    return "" if near is None else f"; did you mean {near!r}?"

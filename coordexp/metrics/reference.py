@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from coordexp.errors import ContractError
-from coordexp.metrics.catalog import SECTIONS, lookup, nearest, removed_hint
+from coordexp.metrics.catalog import SECTIONS, known_instead, lookup
 from coordexp.metrics.spec import KeySection, MetricSpec, Reduce
 
 LARGEST_FAMILY = 24
@@ -51,11 +51,7 @@ def explain(key: str) -> str:
     """
     spec = lookup(key)
     if spec is None:
-        replaced, near = removed_hint(key), nearest(key)
-        advice = f"it was replaced by {replaced}" if replaced else f"did you mean {near}?" if near else ""
-        raise ContractError(
-            f"metric key {key!r} is not in the catalogue" + (f"; {advice}" if advice else ".")
-        )
+        raise ContractError(f"metric key {key!r} is not in the catalogue{known_instead(key)}")
     rows = {
         "meaning": spec.meaning,
         "unit": spec.unit,

@@ -18,7 +18,7 @@ from coordexp.config.stages import AcceptRule, Stage, StagesFile
 from coordexp.control.acceptance import VERDICT_FILE, Criterion, OnFail
 from coordexp.errors import ConfigError
 from coordexp.metrics.best import evaluation_keys
-from coordexp.metrics.catalog import EVAL_PREFIX, lookup, nearest, removed_hint
+from coordexp.metrics.catalog import EVAL_PREFIX, known_instead, lookup
 
 STAGES_KEY = "stages"
 """By this a stages file is told from a run file."""
@@ -232,9 +232,7 @@ def _run_problems(stage: Stage, index: int, stages: Mapping[str, PlannedStage], 
 def _unknown_metric(key: str, config: RunConfig) -> str | None:
     """What is wrong with the metric of a criterion, None where nothing is."""
     if lookup(key) is None:
-        replaced, near = removed_hint(key), nearest(key)
-        hint = f"; it was replaced by {replaced}." if replaced else f"; did you mean {near}?" if near else "."
-        return "not in the catalogue of metrics (runbooks/metrics.md)" + hint
+        return f"not in the catalogue of metrics (runbooks/metrics.md){known_instead(key)}"
     if not key.startswith(EVAL_PREFIX):
         return None
     if not _evaluates(config):

@@ -8,7 +8,7 @@ from typing import Any
 from coordexp.config.checks.problems import Problem, WrittenOf, closest
 from coordexp.config.schema.sections import Sections
 from coordexp.config.schema.telemetry import UserRule
-from coordexp.metrics.catalog import lookup, nearest, removed_hint
+from coordexp.metrics.catalog import known_instead, lookup
 from coordexp.telemetry.rules.condition import Clause, parse_condition
 from coordexp.telemetry.rules.table import RULES
 
@@ -82,8 +82,6 @@ def _clause(clause: Clause, watched: str) -> str | None:
 
 
 def _unknown(key: str) -> str | None:
-    if lookup(key) is not None:
-        return None
-    replaced, near = removed_hint(key), nearest(key)
-    hint = f"; it was replaced by {replaced}" if replaced else f"; did you mean {near}?" if near else ""
-    return f"{key} is not in the catalogue of metrics{hint or '.'}"
+    return (
+        None if lookup(key) is not None else f"{key} is not in the catalogue of metrics{known_instead(key)}"
+    )

@@ -126,6 +126,7 @@ def test_what_the_schema_does_not_take(controllers: list[dict[str, Any]], told: 
     ("metric", "told"),
     [
         ("coord_diag/B/expected_bin_mea", "did you mean coord_diag/B/expected_bin_mae?"),
+        ("loss/coord_tail", "was replaced by the coordinate atoms"),
         ("eval_rollout/f1", "is a number of evaluation"),
         ("schedule/coord_reg/w1_weight", "is decided by controllers and schedules"),
         ("loss", "not reduced over ranks here"),

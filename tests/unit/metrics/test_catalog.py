@@ -149,8 +149,8 @@ def test_builders_give_known_keys_and_refuse_unknown_pairs() -> None:
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("coord_diag/los", "did you mean 'coord_diag/loss'?"),
-        ("eval_rollout/presicion", "did you mean 'eval_rollout/precision'?"),
+        ("coord_diag/los", "did you mean coord_diag/loss?"),
+        ("eval_rollout/presicion", "did you mean eval_rollout/precision?"),
         ("obj/B_coord/bbox_ciou", "replaced by loss/B_coord/bbox_ciou"),
         ("loss/token_ce_obj", "replaced by loss/<provenance>/struct_ce and loss/<provenance>/desc_ce"),
         ("loss/coord_tail", "replaced by the coordinate atoms under loss/A2_coord/ and loss/B_coord/"),
