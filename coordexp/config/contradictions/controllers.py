@@ -40,6 +40,13 @@ def control_problems(
             yield (*here, key), text
     if any(controller.mode == "act" for controller in sections.control.controllers):
         yield from _windows(swift)
+        every = swift.get("logging_steps")
+        if sections.telemetry.stop_on and isinstance(every, int) and every > 1:
+            yield (
+                ("telemetry", "stop_on"),
+                "saves a checkpoint in the step after a record, between two decisions of a controller that acts "
+                f"(logging_steps: {every}), and resuming there would change the next one; set logging_steps: 1.",
+            )
 
 
 def _knob(

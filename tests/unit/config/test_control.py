@@ -101,6 +101,20 @@ def test_windows_that_end_where_checkpoints_are_made_are_taken() -> None:
     assert problems({**TARGET, "mode": "act"}, swift=swift) == {}
 
 
+def test_a_rule_that_ends_the_run_between_two_decisions_is_refused() -> None:
+    controllers = {"controllers": [{**TARGET, "mode": "act"}]}
+    written = {**two_channel(0.5), "control": controllers, "telemetry": {"stop_on": ["oom_retries"]}}
+    sections = parse_sections(written)
+
+    def told(every: int) -> list[tuple[Any, ...]]:
+        return [
+            path for path, _ in control_problems("stage2_two_channel", sections, {"logging_steps": every})
+        ]
+
+    assert told(5) == [("telemetry", "stop_on")]
+    assert told(1) == []
+
+
 def test_one_forward_has_no_price() -> None:
     assert "there is no forward to price" in problems(ECONOMY, forwards=1)["knob"]
     assert "no step runs channel A" in problems(ECONOMY, b_ratio=1.0)["knob"]
