@@ -9,6 +9,7 @@ from coordexp.config.schema.training import SetpointController, SoftctxEconomy
 from coordexp.control.controllers.decisions import Decision
 from coordexp.control.controllers.economy import EconomySteering, ForwardsSeen
 from coordexp.control.controllers.setpoint import SetpointSteering
+from coordexp.errors import ConfigError
 
 Knobs = Mapping[str, float]
 """Values that controllers have in force, by the names of their knobs; others are those of the configuration."""
@@ -52,7 +53,17 @@ class ControllerBank:
         return {one.settings.name: one.state() for one in self._steering}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()` of another process; a controller that it does not know begins anew."""
+        """Go on from `state()` of another process; a controller that it does not know begins anew.
+
+        Raises ConfigError for a name that a controller of another kind had.
+        """
         for one in self._steering:
-            if one.settings.name in state:
-                one.restore(state[one.settings.name])
+            name = one.settings.name
+            if name not in state:
+                continue
+            if state[name].keys() != one.state().keys():
+                raise ConfigError(
+                    f"control.controllers: {name} is of kind {one.settings.kind}, but in the resumed checkpoint "
+                    "it is of another one; give it another name, and it begins anew."
+                )
+            one.restore(state[name])

@@ -102,8 +102,9 @@ class EconomySteering:
         return {**asdict(self._state), "ran": list(self._state.ran)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()` of another process."""
-        self._state = EconomyState(**{**state, "ran": tuple(state["ran"])})
+        """Go on from `state()` of another process, with no more forwards than there are now."""
+        known = {**state, "ran": tuple(state["ran"]), "value": min(state["value"], self.base)}
+        self._state = EconomyState(**known)
 
     def survival(self) -> list[float]:
         """Share of the last windows that ran a k-th forward, for k = 1, 2, ... up to the base value."""

@@ -57,8 +57,9 @@ class SetpointSteering:
         return asdict(self._state)
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state()` of another process."""
-        self._state = SetpointState(**state)
+        """Go on from `state()` of another process; a knob outside bounds that have changed since comes to them."""
+        low, high = self.settings.bounds
+        self._state = SetpointState(**{**state, "value": min(max(state["value"], low), high)})
 
     def _update(self, found: float) -> Decision:
         settings, before = self.settings, self._state

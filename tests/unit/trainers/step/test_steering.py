@@ -10,6 +10,7 @@ import pytest
 from support.stage2 import two_channel
 
 from coordexp.config import parse_sections
+from coordexp.errors import ConfigError
 from coordexp.metrics.catalog import check_known
 from coordexp.metrics.keys_control import SOFTCTX_ENTROPY_CHANGE, SOFTCTX_FORWARDS, SOFTCTX_GAIN
 from coordexp.trainers.step.steering import Steering
@@ -94,3 +95,27 @@ def test_what_self_context_brought_is_read_from_the_window(tmp_path: Path) -> No
     check_known(numbers, strict=True)
     assert (numbers["control/forwards/gain"], numbers["control/forwards/survival_3"]) == (0.5, 1.0)
     assert steered.tags() == {"control/forwards/value": "[WIN][CONFIDENCE+]"}
+
+
+def test_a_checkpoint_of_other_controllers(tmp_path: Path) -> None:
+    """Bounds that have changed hold at once; the name of another kind of controller is refused."""
+    first = steering(tmp_path)
+    first.observed(5, {METRIC: 20.0})
+    assert first.knobs() == {KNOB: 1.2}
+    kept = {"attributes": first.state()}
+    narrower = steering(tmp_path, bounds=[0.5, 1.1])
+    narrower.restore(kept, 5)
+    assert narrower.knobs() == {KNOB: 1.1}
+    economy = {"kind": "softctx_economy", "name": "sharper", "mode": "act"}
+
+    def forwards(number: int) -> Steering:
+        written = two_channel(0.5, n_softctx_iter=number) | {"control": {"controllers": [economy]}}
+        return Steering("stage2_two_channel", parse_sections(written), tmp_path, False)
+
+    with pytest.raises(
+        ConfigError, match="sharper is of kind softctx_economy, but in the resumed checkpoint"
+    ):
+        forwards(3).restore(kept, 5)
+    fewer = forwards(2)
+    fewer.restore({"attributes": forwards(3).state()}, 5)
+    assert fewer.knobs() == {"n_softctx_iter": 2.0}
