@@ -150,7 +150,8 @@ def end_in_one_line(kind: type[BaseException], error: BaseException, trace: Trac
         sys.__excepthook__(kind, error, trace)
         return
     message = str(error).rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].strip()
-    print(f"coordexp: {message}", file=sys.stderr)
+    # Where a process group is up, torch calls this hook with a stderr of its own, and loses what stands in it.
+    print(f"coordexp: {message}", file=sys.__stderr__, flush=True)
     leave_exit_code(error.exit_code)
     raise SystemExit(error.exit_code)
 
