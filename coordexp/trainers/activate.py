@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from coordexp.config import Sections, check_variant, swift_not_built
 from coordexp.config.checks.problems import COMMAND_LINE, Place, Problem, dotted, raise_problems
@@ -95,17 +96,7 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
         return False
     if sections.custom.dry_run is not None:
         leave_nothing(argv, flags.swift["output_dir"])
-    raise_problems(
-        [
-            *swift_not_built(flags.swift),
-            *check_sections_fit(sections, variant),
-            *best_metric_problems(variant, sections, flags.swift, _as_flag),
-            *steered_metric_problems(variant, sections, flags.swift, _as_flag),
-            *package_problems(variant, sections, flags.swift, _as_flag),
-            *rule_problems(variant, sections, flags.swift, _as_flag),
-            *run_problems(variant, sections, flags.swift, _as_flag, lambda _path: None),
-        ]
-    )
+    raise_problems(_problems(variant, sections, flags.swift))
     for sentence in untrained_rows(flags.swift, coord_offset=sections.custom.coord_offset.enabled):
         logger.warning(sentence)
     start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
@@ -185,6 +176,19 @@ def _variant(flags: PluginFlags, sections: Sections) -> str | None:
             f"of coordexp; expected one of {', '.join(sorted(VARIANTS))}."
         )
     return variant
+
+
+def _problems(variant: str, sections: Sections, swift: Mapping[str, Any]) -> list[Problem]:
+    """Everything that is wrong with the settings of a run."""
+    return [
+        *swift_not_built(swift),
+        *check_sections_fit(sections, variant),
+        *best_metric_problems(variant, sections, swift, _as_flag),
+        *steered_metric_problems(variant, sections, swift, _as_flag),
+        *package_problems(variant, sections, swift, _as_flag),
+        *rule_problems(variant, sections, swift, _as_flag),
+        *run_problems(variant, sections, swift, _as_flag, lambda _path: None),
+    ]
 
 
 def _as_flag(name: str) -> tuple[str, Place | None]:
