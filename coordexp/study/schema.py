@@ -148,6 +148,8 @@ class StudyBudget(Section):
             raise ValueError(
                 "seconds_of needs measured_on, a recipe that trains alike: its seconds per step decide how many fit"
             )
+        if self.seconds_of is None and "clock" in self.model_fields_set:
+            raise ValueError("clock has no effect without seconds_of, whose seconds it counts; remove it")
         if self.steps is not None and self.seconds_of is not None:
             raise ValueError("expected steps or seconds_of, not both")
         return self

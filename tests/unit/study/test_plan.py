@@ -75,6 +75,7 @@ def test_selection_restricts_the_named_axes(tmp_path):
         ("slow: {config: b.yaml,", "slow: {", r"recipes\.slow .*needs config"),
         ("  first: {config: a.yaml}", "  first: {config: a.yaml, only: crowded}", r"recipes\.\w+ .*not run on few"),
         ("first: {config: a.yaml}", "first: {config: a.yaml, is_evaluated: false}", "first is not evaluated"),
+        ("first: {config: a.yaml}", "first: {config: a.yaml, budget: {clock: cpu}}", "clock has no effect without"),
         (", measured_on: first}", "}", r"recipes\.later\.budget .*seconds_of needs measured_on"),
         ("measured_on: first", "measured_on: slow", r"recipes\.later\.budget\.measured_on .*trains with b\.yaml"),
         ("few: {shapes", "few: {start_from: crowded, shapes", r"data\.few\.start_from .*the first data set"),
