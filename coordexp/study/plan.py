@@ -235,13 +235,14 @@ def _order_problems(file: StudyFile, problem: Any) -> Iterator[Problem]:
                 text = f"needs {other}, which is not run on {', '.join(missing)}; widen its `only`."
                 yield problem(("recipes", name), text)
     yield from _start_problems(study, problem)
-    for name in file.recipes:
-        compared = {data for baseline in file.baseline for data in study.data_of(baseline)}
-        missing = [data for data in study.data_of(name) if data not in compared]
-        if missing:
-            text = f"is not run on {', '.join(missing)}, where {name} has to be compared with it."
+    compared = {data for baseline in file.baseline for data in study.data_of(baseline)}
+    for data in file.data:
+        on_it = [
+            name for name, how in file.recipes.items() if how.is_evaluated and data in study.data_of(name)
+        ]
+        if len(on_it) > 1 and data not in compared:
+            text = f"is not run on {data}, where {' and '.join(on_it)} have to be compared with it."
             yield problem(("baseline",), text)
-            return
 
 
 def _start_problems(study: Study, problem: Any) -> Iterator[Problem]:

@@ -52,6 +52,16 @@ def test_a_data_set_may_go_on_from_another_one_with_the_same_recipe(tmp_path):
     assert study.start_of(Cell("few", "first", 1)) is None
 
 
+def test_a_data_set_on_which_nothing_is_compared_needs_no_baseline(tmp_path):
+    text = STUDY.replace(
+        "  first: {config: a.yaml}", "  first: {config: a.yaml}\n  alone: {config: c.yaml, only: %s}"
+    )
+    text = text.replace("baseline: first", "baseline: slow")
+    with pytest.raises(ConfigError, match=r"baseline .*is not run on crowded, where first and alone"):
+        read_study(written(tmp_path, text % "crowded"))
+    assert Cell("few", "alone", 1) in read_study(written(tmp_path, text % "few")).cells
+
+
 def test_selection_restricts_the_named_axes(tmp_path):
     cells = read_study(written(tmp_path, STUDY)).cells
     assert [str(cell) for cell in selected(cells, ["recipe=first,slow", "seed=2"])] == [
