@@ -77,7 +77,9 @@ def outcomes(study: Study, table: Mapping[str, Any], found: Mapping[str, Any]) -
     name = study.file.headline[0]
     points = {
         row["label"]: [
-            _point(found["cells"][str(cell)], found["readout"], name) for cell in _cells(table, row)
+            point
+            for cell in _cells(table, row)
+            if (point := _point(found["cells"][str(cell)], row["readout"], name)) is not None
         ]
         for row in table["rows"]
     }
@@ -87,7 +89,8 @@ def outcomes(study: Study, table: Mapping[str, Any], found: Mapping[str, Any]) -
         for index, (of_seeds, color) in enumerate(zip(points.values(), colors, strict=True)):
             values = [value for _, value in of_seeds]
             axes.plot(values, [index] * len(values), "o", color=color, alpha=0.55, mec="none")
-            axes.plot(fmean(values), index, "|", color=color, markersize=18, mew=2.5)
+            if values:
+                axes.plot(fmean(values), index, "|", color=color, markersize=18, mew=2.5)
         axes.set_yticks(range(len(points)), list(points))
         axes.set(xlabel=METRICS[name], ylim=(len(points) - 0.5, -0.5))
         axes.set_xlim(0, _room(value for of_seeds in points.values() for _, value in of_seeds))
@@ -144,7 +147,7 @@ def curve_band(curves_of_seeds: Sequence[Curve]) -> CurveBand:
 
 def _room(values: Iterable[float]) -> float:
     """The end of an axis from 0 that leaves room behind the largest value."""
-    return 1.08 * max(values) or 1.0
+    return 1.08 * max(values, default=0.0) or 1.0
 
 
 def _colors(study: Study) -> dict[str, str]:
@@ -155,9 +158,10 @@ def _cells(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[Cell]:
     return [Cell(table["data"], row["recipe"], seed) for seed in row["seeds"]]
 
 
-def _point(record: Mapping[str, Any], readout: str, name: str) -> tuple[float | None, float]:
-    """Seconds of training, and a number of the evaluation; one that cannot be measured counts as 0."""
-    return record["cost"]["train_s"], float(record["readouts"][readout][name] or 0.0)
+def _point(record: Mapping[str, Any], readout: str, name: str) -> tuple[float | None, float] | None:
+    """Seconds of training, and a number of the evaluation; None where it could not be measured."""
+    value = record["readouts"][readout][name]
+    return None if value is None else (record["cost"]["train_s"], float(value))
 
 
 def _curve(folder: Path, key: str) -> Curve:

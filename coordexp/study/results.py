@@ -74,7 +74,8 @@ def _row(
     cells = [cell for cell in done if cell.data == data and cell.recipe == recipe]
     records = [done[cell] for cell in cells]
     headline = study.file.evaluate.of_headline
-    best = f"{headline.coord}/{headline.score}"
+    wanted = f"{headline.coord}/{headline.score}"
+    best = _readout(records[0], wanted)
     readouts = {}
     for name in records[0]["readouts"]:
         readouts[name] = {
@@ -95,13 +96,14 @@ def _row(
         "recipe": recipe,
         "label": study.file.recipes[recipe].label or recipe,
         "seeds": [cell.seed for cell in cells],
+        "readout": best,
         "readouts": readouts,
         "cost": _as_json(spreads(costs, list(COSTS))),
         "cost_is_whole": all(cost["is_whole"] for cost in costs),
         "difference": {
             baseline: difference
             for baseline in study.file.baseline
-            if (difference := _to_baseline(study, baseline, cells, done, best, comparisons))
+            if (difference := _to_baseline(study, baseline, cells, done, wanted, comparisons))
         },
     }
 
@@ -116,11 +118,20 @@ def _to_baseline(
 ) -> dict[str, Any] | None:
     """Differences to a baseline over the seeds that both have; None for itself and where there are none."""
     pairs = [
-        (_folder(study, cell, readout), _folder(study, other, readout))
+        (
+            _folder(study, cell, _readout(done[cell], readout)),
+            _folder(study, other, _readout(done[other], readout)),
+        )
         for cell in cells
         if (other := Cell(cell.data, baseline, cell.seed)) in done and other != cell
     ]
     return _as_json(comparisons.differences(*_unzipped(pairs))) if pairs else None
+
+
+def _readout(record: Mapping[str, Any], wanted: str) -> str:
+    """The readout that a cell is compared by: the wanted one, or its first where it has not (digits)."""
+    known = record["readouts"]
+    return wanted if wanted in known else str(next(iter(known)))
 
 
 def _folder(study: Study, cell: Cell, readout: str) -> Path:

@@ -62,7 +62,11 @@ def state_of(study: Study, cell: Cell, done: Mapping[Cell, Mapping[str, Any]]) -
         return FAILED
     if job.steps and not checkpoints(folder):
         return BEGUN
-    return DONE if readouts(evaluation_job(study, cell, job)) is not None else BEGUN
+    try:
+        found = readouts(evaluation_job(study, cell, job))
+    except ConfigError:  # the checkpoint that is evaluated is gone
+        return BEGUN
+    return BEGUN if found is None else DONE
 
 
 def states(study: Study) -> tuple[dict[Cell, str], dict[Cell, Mapping[str, Any]]]:

@@ -54,11 +54,11 @@ def shown_tables(results: Mapping[str, Any]) -> list[ShownTable]:
 def _numbers_table(results: Mapping[str, Any], table: Mapping[str, Any]) -> ShownTable:
     readout = results["readout"]
     names = list(dict.fromkeys([*results["headline"], *COLUMNS]))
-    spreads = [row["readouts"].get(readout, {}) for row in table["rows"]]
+    spreads = [row["readouts"][row["readout"]] for row in table["rows"]]
     best = {name: _best([spread.get(name) for spread in spreads], name) for name in names}
     rows = [
         (
-            _with_seeds(row, results["seeds"]),
+            _with_seeds(row, results["seeds"]) + ("" if row["readout"] == readout else f", {row['readout']}"),
             [_spread(spread.get(name), name, best[name]) for name in names],
         )
         for row, spread in zip(table["rows"], spreads, strict=True)

@@ -22,7 +22,7 @@ def row(name: str, seeds: list[int], numbers: dict[str, Any], difference: Any = 
     cost = {"steps": spread(600), "train_s": spread(180.4, 219.6)}
     return {
         "recipe": name, "label": name.upper(), "seeds": seeds, "readouts": {"argmax/logprob": numbers},
-        "cost": cost, "cost_is_whole": name != "mix", "difference": difference,
+        "readout": "argmax/logprob", "cost": cost, "cost_is_whole": name != "mix", "difference": difference,
     }  # fmt: skip
 
 
@@ -48,6 +48,13 @@ RESULTS: dict[str, Any] = {
         }
     ],
 }
+
+
+def test_a_row_that_is_read_otherwise_says_so():
+    read = {**RESULTS, "readout": "median/expected_iou"}
+    assert [name for name, _ in shown_tables(read)[0].rows] == [
+        "CE, argmax/logprob", "MIX (1 of 2 seeds), argmax/logprob",
+    ]  # fmt: skip
 
 
 def test_numbers_with_spread_and_the_best_of_a_column():
