@@ -9,7 +9,6 @@ eval/<coord>/readout.json     written last: what it was made from, and the numbe
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -96,7 +95,7 @@ def _evaluate_readout(job: EvaluationJob, coord: str) -> None:
         traces = load_scored_run(folder).traces
         tokens = sum(trace.num_tokens or 0 for trace in traces.values())
         write_evaluation(evaluation, folder / method)
-        os.replace(folder / SCORED, folder / method / SCORED)
+        (folder / SCORED).replace(folder / method / SCORED)
         scores[method] = _numbers({**evaluation.metrics, **answers}, tokens)
     write_json(folder / READOUT, {"made_from": job.made_from(coord), "scores": scores})
 

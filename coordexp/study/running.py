@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shlex
 import signal
 import sys
@@ -207,15 +208,18 @@ def locked(folder: Path) -> Iterator[int]:
     Yields the file that holds the lock; a process that inherits it keeps the study locked while it runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as stream:
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigError(
                 f"{folder}: another process runs this study, or a training of one that was killed is not over yet; "
                 "wait for it, or give this one its own `output`."
             ) from None
-        yield stream.fileno()
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _run_ready(

@@ -20,8 +20,8 @@ honest_meta, honest_columns, honest_terms = base.with_meta, base.CoordColumns, S
 honest_encode, honest_policy = CoordQwen3VLTemplate.encode, HfBackend.__init__
 
 
-def spoiled_meta(collate, *options):
-    finish = honest_meta(collate, *options)
+def spoiled_meta(collate, *options, **settings):
+    finish = honest_meta(collate, *options, **settings)
 
     def collated(features):
         batch = finish(features)

@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(alone, taught_model, sc
     said = (output / "run.log").read_text().splitlines()
     assert [line.split(" · ")[0] for line in said if line.startswith(HEADER)] == [f"{HEADER}1", f"{HEADER}2"]
     assert f"resumed from: {checkpoint}" in said
-    assert any(line.startswith("step 5/8 · 0% channel B · loss ") for line in said)
+    assert any(line.startswith("step 5/8 · channel A · loss ") for line in said)
     for step in range(4, 9):
         assert found[step] == pytest.approx(expected[step], rel=1e-6), step
     channels = {record["step"]: record["stage2/channel_b"] for record in records(output) if "loss" in record}

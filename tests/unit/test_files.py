@@ -226,6 +226,8 @@ APPENDING = {
     "eval/predictions/log.py",
     "inference/teacher_forced.py",
     "stages/processes.py",
+    "study/processes.py",
+    "cli/demo/demo_cmd.py",
     "audit/subject.py",
 }
 """Files that write a stream as it comes: the answers of a run, the output of a process."""

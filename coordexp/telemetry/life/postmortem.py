@@ -5,7 +5,6 @@ Any rank writes it from the files of the folder, the last one to end with what a
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def set_aside_postmortem(run_dir: Path) -> None:
     """A new attempt begins: what is there is of the one before."""
     path = run_dir / POSTMORTEM_FILE
     if path.exists():
-        os.replace(path, run_dir / EARLIER_FILE)
+        path.replace(run_dir / EARLIER_FILE)
 
 
 def last_payloads(path: Path, number: int = LAST_PAYLOADS) -> list[Payload]:

@@ -80,8 +80,10 @@ def test_defaults_of_stage_1(write) -> None:
         "gate_weight": 0.0,
         "temperature": 1.0,
         "target_sigma": 2.0,
+        "target_sigma_per_side": None,
         "target_truncate": None,
         "monitor_mass": True,
+        "warmup": {},
     }
     assert (custom.object_field_order, custom.object_ordering) == ("desc_first", "sorted")
     assert custom.prompt == DEFAULT_PROMPT == "Detect all objects in the image."

@@ -395,7 +395,7 @@ def test_a_name_that_stands_elsewhere_is_looked_for_there(tmp_path: Path, capsys
     (tmp_path / "run.yaml").write_text("custom: {max_new_tokens: 3}\n")
     assert main(["config", "check", str(tmp_path / "run.yaml")]) == 2
     assert "custom.max_new_tokens in" in (said := capsys.readouterr().err)
-    hint = "did you mean custom.rollout_eval.max_new_tokens or rollout_matching.max_new_tokens?"
+    hint = "did you mean custom.rollout_eval.max_new_tokens or rollout_matching.max_new_tokens or "
     assert hint in said
 
 

@@ -291,7 +291,15 @@ def test_columns_know_bins_of_token_ids():
     assert scattered.bins(ids).tolist() == [-1, -1, 1, -1, 2, 0, -1, -1]
 
 
-@pytest.mark.parametrize("ids", [[], [4], [4, 4], [-1, 3]])
+def test_there_may_be_no_coordinate_tokens():
+    """Where answers write coordinates as numbers."""
+    none = CoordColumns([])
+    assert none.num_bins == 0
+    assert none.bins(torch.tensor([0, 5])).tolist() == [-1, -1]
+    assert none.take(torch.zeros(3, 7)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("ids", [[4], [4, 4], [-1, 3]])
 def test_columns_refuse_impossible_ids(ids):
     with pytest.raises(ConfigError, match="at least 2 different ids"):
         CoordColumns(ids)
