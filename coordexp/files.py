@@ -87,6 +87,14 @@ def is_file(path: str | Path) -> bool:
         return False
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder; False too for names that no file system takes."""
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def atomic_link(path: str | Path, target: str) -> None:
     """Make `path` a symbolic link to `target`, in one step where there is one already."""
     unfinished = _unfinished(Path(path))

@@ -5,7 +5,9 @@ The kernel here is written from its contract with plain torch; tests/gpu runs li
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import torch
@@ -172,7 +174,7 @@ class TestSelection:
         float64 = HeadProjection(torch.zeros(2, H).double(), torch.zeros(V, H).double())
         assert not liger_serves(float64, self.NEEDS, None, "cuda")
 
-    def test_an_older_liger_kernel_is_not_used(self, tmp_path, monkeypatch, caplog):
+    def test_an_older_liger_kernel_is_not_used(self, tmp_path, monkeypatch, caplog, request):
         ops = tmp_path / "liger_kernel" / "ops"
         ops.mkdir(parents=True)
         (ops.parent / "__init__.py").touch()
@@ -182,7 +184,8 @@ class TestSelection:
         )
         monkeypatch.syspath_prepend(tmp_path)
         for name in ("liger_kernel", "liger_kernel.ops", "liger_kernel.ops.fused_linear_cross_entropy"):
-            monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+            monkeypatch.delitem(sys.modules, name, raising=False)
+            request.addfinalizer(partial(sys.modules.pop, name, None))  # other tests must not find this one
         liger_kernel.cache_clear()
         assert liger_kernel() is None
         assert (

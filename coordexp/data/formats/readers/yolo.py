@@ -25,7 +25,7 @@ from coordexp.data.formats.paths import picture_path, pictures_in
 from coordexp.data.formats.readers.builder import DatasetBuilder, Faults
 from coordexp.errors import RecordError
 from coordexp.eval.coco.fields import parse_number, shown
-from coordexp.files import is_file
+from coordexp.files import is_file, is_folder
 from coordexp.pictures import PictureFacts, picture_facts
 
 SPLITS = ("train", "val", "test")
@@ -301,7 +301,7 @@ def _root(config: Path, value: Any, options: ImportOptions) -> Path:
         return options.image_root
     if isinstance(value, str) and value:
         for place in (Path(value), config.parent / value):
-            if place.is_dir() and (
+            if is_folder(place) and (
                 options.allow_outside or place.resolve().is_relative_to(config.parent.resolve())
             ):
                 return place
@@ -317,7 +317,7 @@ def _split_pictures(value: Any, root: Path, where: str, options: ImportOptions) 
             f"{where} is {shown(value)}: expected a folder of pictures or a file that lists them"
         )
     path = _split_path(value, root, where, options)
-    if path.is_dir():
+    if is_folder(path):
         return pictures_in(path)
     if is_file(path):
         return [
@@ -335,7 +335,7 @@ def _split_path(value: str, root: Path, where: str, options: ImportOptions) -> P
     """Some exporters write `../train/images` and mean `train/images` beside the file."""
     if value.startswith("../") and not options.allow_outside:
         inside = root / value.removeprefix("../")
-        if inside.exists() and ".." not in inside.relative_to(root).parts:
+        if (is_folder(inside) or is_file(inside)) and ".." not in inside.relative_to(root).parts:
             return inside
     return picture_path(root, value, where, allow_outside=options.allow_outside)
 

@@ -92,6 +92,9 @@ def test_a_yolo_line_that_is_none_is_named(tmp_path: Path, line: str, message: s
         ("names: [cat]\ntrain: {a: 1}\n", r"data\.yaml: train is \{'a': 1\}: expected a folder of pictures"),
         ("names: 5\ntrain: images\n", r"data\.yaml: names is 5: expected a list of class names"),
         ("names: {a: cat}\ntrain: images\n", r"data\.yaml: names holds 'a': 'cat': expected number: name"),
+        (f"names: [cat]\ntrain: {'a' * 5000}\n", "is neither a folder nor a file"),
+        (f"names: [cat]\npath: {'a' * 5000}\ntrain: nowhere\n", "is neither a folder nor a file"),
+        (f"names: [cat]\ntrain: ../{'a' * 5000}\n", "outside|neither a folder nor a file"),
         ("names: [cat]\nkpt_shape: [17, x]\ntrain: images\n", r"data\.yaml: kpt_shape is \[17, 'x'\]"),
     ],
 )
