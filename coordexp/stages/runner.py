@@ -17,8 +17,7 @@ from coordexp.config import load_run_config
 from coordexp.control.acceptance import Outcome, judge, outcome
 from coordexp.errors import EXIT_FAILURE, ConfigError, CoordExpError
 from coordexp.files import read_json
-from coordexp.stages import processes, state
-from coordexp.stages.checkpoints import (
+from coordexp.models.checkpoints import (
     base_of,
     checkpoints_of,
     is_whole,
@@ -26,6 +25,7 @@ from coordexp.stages.checkpoints import (
     mend_best_link,
     resumable,
 )
+from coordexp.stages import processes, state
 from coordexp.stages.plan import PlannedStage, StagePlan, start_words
 from coordexp.stages.series import series_of
 from coordexp.stages.verify import REPORT, keeps_best, read_resolved, verify_best

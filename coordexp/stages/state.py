@@ -15,7 +15,7 @@ from coordexp.inference.fingerprint import file_fingerprint, model_fingerprint
 from coordexp.metrics.keys_run import TRAIN_RUNTIME
 from coordexp.metrics.payload import Payload
 from coordexp.metrics.sinks import METRICS_FILE, read_payloads
-from coordexp.stages.checkpoints import is_final, last_whole
+from coordexp.models.checkpoints import is_final, last_whole
 from coordexp.stages.plan import PlannedStage
 
 STAMP = "stage.json"

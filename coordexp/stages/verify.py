@@ -20,8 +20,8 @@ from coordexp.errors import EXIT_BAD_INPUT, ConfigError, CoordExpError
 from coordexp.files import read_json, write_json, write_text
 from coordexp.metrics.best import BestMetric
 from coordexp.metrics.sinks import METRICS_FILE, read_payloads
+from coordexp.models.checkpoints import BEST_LINK, base_of, missing_files, step_of
 from coordexp.stages import processes
-from coordexp.stages.checkpoints import BEST_LINK, base_of, missing_files, step_of
 from coordexp.stages.series import series_of
 
 REPORT = "verify_best.json"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +18,11 @@ from coordexp.errors import ConfigError
 from coordexp.files import read_json, read_jsonl, write_json
 from coordexp.metrics.keys_run import TIME_STEP, TRAIN_RUNTIME, TRAIN_TOKENS_SEEN
 from coordexp.metrics.sinks import METRICS_FILE, read_payloads
+from coordexp.models.checkpoints import checkpoints_of, is_whole, step_of
 from coordexp.study.schema import BEST, LAST, Checkpoint
 
 TRAINING, ATTEMPTS, CELL = "training.json", "attempts.jsonl", "cell.json"
 DONE, FAILED = "done", "failed"
-_STATE_OF_TRAINER = "trainer_state.json"
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "global_step*")
-"""Any of them is the state of an optimizer, without which a resumed training begins with a fresh one."""
 
 
 def identity_of(made_from: Mapping[str, Any]) -> str:
@@ -58,29 +55,8 @@ def finish_training(folder: Path) -> None:
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """Step -> folder of every complete checkpoint, ascending."""
-    found = {}
-    for path in folder.glob("checkpoint-*"):
-        step = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if step and (path / _STATE_OF_TRAINER).is_file():
-            found[int(step[1])] = path
-    return dict(sorted(found.items()))
-
-
-def resumable(folder: Path) -> Path | None:
-    """The last checkpoint from which training can go on; an older one where the last is cut short.
-
-    None where the run keeps models alone (save_only_model).
-    """
-    for path in reversed(checkpoints(folder).values()):
-        try:
-            read_json(path / _STATE_OF_TRAINER, error=ConfigError, allow_nan=True)
-        except ConfigError:
-            continue
-        has_optimizer = any(file for pattern in _OPTIMIZERS for file in path.glob(pattern))
-        if has_optimizer and any(path.glob("*.safetensors")):
-            return path
-    return None
+    """Step -> folder of every whole checkpoint, ascending."""
+    return {step_of(path): path for path in checkpoints_of(folder) if is_whole(path)}
 
 
 def chosen_checkpoint(folder: Path, which: Checkpoint) -> Path:

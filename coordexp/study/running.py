@@ -18,6 +18,7 @@ from typing import Any
 from coordexp.errors import ConfigError, CoordExpError
 from coordexp.files import write_json
 from coordexp.metrics.sinks import installed_versions
+from coordexp.models.checkpoints import resumable
 from coordexp.study.assets import data_files, make_data, make_models
 from coordexp.study.evaluating import EvaluationJob, readouts
 from coordexp.study.jobs import TrainingJob, training_job
@@ -34,7 +35,6 @@ from coordexp.study.records import (
     finish_training,
     process_costs,
     read_record,
-    resumable,
     training_numbers,
 )
 

@@ -14,7 +14,7 @@ import pytest
 from support.processes import ROOT, run_coordexp, sft_flags, swift_environment
 
 from coordexp.metrics.sinks import read_payloads
-from coordexp.stages.checkpoints import last_whole
+from coordexp.models.checkpoints import last_whole
 
 pytestmark = pytest.mark.slow
 

@@ -273,7 +273,9 @@ def output_of(name: str) -> Path:
 
 def last_checkpoint(output: Path) -> Path:
     """The checkpoint folder with the highest step."""
-    found = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+    from coordexp.models.checkpoints import checkpoints_of
+
+    found = checkpoints_of(output)
     if not found:
         raise ConfigError(f"{output} holds no checkpoint-N folder; see the training log beside it.")
     return found[-1]

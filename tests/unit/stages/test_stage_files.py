@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from coordexp.metrics.payload import build_payload
-from coordexp.stages.checkpoints import (
+from coordexp.models.checkpoints import (
     best_of,
     is_final,
     is_whole,

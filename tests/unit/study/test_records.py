@@ -6,16 +6,18 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from coordexp.errors import ConfigError
+from coordexp.models.checkpoints import resumable
 from coordexp.study.records import (
     begin_training,
     chosen_checkpoint,
     identity_of,
     process_costs,
     read_record,
-    resumable,
     training_numbers,
 )
 
@@ -23,8 +25,8 @@ from coordexp.study.records import (
 def checkpoint(folder: Path, step: int, state: str = "{}") -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    for name in ("model.safetensors", "optimizer.pt"):
-        (path / name).write_bytes(b"")
+    save_file({"weight": np.zeros(1)}, path / "model.safetensors")
+    (path / "optimizer.pt").touch()
     (path / "trainer_state.json").write_text(state)
     return path
 
