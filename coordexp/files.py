@@ -13,6 +13,7 @@ writer or a crash never meets half a file. JSON is UTF-8 with characters kept as
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -26,6 +27,8 @@ from typing import IO, Any, NoReturn
 import orjson
 
 from coordexp.errors import ConfigError, ContractError, CoordExpError, RecordError
+
+_TAIL_WIDTH = 500
 
 
 @contextmanager
@@ -77,6 +80,36 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def folder_lock(folder: str | Path, name: str, *, busy: Callable[[], object]) -> Iterator[int]:
+    """A lock on `folder` until the block ends, which the system takes back when the process ends, however it ends.
+
+    busy: called while another process has it; it raises to give up, or returns to wait.
+
+    Yields the descriptor of the file `name` that holds it; a process that inherits it keeps the lock while it runs.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(Path(folder) / name, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def log_tail(path: str | Path, lines: int = 25) -> str:
+    """The last lines of a process's log, without what progress bars wrote over, long ones cut."""
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    shown = [line for line in (whole.rsplit("\r", 1)[-1].rstrip() for whole in text.split("\n")) if line]
+    return "\n".join(
+        line if len(line) <= _TAIL_WIDTH else line[:_TAIL_WIDTH] + " ..." for line in shown[-lines:]
+    )
 
 
 def is_file(path: str | Path) -> bool:

@@ -1,8 +1,7 @@
-"""`coordexp train` in a process of its own, ended together with whoever started it; one runner to a folder."""
+"""`coordexp train` in a process of its own, ended together with whoever started it."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -16,32 +15,9 @@ from typing import NoReturn
 
 import psutil
 
-LOCK = ".coordexp_run.lock"
 POLL_S = 1.0
-TAIL_WIDTH = 500
 _RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "NNODES", "NODE_RANK")
 _LAUNCHERS = (*_RANKS, "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")
-
-
-@contextmanager
-def only_one(folder: Path, say: Callable[[str], object]) -> Iterator[int]:
-    """A lock on `folder`, as a file descriptor; waits while another process has it.
-
-    A training process inherits the descriptor: when its runner is killed and it is not, the next runner waits for it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(
-                f"{folder}: another runner, or the training of one that was ended, works here; waiting for it"
-            )
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def train(
@@ -77,12 +53,6 @@ def train(
                 watch()
                 time.sleep(POLL_S)
             return process.wait()
-
-
-def tail(log: Path, lines: int = 15) -> str:
-    """The end of a log file, its lines shortened."""
-    last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-    return "\n".join(line if len(line) <= TAIL_WIDTH else line[:TAIL_WIDTH] + " ..." for line in last)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 from coordexp.config import load_run_config
 from coordexp.control.acceptance import Outcome, judge, outcome
 from coordexp.errors import EXIT_FAILURE, ConfigError, CoordExpError
-from coordexp.files import read_json
+from coordexp.files import folder_lock, log_tail, read_json
 from coordexp.models.checkpoints import (
     base_of,
     checkpoints_of,
@@ -30,6 +30,7 @@ from coordexp.stages.plan import PlannedStage, StagePlan, start_words
 from coordexp.stages.series import series_of
 from coordexp.stages.verify import REPORT, keeps_best, read_resolved, verify_best
 
+LOCK = ".coordexp_run.lock"
 Say = Callable[[str], object]
 Watch = Callable[[PlannedStage], object]
 Train = Callable[..., int]
@@ -70,7 +71,7 @@ class StageRunner:
             StageError: the training of a stage failed.
             ConfigError: the folder of a stage was made from something else.
         """
-        with processes.only_one(self.plan.output, self.say) as lock:
+        with folder_lock(self.plan.output, LOCK, busy=self._say_busy) as lock:
             if anew_from is not None:
                 for stage in self.plan.stages[self.plan.index(anew_from) :]:
                     self._forget(stage)
@@ -82,6 +83,11 @@ class StageRunner:
             overall = self._overall()
             state.write_verdict(self.plan.output, overall)
             return overall
+
+    def _say_busy(self) -> None:
+        self.say(
+            f"{self.plan.output}: another runner, or the training of one that was ended, works here; waiting for it"
+        )
 
     def _overall(self) -> dict[str, Any]:
         stages = [
@@ -144,7 +150,7 @@ class StageRunner:
         watch = None if self.watch is None else partial(self.watch, stage)
         code = self.train(stage.run, words, stage.log, lock=lock, watch=watch, environment=self.environment)
         if code != 0:
-            self.say(processes.tail(stage.log))
+            self.say(log_tail(stage.log, 15))
             raise StageError(
                 f"the training of stage {stage.name} ended with exit status {code}; its log: {stage.log}",
                 code if code > 0 else EXIT_FAILURE,

@@ -17,7 +17,7 @@ import yaml
 
 from coordexp.config.run.resolved import RESOLVED_FILE, flat_of_resolved
 from coordexp.errors import EXIT_BAD_INPUT, ConfigError, CoordExpError
-from coordexp.files import read_json, write_json, write_text
+from coordexp.files import log_tail, read_json, write_json, write_text
 from coordexp.metrics.best import BestMetric
 from coordexp.metrics.sinks import METRICS_FILE, read_payloads
 from coordexp.models.checkpoints import BEST_LINK, base_of, missing_files, step_of
@@ -158,7 +158,7 @@ def _evaluate(
             kind = ConfigError if code == EXIT_BAD_INPUT else CoordExpError
             raise kind(
                 f"{checkpoint} could not be evaluated with {backend} (exit status {code}); the log ends\n"
-                f"{processes.tail(log)}"
+                f"{log_tail(log, 15)}"
             )
         found: dict[str, float] = {}
         for payload in read_payloads(folder / METRICS_FILE):

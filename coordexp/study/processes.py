@@ -11,10 +11,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from coordexp.files import append_jsonl
+from coordexp.files import append_jsonl, log_tail
 from coordexp.study.records import ATTEMPTS
 
-_TAIL_LINES = 25
 _PATIENCE = 5.0  # seconds between asking a process to end and ending it
 
 
@@ -62,7 +61,7 @@ class Processes:
         append_jsonl(folder / ATTEMPTS, end)
         if process.returncode != 0:
             raise ProcessError(
-                f"{phase} ended with exit code {process.returncode}; {log} ends:\n{tail_of(log)}"
+                f"{phase} ended with exit code {process.returncode}; {log} ends:\n{log_tail(log)}"
             )
 
     def stop(self) -> None:
@@ -87,13 +86,6 @@ class Processes:
             )  # fmt: skip
             self._running.add(process)
             return process
-
-
-def tail_of(log: Path) -> str:
-    """The last lines of a log, without what progress bars wrote over."""
-    text = log.read_text(encoding="utf-8", errors="replace")
-    lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
-    return "\n".join([line for line in lines if line][-_TAIL_LINES:])
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shlex
 import signal
 import sys
@@ -12,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from coordexp.errors import ConfigError, CoordExpError
-from coordexp.files import write_json
+from coordexp.files import folder_lock, write_json
 from coordexp.metrics.sinks import installed_versions
 from coordexp.models.checkpoints import resumable
 from coordexp.study.assets import data_files, make_data, make_models
@@ -182,7 +181,7 @@ def run_study(study: Study, cells: Sequence[Cell], *, jobs: int, threads: int, s
     jobs: cells at a time.  threads: of each process.
     """
     wanted = with_needs(study, cells)
-    with locked(study.folder) as lock:
+    with folder_lock(study.folder, LOCK, busy=partial(_refuse, study.folder)) as lock:
         make_data(study, dict.fromkeys(cell.data for cell in wanted), say=say)
         make_models(study, wanted, say=say)
         runner = CellRunner(study, Processes(threads, keep_open=lock), jobs, say)
@@ -201,25 +200,11 @@ def with_needs(study: Study, cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in study.cells if cell in wanted]
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """ConfigError while another process runs the same study.
-
-    Yields the file that holds the lock; a process that inherits it keeps the study locked while it runs.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder}: another process runs this study, or a training of one that was killed is not over yet; "
-                "wait for it, or give this one its own `output`."
-            ) from None
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _refuse(folder: Path) -> None:
+    raise ConfigError(
+        f"{folder}: another process runs this study, or a training of one that was killed is not over yet; "
+        "wait for it, or give this one its own `output`."
+    )
 
 
 def _run_ready(

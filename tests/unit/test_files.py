@@ -21,7 +21,9 @@ from coordexp.files import (
     atomic_file,
     atomic_folder,
     atomic_link,
+    folder_lock,
     json_line,
+    log_tail,
     read_json,
     read_jsonl,
     write_json,
@@ -220,6 +222,33 @@ def test_broken_lines_are_named_or_left_out(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"log\.jsonl:2: not valid JSON"):
         list(read_jsonl(path))
     assert list(read_jsonl(path, skip_broken=True)) == [(1, 1), (3, 3)]
+
+
+def test_a_lock_is_refused_or_waited_for_and_ends_with_its_holder(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise ConfigError("busy")
+
+    with folder_lock(tmp_path / "new", ".lock", busy=refuse):
+        with pytest.raises(ConfigError, match="busy"), folder_lock(tmp_path / "new", ".lock", busy=refuse):
+            pass
+        took: list[str] = []
+        told = threading.Event()
+
+        def wait() -> None:
+            with folder_lock(tmp_path / "new", ".lock", busy=told.set):
+                took.append("second")
+
+        second = threading.Thread(target=wait)
+        second.start()
+        assert told.wait(10)
+        assert not took
+    second.join(10)
+    assert took == ["second"]
+
+
+def test_the_tail_of_a_log_has_no_bars_and_no_endless_lines(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"first\n0%|\r50%|\rdone \n\n\xff" + b"x" * 600 + b"\nlast\n")
+    assert log_tail(tmp_path / "log", 3).split("\n") == ["done", "\ufffd" + "x" * 499 + " ...", "last"]
 
 
 APPENDING = {

@@ -13,12 +13,12 @@ other settings are refused.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +32,7 @@ from coordexp.eval.predictions.artifacts import (
     TOKEN_TRACE,
     read_jsonl_lines,
 )
-from coordexp.files import json_line, read_json, write_json
+from coordexp.files import folder_lock, json_line, read_json, write_json
 
 PARTIAL = ".partial"
 _FILES = (TOKEN_TRACE, GT_VS_PRED)  # in the order they are written and renamed
@@ -76,7 +76,7 @@ class PredictionLog:
             RecordError: the files there are not what an interrupted run leaves.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory):
+        with folder_lock(directory, _LOCK, busy=partial(_refuse, directory)):
             if overwrite:
                 _remove(directory)
             else:
@@ -126,17 +126,10 @@ class PredictionLog:
         self._streams = []
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """An exclusive lock on the folder, which the system takes back when the process ends, however it ends."""
-    with (directory / _LOCK).open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(
-                f"{directory}: another process is writing predictions there; wait for it, or give another --output."
-            ) from None
-        yield
+def _refuse(directory: Path) -> None:
+    raise ConfigError(
+        f"{directory}: another process is writing predictions there; wait for it, or give another --output."
+    )
 
 
 def _check_settings(directory: Path, settings: Mapping[str, Any]) -> None:
