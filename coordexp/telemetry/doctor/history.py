@@ -34,9 +34,15 @@ class RunHistory:
     def __init__(
         self, path: Path, rules: Sequence[WatchRule], total_steps: int | None, counted: Sequence[str] = ()
     ) -> None:
-        self._path, self._judge, self._state = path, Judge(rules, total_steps), WatchState()
+        self._path, self._judge = path, Judge(rules, total_steps)
         self._counted = tuple(counted)
         self._offset, self._line = 0, 0
+        self._held: list[Payload] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """As if there were no record."""
+        self._state = WatchState()
         self._train: deque[tuple[RuleFinding, ...]] = deque(maxlen=RECENT_WINDOWS)
         self._eval: tuple[RuleFinding, ...] = ()
         self.step = 0
@@ -82,6 +88,19 @@ class RunHistory:
             payload = validate_payload(record)
         except ContractError as error:
             raise ContractError(f"{self._path}:{self._line}: {error}") from None
+        if self.last is not None and payload["global_step"] < self.last["global_step"]:
+            self._resume_at(payload["global_step"])
+        self._held.append(payload)
+        self._add(payload)
+
+    def _resume_at(self, step: int) -> None:
+        """Forget what came from this step on: the run went on from a checkpoint before it."""
+        self._held = [payload for payload in self._held if payload["global_step"] < step]
+        self._begin()
+        for payload in self._held:
+            self._add(payload)
+
+    def _add(self, payload: Payload) -> None:
         step, metrics = payload["global_step"], payload["metrics"]
         self._state, findings = self._judge(self._state, step, metrics)
         self.step, self.last = max(self.step, step), payload

@@ -107,6 +107,15 @@ def test_the_direction_of_the_best_metric(tmp_path):
     assert "eval_loss = 1.0000 at step 10" in problem
 
 
+def test_what_a_resume_undid_picks_no_best_checkpoint(tmp_path):
+    """Killed after step 20, which was never saved; it went on from checkpoint-10 and found another step 20."""
+    undone = [*HEALTHY[:3], ("eval", 20, {"eval_rollout/f1": 0.9})]
+    again = [("train", 15, {"loss": 0.9}), *HEALTHY[2:], ("train", 30, {"loss": 0.8})]
+    assert problems_of(write_run(tmp_path / "run", [*undone, *again], checkpoints=[10])) == []
+    late = [("train", 15, {"loss": 0.9})]  # it has not come that far again
+    assert problems_of(write_run(tmp_path / "late", [*undone, *late], checkpoints=[10])) == []
+
+
 def test_a_run_that_keeps_no_checkpoint_needs_no_best_one(tmp_path):
     assert problems_of(write_run(tmp_path / "run", HEALTHY, derived={"total_steps": 100})) == []
 
@@ -191,7 +200,8 @@ def test_advice_is_about_the_last_windows_and_the_last_evaluation(tmp_path):
 
     assert problems_of(write_run(tmp_path / "old", windows(4))) == []
     assert len(problems_of(write_run(tmp_path / "new", windows(5)))) == 1
-    fallen = [("eval", 1, {"eval_rollout/f1": 0.9}), ("eval", 2, {"eval_rollout/f1": 0.5}), *windows(0)]
+    evaluations = [("eval", 1, {"eval_rollout/f1": 0.9}), ("eval", 2, {"eval_rollout/f1": 0.5})]
+    fallen = sorted([*windows(0), *evaluations], key=lambda payload: payload[1])  # as a run writes them
     (problem,) = problems_of(write_run(tmp_path / "fallen", fallen, checkpoints=[1]))
     assert problem.startswith("step 2: eval_rollout/f1 = 0.5 (< best - 0.1): the model unlearns")
 
