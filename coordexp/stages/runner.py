@@ -28,7 +28,7 @@ from coordexp.models.checkpoints import (
 from coordexp.stages import processes, state
 from coordexp.stages.plan import PlannedStage, StagePlan, start_words
 from coordexp.stages.series import series_of
-from coordexp.stages.verify import REPORT, keeps_best, read_resolved, verify_best
+from coordexp.stages.verify import REPORT, keeps_best, read_resolved, settles, verify_best
 
 LOCK = ".coordexp_run.lock"
 Say = Callable[[str], object]
@@ -190,7 +190,7 @@ class StageRunner:
         report = stage.output / REPORT
         if report.is_file():
             known: dict[str, Any] = read_json(report)
-            if known.get("checkpoint") == best.name and known.get("passed"):
+            if settles(known, best.name):
                 return known
         self.say(f"{stage.name}: {best.name} is loaded and scored again")
         verdict = verify_best(stage.output, lock=lock, environment=self.environment)

@@ -86,6 +86,12 @@ class BestVerdict:
         return {**asdict(self), "missing": list(self.missing), "passed": self.passed, "faults": self.faults}
 
 
+def settles(report: Mapping[str, Any], checkpoint: str) -> bool:
+    """Whether an earlier report says all that a gate asks of a checkpoint; one made by hand may have been lenient."""
+    is_strict = report.get("tolerance", math.inf) <= TOLERANCE
+    return bool(report.get("checkpoint") == checkpoint and report.get("passed") and is_strict)
+
+
 def verify_best(
     run: Path, *, backends: Sequence[str] = (HF,), tolerance: float = TOLERANCE, **process: Any
 ) -> BestVerdict:

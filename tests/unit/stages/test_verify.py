@@ -10,7 +10,7 @@ from support.stage2 import rollout_aligned
 
 from coordexp.config import load_run_config, resolved_config
 from coordexp.errors import ConfigError
-from coordexp.stages.verify import BestVerdict, evaluation_of
+from coordexp.stages.verify import TOLERANCE, BestVerdict, evaluation_of, settles
 
 STAGE1 = {
     "custom_trainer_variant": "stage1_coord", "external_plugins": ["coordexp/plugin.py"], "model": "base",
@@ -40,6 +40,20 @@ def evaluation(tmp_path: Path, run: dict, backend: str = "hf"):
         yaml.safe_dump(evaluation_of(resolved, tmp_path / "checkpoint-4", 4, backend, tmp_path / "scratch"))
     )
     return config, load_run_config(tmp_path / "again.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "settled"),
+    [
+        ({}, True),
+        ({"tolerance": 1.0}, False),
+        ({"passed": False}, False),
+        ({"checkpoint": "checkpoint-4"}, False),
+    ],
+)
+def test_an_earlier_report_settles_it_only_where_it_was_as_strict(change, settled):
+    verdict = BestVerdict("checkpoint-2", 2, "eval_rollout/f1", 0.5, (), {"hf": 0.5}, TOLERANCE)
+    assert settles({**verdict.to_json(), **change}, "checkpoint-2") is settled
 
 
 def test_an_evaluation_has_the_settings_of_its_run_and_another_model(tmp_path):
