@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from support.processes import PLUGIN, ROOT, free_port, run_swift, sft_flags, swift_environment
@@ -25,6 +26,11 @@ pytestmark = pytest.mark.slow
 
 Records = list[dict[str, Any]]
 DEEPSPEED_ON_CPU = Path(__file__).with_name("deepspeed_on_cpu_plugin.py")
+STEERED = {
+    "kind": "setpoint", "name": "sharper", "knob": "coord_reg.w1_weight", "metric": "loss/A1_text/struct_ce",
+    "effect": "lowers", "target": 0.0, "gain": 100.0, "rate": 0.1, "ema": 0.5, "bounds": [0.5, 2.0], "audit_every": 2, "mode": "act",
+}  # fmt: skip
+"""A controller that raises a weight by its rate at every update, but for audits at the weight of the run file."""
 SAME_FOR_EVERY_CUT = ("loss", "rollout/f1", "rollout/gt", "rollout/valid", "coord_diag/")
 
 
@@ -52,6 +58,18 @@ def losses(output: Path) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in records(output) if "loss" in record}
 
 
+def mixed(**rollout_matching: Any) -> dict[str, Any]:
+    """Sections of a run of both channels, self-context and a controller."""
+    return {**two_channel(0.5, rollout_matching, n_softctx_iter=2), "control": {"controllers": [STEERED]}}
+
+
+def decisions(output: Path) -> list[tuple[int, float, float]]:
+    """(step, what the controller chose, what was in force), the later ones of steps that were done twice."""
+    lines = (output / "control.jsonl").read_text().splitlines()
+    found = {one["step"]: (one["step"], one["after"], one["in_force"]) for one in map(json.loads, lines)}
+    return sorted(found.values())
+
+
 def two_ranks() -> dict[str, str]:
     return {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()}
 
@@ -60,7 +78,7 @@ def two_ranks() -> dict[str, str]:
 def alone(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight mixed steps in one process, checkpoints at 3 and 6."""
     output = tmp_path_factory.mktemp("alone") / "run"
-    sections = two_channel(0.5, n_softctx_iter=2)
+    sections = mixed()
     run(flags(taught_model, scenes, output, sections, max_steps=8, save_strategy="steps", save_steps=3))
     return output
 
@@ -73,7 +91,7 @@ def deepspeed_ranks(stage: str) -> dict[str, Any]:
 @pytest.mark.parametrize("stage", ["", "zero2", "zero3"], ids=["ddp", "zero2", "zero3"])
 def test_two_ranks_with_ragged_packs_take_the_step_of_one(stage, alone, taught_model, scenes, tmp_path):
     """Packs of one or two samples: the ranks have different numbers of them, and of micro-batches with nothing in."""
-    sections = two_channel(0.5, {"packing_length": 190}, n_softctx_iter=2)
+    sections = mixed(packing_length=190)
     output = tmp_path / "run"
     more = {
         "per_device_train_batch_size": 1,
@@ -84,6 +102,9 @@ def test_two_ranks_with_ragged_packs_take_the_step_of_one(stage, alone, taught_m
     environment = {"ACCELERATE_USE_CPU": "false"} if stage else {}
     run(flags(taught_model, scenes, output, sections, max_steps=4, **more), **two_ranks(), **environment)
     assert json.loads((output / "resolved_config.json").read_text())["derived"]["world_size"] == 2
+    np.testing.assert_allclose(
+        decisions(output), decisions(alone)[:2]
+    )  # of the steps on ground truth, 1 and 3
     ours, theirs = records(output), records(alone)
     for step in range(4):
         assert ours[step]["train/samples_total"] == theirs[step]["train/samples_total"] == 8
@@ -105,7 +126,7 @@ def test_deepspeed_that_would_be_ignored_is_refused(taught_model, scenes, tmp_pa
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(alone, taught_model, scenes, tmp_path):
     output = tmp_path / "run"
-    sections = two_channel(0.5, n_softctx_iter=2)
+    sections = mixed()
     schedule: dict[str, Any] = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3}
     argv = flags(taught_model, scenes, output, sections, **schedule)
     with subprocess.Popen(
@@ -117,6 +138,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(alone, taught_model, sc
     checkpoint = output / "checkpoint-3"
     run(flags(taught_model, scenes, output, sections, **schedule, resume_from_checkpoint=checkpoint))
     expected, found = losses(alone), losses(output)
+    np.testing.assert_allclose(decisions(output), decisions(alone))
     assert sorted(found) == list(range(1, 9))
     said = (output / "run.log").read_text().splitlines()
     assert [line.split(" · ")[0] for line in said if line.startswith(HEADER)] == [f"{HEADER}1", f"{HEADER}2"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -10,6 +12,14 @@ from hypothesis import strategies as st
 
 from coordexp.control.halving import Halving, halved
 from coordexp.errors import DeviceMemoryError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_collection() -> Iterator[None]:
+    """Every retry collects garbage; what other tests of this process left need not be looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class NoMemoryError(Exception):
