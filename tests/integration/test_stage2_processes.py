@@ -28,7 +28,8 @@ Records = list[dict[str, Any]]
 DEEPSPEED_ON_CPU = Path(__file__).with_name("deepspeed_on_cpu_plugin.py")
 STEERED = {
     "kind": "setpoint", "name": "sharper", "knob": "coord_reg.w1_weight", "metric": "loss/A1_text/struct_ce",
-    "effect": "lowers", "target": 0.0, "gain": 100.0, "rate": 0.1, "ema": 0.5, "bounds": [0.5, 2.0], "audit_every": 2, "mode": "act",
+    "effect": "lowers", "target": 0.0, "gain": 100.0, "rate": 0.1, "ema": 0.5, "bounds": [0.5, 2.0],
+    "audit_every": 2, "mode": "act",
 }  # fmt: skip
 """A controller that raises a weight by its rate at every update, but for audits at the weight of the run file."""
 SAME_FOR_EVERY_CUT = ("loss", "rollout/f1", "rollout/gt", "rollout/valid", "coord_diag/")
