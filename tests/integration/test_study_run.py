@@ -113,7 +113,7 @@ def test_the_results_hold_every_cell_that_is_done(stopped: Stopped):
     assert gain["mean"] == pytest.approx(f1["ce"] - f1["untrained"])
     page = (stopped.output / "index.html").read_text(encoding="utf-8")
     assert "plain CE" in page
-    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "://" not in page.replace("http://www.w3.org", "")
     assert "| plain CE |" in (stopped.output / "study.md").read_text(encoding="utf-8")
 
 
