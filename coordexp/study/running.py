@@ -125,11 +125,15 @@ class CellRunner:
                 "readouts": readouts(evaluation),
                 "cost": self._cost(folder, job),
             }
-        except (ProcessError, CoordExpError) as error:
+        except (ProcessError, CoordExpError, OSError) as error:
             if self.processes.is_stopped:
                 raise  # not the cell's fault: it goes on where it was
             record = {"state": FAILED, **self._about(cell, job), "error": str(error)}
-        write_json(folder / CELL, record)
+        try:
+            write_json(folder / CELL, record)
+        except (ConfigError, OSError) as error:
+            if record["state"] == DONE:
+                record = {**record, "state": FAILED, "error": str(error)}
         return record
 
     def _train(self, cell: Cell, job: TrainingJob) -> None:

@@ -9,6 +9,9 @@ from coordexp.config.checks.problems import KeyPath, closest
 from coordexp.config.schema.sections import Sections, pipeline_of
 from coordexp.config.schema.training import B_RATIO, NUM_SOFTCTX, SetpointController, SoftctxEconomy
 
+SAVE_STEPS = 500
+"""What ms-swift takes where a run says nothing."""
+
 
 def knob_values(variant: str, sections: Sections) -> dict[str, float]:
     """Every knob that a run has, with its value in the configuration; weights of modules that are on."""
@@ -86,6 +89,14 @@ def _knob(
 def _windows(swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     """A checkpoint inside a log window would begin that window anew."""
     every = swift.get("logging_steps")
+    by = swift.get("logging_strategy")
+    if str(by) not in ("steps", "None"):
+        yield (
+            ("control", "controllers"),
+            f"a controller that acts decides at every log, in whole steps, and logging_strategy is {by}; set it to "
+            "steps.",
+        )
+        return
     if every == 1:
         return
     if not isinstance(every, int):
@@ -94,7 +105,7 @@ def _windows(swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
             "a controller that acts needs logging_steps, in whole steps; set it.",
         )
         return
-    saves = swift.get("save_strategy")
+    saves = swift.get("save_strategy") or "steps"
     evaluates = swift.get("eval_strategy") or (
         saves if swift.get("eval_steps") else None
     )  # as ms-swift has it
@@ -102,7 +113,8 @@ def _windows(swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
         ("save_strategy", saves, "save_steps"),
         ("eval_strategy", evaluates, "eval_steps"),
     ):
-        number = swift.get(steps)  # 12.0 where the command line says 12, 0.1 for a tenth of the run
+        default = SAVE_STEPS if steps == "save_steps" else None
+        number = swift.get(steps, default)  # 12.0 where the command line says 12, 0.1 for a tenth of the run
         is_border = not isinstance(number, (int, float)) or number % every == 0
         if str(chosen) == "epoch" or (str(chosen) not in ("no", "None") and not is_border):
             shown = number if number is None else f"{number:g}"

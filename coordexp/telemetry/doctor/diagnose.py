@@ -25,7 +25,7 @@ from coordexp.telemetry.doctor.history import RunHistory
 from coordexp.telemetry.life import ranks
 from coordexp.telemetry.life.beats import FAILED, STOPPED, RankBeat
 from coordexp.telemetry.life.postmortem import POSTMORTEM_FILE
-from coordexp.telemetry.rules.table import RULES, rules_of
+from coordexp.telemetry.rules.table import RULES
 from coordexp.telemetry.rules.watch import RuleFinding
 
 STALE_AFTER_S = 600.0
@@ -117,7 +117,7 @@ class Doctor:
         own = {*telemetry.silenced, *(rule.name for rule in telemetry.rules)}
         return RunHistory(
             self._run_dir / METRICS_FILE,
-            rules_of(telemetry, files.variant),
+            files.rules,
             files.derived.get("total_steps"),
             tuple(key for key, rule in _COUNTED.items() if rule.name not in own),
         )
@@ -203,8 +203,8 @@ class Doctor:
         yield from self._ranks(state, beats, now)
         if state == "silent" and not beats and age is not None:
             yield Complaint("rank", _silent(age))
-        if history.last is not None:
-            yield from self._stats_behind(history.last)
+        if history.last_train:  # evaluations alone leave none
+            yield from self._stats_behind(history.last_train[-1])
         wrong = best_checkpoint(
             self._run_dir,
             files.derived,

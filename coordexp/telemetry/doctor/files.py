@@ -16,6 +16,8 @@ from coordexp.files import read_json
 from coordexp.metrics.sinks import METRICS_FILE, STATS_FILE
 from coordexp.telemetry.life.beats import FOLDER, RankBeat, read_beats
 from coordexp.telemetry.life.postmortem import POSTMORTEM_FILE
+from coordexp.telemetry.rules.rule import WatchRule
+from coordexp.telemetry.rules.table import rules_of
 from coordexp.telemetry.run_log import HEADER, RUN_LOG
 
 EXPECTED = (RESOLVED_FILE, METRICS_FILE, STATS_FILE, RUN_LOG, FOLDER)
@@ -72,6 +74,15 @@ class RunFiles:
             raise ConfigError(
                 f"{path}: its telemetry section cannot be read by this version: {error}"
             ) from None
+
+    @property
+    def rules(self) -> tuple[WatchRule, ...]:
+        """What it is judged by. Raises ConfigError where this version cannot read them."""
+        try:
+            return rules_of(self.telemetry, self.variant)
+        except ValueError as error:
+            path = self.run_dir / RESOLVED_FILE
+            raise ConfigError(f"{path}: telemetry.rules cannot be read by this version: {error}") from None
 
     def beats(self) -> list[RankBeat]:
         """What its ranks said last."""

@@ -79,12 +79,16 @@ class Steering:
         return {"controllers": self._bank.state(), B_RATIO: self.share.state()}
 
     def restore(self, kept: Mapping[str, Any] | None, step: int) -> None:
-        """Go on from what the checkpoint of `step` kept (None: it kept nothing), and forget later decisions."""
-        if self._bank is None or kept is None:
+        """Go on from what the checkpoint of `step` kept (None: it kept nothing), and forget later decisions.
+
+        A run that begins at step 0 forgets those of an earlier one in its folder.
+        """
+        if self._bank is None:
             return
-        state = kept["attributes"]
-        self._bank.restore(state["controllers"])
-        self.share.restore(state[B_RATIO])
+        if kept is not None:
+            state = kept["attributes"]
+            self._bank.restore(state["controllers"])
+            self.share.restore(state[B_RATIO])
         if self._path is not None and self._path.exists():
             rows = [row for _, row in read_jsonl(self._path, error=ContractError, skip_broken=True)]
             write_jsonl(self._path, [row for row in rows if row["step"] <= step])

@@ -80,6 +80,18 @@ def test_controllers_of_every_knob_are_taken() -> None:
             "save_strategy is epoch",
         ),
         ({"mode": "act"}, {"swift": {}}, "controllers", "needs logging_steps, in whole steps"),
+        (
+            {"mode": "act"},
+            {"swift": {"logging_steps": 7}},
+            "controllers",
+            "save_strategy is steps and save_steps 500",
+        ),
+        (
+            {"mode": "act"},
+            {"swift": {"logging_steps": 1, "logging_strategy": "epoch"}},
+            "controllers",
+            "logging_strategy is epoch; set it to steps",
+        ),
     ],
 )
 def test_a_controller_without_effect_is_refused(

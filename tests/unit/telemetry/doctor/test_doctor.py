@@ -217,6 +217,21 @@ def test_a_last_payload_that_is_behind(tmp_path):
     assert "missing or broken" in problems_of(run)[0]
 
 
+def test_an_evaluation_alone_leaves_no_stats(tmp_path):
+    run = write_run(tmp_path / "run", [("eval", 0, {"eval_rollout/f1": 0.6})])
+    (run / "stats.json").unlink()
+    assert [told for told in problems_of(run) if "stats.json" in told] == []
+
+
+def test_a_rule_of_another_version_is_named_with_its_file(tmp_path, capsys):
+    rule = {"name": "own", "key": "loss", "condition": "> 3 x median", "meaning": "m", "action": "a"}
+    run = write_run(tmp_path / "run", HEALTHY, checkpoints=[10], telemetry={"rules": [rule]})
+    assert main(["doctor", str(run)]) == 2
+    told = capsys.readouterr().err
+    assert str(run / "resolved_config.json") in told
+    assert "> 3 x median" in told
+
+
 def test_a_run_that_never_logged(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

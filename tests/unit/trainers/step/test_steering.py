@@ -67,6 +67,16 @@ def test_a_resumed_run_forgets_the_decisions_behind_its_checkpoint(tmp_path: Pat
     assert records(tmp_path) == whole
 
 
+def test_a_run_that_begins_anew_forgets_the_decisions_of_an_earlier_one(tmp_path: Path) -> None:
+    steering(tmp_path).observed(5, {METRIC: 11.0})
+    anew = steering(tmp_path)
+    anew.restore(None, 0)
+    assert records(tmp_path) == []
+    assert anew.knobs() == {KNOB: 1.0}
+    anew.observed(5, {METRIC: 9.0})
+    assert [row["after"] for row in records(tmp_path)] == [0.9]
+
+
 def test_other_ranks_decide_the_same_and_write_nothing(tmp_path: Path) -> None:
     main, other = steering(tmp_path / "a"), steering(tmp_path / "b", is_main=False)
     (tmp_path / "a").mkdir()
