@@ -21,8 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 INPUTS = ("pyproject.toml", "constraints.txt", "tools/setup/install.py", "tools/setup/torchvision_cpu.py")
-WITHOUT_DEPENDENCIES = ("lvis", "swanlab", "trackio")
-"""For tests. lvis asks for opencv-python, which would overwrite the opencv-python-headless of other packages; swanlab
+WITHOUT_DEPENDENCIES = ("lvis", "tidecv", "swanlab", "trackio")
+"""For tests. lvis and tidecv ask for opencv-python, which would overwrite the opencv-python-headless of others; swanlab
 for protobuf < 7 and trackio for pillow < 13, and both run with the locked versions."""
 STAMP = "coordexp-setup.txt"
 
