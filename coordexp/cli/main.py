@@ -31,6 +31,9 @@ COMMANDS = {
     "demo": "demo",
     "study": "study",
     "rollout-server": "training",
+    "init": "project",
+    "plugin-path": "project",
+    "runbook": "project",
 }
 """Command -> the folder of its file, in the order of the help."""
 

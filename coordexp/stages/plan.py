@@ -19,6 +19,7 @@ from coordexp.control.acceptance import VERDICT_FILE, Criterion, OnFail
 from coordexp.errors import ConfigError
 from coordexp.metrics.best import evaluation_keys
 from coordexp.metrics.catalog import EVAL_PREFIX, known_instead, lookup
+from coordexp.shipped import recipe_file
 
 STAGES_KEY = "stages"
 """By this a stages file is told from a run file."""
@@ -87,7 +88,7 @@ def load_stages(
     Raises:
         ConfigError: every problem of the file with dotted path and line, or all problems of a stage's run.
     """
-    path = Path(path)
+    path = recipe_file(path)
     tree = read_yaml(path)
     file, problems = validate(StagesFile, tree)
     raise_problems(problems)

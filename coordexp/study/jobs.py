@@ -15,6 +15,7 @@ from coordexp.config.run.run_config import RunConfig
 from coordexp.errors import ConfigError
 from coordexp.files import is_file
 from coordexp.inference.fingerprint import file_fingerprint
+from coordexp.shipped import recipe_file
 from coordexp.study.assets import DataFiles, data_files, start_model
 from coordexp.study.plan import Cell, Study
 from coordexp.study.records import chosen_checkpoint, identity_of
@@ -82,7 +83,7 @@ def check_recipes(study: Study) -> None:
         if recipe.budget.steps == 0:
             continue
         if recipe.command != "train":
-            if not is_file(str(recipe.config)):
+            if not is_file(recipe_file(str(recipe.config))):
                 raise ConfigError(f"{study.path}: recipes.{name}.config: {recipe.config} does not exist.")
             if recipe.budget.steps is None and recipe.budget.seconds_of is None:
                 raise ConfigError(f"{study.path}: recipes.{name}.budget: say how many steps it trains.")
@@ -118,7 +119,7 @@ def _command(study: Study, cell: Cell, places: _Places, steps: int) -> tuple[str
         entry = ["coordexp.cli.main", "train", str(recipe.config)]
         flags = [*_flags(study, cell.recipe), *_data_flags(study, cell.recipe, places.data), *settled]
     else:
-        entry = ["swift.cli.main", recipe.command, str(recipe.config)]
+        entry = ["swift.cli.main", recipe.command, str(recipe_file(str(recipe.config)))]
         flags = [
             "--dataset",
             str(places.data.train),
@@ -219,7 +220,7 @@ def _way_of(study: Study, name: str, steps: int) -> dict[str, Any]:
         return {"command": "train", "config_hash": settings}
     return {
         "command": recipe.command,
-        "config_hash": file_fingerprint(Path(str(recipe.config))),
+        "config_hash": file_fingerprint(recipe_file(str(recipe.config))),
         "overrides": recipe.overrides,
     }
 

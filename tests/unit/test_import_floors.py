@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "coordexp"
 FLOORS = [
     {"errors"},
     {"files"},
+    {"shipped"},
     {"config", "pictures", "image_size"},
     {"codec", "geometry", "metrics", "control", "swift_bridge"},
     {"matching", "losses", "packing", "telemetry", "models", "optim"},
@@ -29,6 +30,7 @@ TORCH_FREE = (
     "coordexp.config",
     "coordexp.errors",
     "coordexp.files",
+    "coordexp.shipped.project",
     "coordexp.codec.parse",
     "coordexp.codec.records",
     "coordexp.geometry",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from coordexp.config import RunConfig, Sections
     from coordexp.config.checks.problems import Problem, WrittenOf
 
-REFERENCE = Path("runbooks/config.md")
+REFERENCE = Path("runbooks/config.md")  # of the checkout that it is called in
 STUDY_KEY = "recipes"
 NOT_RUN_FILES = ("accelerate", "deepspeed", "eval")  # folders of YAML that is no run configuration
 

@@ -17,6 +17,7 @@ import yaml
 
 from coordexp.config.checks.problems import KeyPath, Place, dotted
 from coordexp.errors import ConfigError
+from coordexp.shipped import recipe_file
 
 
 @dataclass
@@ -73,11 +74,13 @@ class Tree:
 def read_yaml(path: str | Path) -> Tree:
     """Read a YAML mapping, resolving `extends` over as many files as there are.
 
+    path: also `configs/...` of the recipes that come with the package, from any folder.
+
     Raises:
         ConfigError: no such file, broken YAML, a repeated key, a key that is no string, or files that extend
         each other in a circle.
     """
-    return _read_extended(Path(path), ())
+    return _read_extended(recipe_file(path), ())
 
 
 def _read_extended(path: Path, below: tuple[Path, ...]) -> Tree:

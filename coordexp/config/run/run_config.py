@@ -28,8 +28,7 @@ from coordexp.config.schema.custom import RLHF, Custom, Debug, Experiment
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.sections import Sections
 from coordexp.config.schema.stage2 import Stage2AB
-
-PLUGIN_FILE = str(Path(__file__).parents[2] / "plugin.py")
+from coordexp.shipped import PLUGIN_FILE
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class RunConfig:
         plugins = [plugin for plugin in self.swift.get("external_plugins", []) if not is_our_plugin(plugin)]
         return {
             **self.swift,
-            "external_plugins": [*plugins, PLUGIN_FILE],
+            "external_plugins": [*plugins, str(PLUGIN_FILE)],
             "ignore_args_error": True,
             **({} if self.variant == RLHF else {"custom_trainer_variant": self.variant}),
             **({"coordexp": sections} if any(sections.values()) else {}),

@@ -1,0 +1,1 @@
+"""Commands of a project away from the repository."""
