@@ -22,7 +22,7 @@ FLOORS = [
     {"targets", "eval"},
     {"data"},
     {"trainers", "inference"},
-    {"study", "audit", "stages"},
+    {"study", "audit", "stages", "machine"},
     {"plugin", "cli", "api"},
 ]
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,1 @@
+"""What facts of a machine mean for a run: pure functions, facts -> findings."""

@@ -1,0 +1,1 @@
+"""What `coordexp doctor --machine` prints: facts gathered, judged, in one report."""
