@@ -9,7 +9,7 @@ TEST_WORKERS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo demo-assets test check docs site clean-demo
+.PHONY: help setup demo demo-assets test test-gpu check docs site clean-demo
 
 help:
 	@grep -E '^# make' Makefile | sed 's/^# //'
@@ -33,6 +33,22 @@ check: setup
 
 test: setup check
 	OMP_NUM_THREADS=1 COORDEXP_STRICT_METRICS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+# make test-gpu   what needs a CUDA device, with what is installed; pytest's arguments: make test-gpu -- -k head --maxfail 1
+# (an environment is only set up where there is none; BIN=/usr/bin takes the Python found there)
+test-gpu: | $(BIN)/python
+	$(BIN)/python -m pytest -m gpu $(or $(filter tests/gpu/%,$(GPU_ARGS)),tests/gpu) $(filter-out tests/gpu/%,$(GPU_ARGS))
+
+$(BIN)/python:
+	@$(MAKE) --no-print-directory setup
+
+# To make, everything after `--` is a goal: those that follow test-gpu are its arguments and nothing to be made.
+ifeq (test-gpu,$(firstword $(MAKECMDGOALS)))
+GPU_ARGS := $(wordlist 2,$(words $(MAKECMDGOALS)),$(MAKECMDGOALS))
+.PHONY: $(GPU_ARGS)
+$(GPU_ARGS):
+	@:
+endif
 
 # make docs   regenerate runbooks/config.md, runbooks/metrics.md and runbooks/rules.md
 docs: setup
