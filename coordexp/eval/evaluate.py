@@ -39,7 +39,7 @@ from coordexp.eval.desc_mapping import DEFAULT_THRESHOLD, DESC_MATCHES, DescEmbe
 from coordexp.eval.detection import COCO_THRESHOLDS, DetectionSummary, class_averaged_f1, match_boxes
 from coordexp.eval.predictions.artifacts import BAD_PICTURE
 from coordexp.eval.predictions.image_result import ImageResult, duplicate_rate
-from coordexp.eval.predictions.scored import check_same_images, load_scored_run
+from coordexp.eval.predictions.scored import check_same_images, load_scored_run, recorded_decoding
 from coordexp.eval.tables import (
     PER_CLASS_COLUMNS,
     class_rows,
@@ -111,6 +111,7 @@ class Detections:
 
     coco: ground truth and results where they are given as such; None makes them from the images.
     seconds: the predictions took to generate, where known.  source: the files, for the record.
+    decoding: how the answers were decoded, where known.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Detections:
     coco: tuple[Dataset, Results] | None = None
     seconds: float | None = None
     source: str = ""
+    decoding: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +171,7 @@ class Evaluation:
         metrics = {
             "name": self.detections.name,
             "source": self.detections.source,
+            "decoding": self.detections.decoding,
             "settings": settings
             | {
                 "iou_thresholds": list(self.f1.thresholds),
@@ -275,7 +278,13 @@ def from_run(run: Path) -> Detections:
     """The scored predictions of a run folder (or of a scored file); RecordError for what cannot be evaluated."""
     found = load_scored_run(run)
     name = run.resolve().name if run.is_dir() else run.resolve().parent.name
-    return Detections(name, found.images, seconds=found.seconds, source=str(found.path))
+    return Detections(
+        name,
+        found.images,
+        seconds=found.seconds,
+        source=str(found.path),
+        decoding=recorded_decoding(found.path),
+    )
 
 
 def from_coco_files(gt_path: Path, pred_path: Path, iou_type: str = "bbox") -> Detections:

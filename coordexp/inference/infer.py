@@ -14,6 +14,7 @@ from coordexp.codec.records import Record, read_jsonl
 from coordexp.config.api_key import api_key_from
 from coordexp.config.prompt import system_text
 from coordexp.config.schema.rollout import Decoding, Readout, RolloutMatching
+from coordexp.control.schedule import request_seed, rollout_seed_base
 from coordexp.data.dataset import conversation
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.answer_limit import LEAST_LIMIT, answer_limit
@@ -48,12 +49,15 @@ _CHUNK_OF_BATCHES = 4  # of backends that keep their batch filled: fewer waits f
 
 @dataclass(frozen=True, kw_only=True)
 class InferSettings:
-    """How to answer; decoding is greedy, but for coordinates, which are read as `coord` says.
+    """How to answer.
 
     prompt, system, media_order, answer_form, field_order, min_pixels, max_pixels: as in
         `coordexp.config.schema.prompt`; None takes what the checkpoint was trained with, an empty `system` is none.
     max_new_tokens: None derives it from the longest ground truth.
+    temperature: 0: greedy.  seed: of sampled answers.  repetition_penalty: 1: none.
     coord: argmax, median or expectation (`coordexp.rollout.decoding.readout`).
+    guided: only whole answers in the checkpoint's form can be written (`coordexp.rollout.decoding.guided`), of at most
+        `guided_max_objects` objects.
     max_model_len: of the vllm backend; None takes the model's own.
     trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is refused.
     bad_images: "skip" answers nothing for pictures that cannot be used, and records them.
@@ -72,7 +76,12 @@ class InferSettings:
     field_order: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
     coord: Readout = "argmax"
+    guided: bool = False
+    guided_max_objects: int | None = None
     max_model_len: int | None = None
     base_url: str | None = None
     served_model: str | None = None
@@ -92,14 +101,48 @@ class InferSettings:
             )
         if self.backend != "openai" and (self.base_url or self.served_model or self.api_key_env):
             raise ConfigError("--base-url, --served-model and --api-key-env belong to --backend openai.")
-        if self.backend == "openai" and self.coord != "argmax":
+        if self.backend == "openai":
+            self._check_server_decoding()
+        most = 2.0 if self.backend == "vllm" else float("inf")
+        if not 0 <= self.temperature <= most or self.repetition_penalty <= 0:
             raise ConfigError(
-                f"--coord {self.coord} needs --backend hf or vllm: an OpenAI-compatible server writes the most likely "
-                "token."
+                f"--temperature {self.temperature:g} and --repetition-penalty {self.repetition_penalty:g}: expected a "
+                "temperature of at least 0 (vllm: 2 at most) and a penalty above 0."
             )
+        if self.guided_max_objects is not None and not self.guided:
+            raise ConfigError("--guided-max-objects belongs to --guided.")
         if self.backend != "vllm" and self.max_model_len is not None:
             raise ConfigError("--max-model-len belongs to --backend vllm.")
         api_key_from("--api-key-env", self.api_key_env)  # before anything is loaded
+
+    def _check_server_decoding(self) -> None:
+        for flag, is_given in (
+            (f"--coord {self.coord}", self.coord != "argmax"),
+            ("--guided", self.guided),
+            (f"--temperature {self.temperature:g}", self.temperature != 0),
+            (f"--repetition-penalty {self.repetition_penalty:g}", self.repetition_penalty != 1),
+        ):
+            if is_given:
+                raise ConfigError(
+                    f"{flag} needs --backend hf or vllm: an OpenAI-compatible server writes the most likely token."
+                )
+
+    @property
+    def decoding(self) -> RolloutMatching:
+        """As the backends hf and vllm take it."""
+        return RolloutMatching(
+            backend="hf" if self.backend == "hf" else "vllm",
+            max_new_tokens=self.longest_answer,
+            decode_batch_size=self.batch_size,
+            generate_timeout_s=None,
+            repetition_penalty=self.repetition_penalty,
+            decoding=Decoding(
+                temperature=self.temperature,
+                coord=self.coord,
+                guided=self.guided,
+                guided_max_objects=self.guided_max_objects,
+            ),
+        )
 
     @property
     def longest_answer(self) -> int:
@@ -211,9 +254,12 @@ class Inference:
     def requests(self) -> list[RolloutRequest]:
         """What the backend is asked, one question per record."""
         questions = [conversation(record, self.asking.prompt) for record in self.records]
+        base = rollout_seed_base(0, self.settings.seed)  # far from those of the next seed
         return [
-            RolloutRequest(tuple(q["messages"]), tuple(q["images"]), request_id=record.images[0])
-            for q, record in zip(questions, self.records, strict=True)
+            RolloutRequest(
+                tuple(q["messages"]), tuple(q["images"]), request_seed(base, index), record.images[0]
+            )
+            for index, (q, record) in enumerate(zip(questions, self.records, strict=True))
         ]
 
     def _decisive(self) -> dict[str, Any]:
@@ -227,8 +273,12 @@ class Inference:
             **self._question(),
             "backend": settings.backend,
             "decoding": {
-                "temperature": 0.0,
+                "temperature": settings.temperature,
+                "seed": settings.seed if settings.temperature else None,
+                "repetition_penalty": settings.repetition_penalty,
                 "coord": settings.coord,
+                "guided": settings.guided,
+                "guided_max_objects": settings.guided_max_objects,
                 "max_new_tokens": self.max_new_tokens,
                 **(server if settings.backend == "openai" else {"torch_dtype": settings.torch_dtype}),
             },
@@ -311,6 +361,10 @@ def _check_form(form: AnswerForm, tokenizer: Any, settings: InferSettings) -> No
             f"--coord {settings.coord} reads the distribution over coordinate tokens, and these answers ({form.name}) "
             "write numbers; leave it out."
         )
+    elif settings.guided:
+        raise ConfigError(
+            f"--guided writes coordinate tokens, and these answers ({form.name}) are of numbers; leave it out."
+        )
 
 
 def holder_of(model: Path, *names: str) -> Path:
@@ -346,7 +400,7 @@ def load_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[
     template = load_template(model, prompt=asking.prompt, trust_remote_code=settings.trust_remote_code)
     _check_template(template, asking)
     if settings.backend == "vllm":
-        return _vllm_backend(model, template, settings), template.tokenizer
+        return _vllm_backend(model, template, settings, asking.form), template.tokenizer
     from coordexp.rollout.backends.openai_client import OpenAiBackend
 
     key = api_key_from("--api-key-env", settings.api_key_env) or "none"
@@ -388,30 +442,27 @@ def _hf_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[R
         trust_remote_code=settings.trust_remote_code,
     )
     _check_template(template, asking)
-    greedy = RolloutMatching(
-        backend="hf",
-        max_new_tokens=settings.longest_answer,
-        decode_batch_size=settings.batch_size,
-        generate_timeout_s=None,
-        decoding=Decoding(coord=settings.coord),
-    )
     backend = HfBackend(
-        greedy, loaded, template, token_logprobs=True, coord_distributions=asking.form.has_coord_tokens
+        settings.decoding,
+        loaded,
+        template,
+        form=asking.form,
+        token_logprobs=True,
+        coord_distributions=asking.form.has_coord_tokens,
     )
     return backend, template.tokenizer
 
 
-def _vllm_backend(model: Path, template: Any, settings: InferSettings) -> RolloutBackend:
+def _vllm_backend(model: Path, template: Any, settings: InferSettings, form: AnswerForm) -> RolloutBackend:
     import torch
 
     from coordexp.rollout.backends.vllm_offline import VllmOfflineBackend
 
     return VllmOfflineBackend(
+        settings.decoding,
         model,
         template,
         dtype=getattr(torch, settings.torch_dtype),
-        max_new_tokens=settings.longest_answer,
-        batch_size=settings.batch_size,
+        form=form,
         max_model_len=settings.max_model_len,
-        coord=settings.coord,
     )

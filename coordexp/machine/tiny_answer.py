@@ -39,18 +39,17 @@ def answer(backend_name: str, folder: Path) -> tuple[tuple[int, ...], float]:
 
 
 def _backend(name: str, model: Path) -> RolloutBackend:
+    settings = InferSettings(backend=name, batch_size=1, max_new_tokens=NUM_TOKENS, torch_dtype="float32")
     if name == "hf":
-        settings = InferSettings(backend="hf", batch_size=1, max_new_tokens=NUM_TOKENS, torch_dtype="float32")
         return load_backend(model, settings, asking(model, {}, flags={}))[0]
     from coordexp.rollout.backends.vllm_offline import VllmOfflineBackend
     from coordexp.swift_bridge.checkpoint import load_template
 
     return VllmOfflineBackend(
+        settings.decoding,
         model,
         load_template(model),
         dtype=torch.float32,
-        max_new_tokens=NUM_TOKENS,
-        batch_size=1,
         max_model_len=_MAX_MODEL_LEN,
         gpu_memory_utilization=_SHARE_OF_MEMORY,
     )

@@ -18,6 +18,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from support.rollout import load_policy, picture_requests, read_requests
 
+from coordexp.codec.parse import parse_rollout
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
 from coordexp.rollout.session.build import build_policy_backend
@@ -109,6 +110,7 @@ def parity(
         backend.settings = settings(name, repeat_terminate=RULES)
     facts["rules"] = compare(hf.generate(requests), vllm.generate(requests))
     readouts(facts, requests, answers, hf, vllm)
+    guided(facts, requests, hf, vllm)
     for name, backend in (("hf", hf), ("vllm", vllm)):
         backend.settings = settings(name)
     train(model, template, requests, steps=5)
@@ -131,6 +133,26 @@ def readouts(
         read = vllm.generate(requests)
         changed = sum(a != b for a, b in zip(ids(most_likely), ids(read), strict=True))
         facts[how] = compare(hf.generate(requests), read) | {"changed_answers": changed}
+
+
+def guided(facts: Facts, requests: list[RolloutRequest], hf: Any, vllm: Any) -> None:
+    """Only whole answers, in two ways to decode greedily; and sampled ones beside questions that are not guided."""
+    limit = {"max_new_tokens": 100}
+    ways = {"guided": ({}, {}), "guided median": ({"coord": "median"}, {"repeat_terminate": RULES})}
+    for name, (decoding, more) in ways.items():
+        for kind, backend in (("hf", hf), ("vllm", vllm)):
+            backend.settings = settings(kind, decoding={"guided": True, **decoding}, **limit, **more)
+        answers = vllm.generate(requests)
+        facts[name] = compare(hf.generate(requests), answers) | {"whole": num_whole(answers, hf)}
+    sampled = {"guided": True, "temperature": 1.5, "guided_max_objects": 1}
+    vllm.settings = settings("vllm", decoding=sampled, **limit)
+    facts["guided"]["whole_sampled"] = num_whole(vllm.generate(requests), hf)
+
+
+def num_whole(rollouts: list[Rollout], hf: Any) -> int:
+    """Answers that end well, with nothing that the parser drops."""
+    parsed = [parse_rollout(rollout.response_token_ids, hf.template.tokenizer) for rollout in rollouts]
+    return sum(not (p.invalid_rollout or p.truncated or p.dropped_by_reason) for p in parsed)
 
 
 def sampling(facts: Facts, requests: list[RolloutRequest], vllm: Any) -> None:

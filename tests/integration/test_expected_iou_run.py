@@ -14,6 +14,7 @@ from support.processes import run_coordexp
 from coordexp.config import DEFAULT_PROMPT
 from coordexp.eval import expected_iou
 from coordexp.geometry import quantize_points
+from coordexp.inference.infer import infer_file
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +39,30 @@ def run(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFacto
     assert done.returncode == 0, done.stderr[-3000:]
     assert not (output / "coord_distributions.jsonl").exists()  # nothing to find out
     return output
+
+
+def test_guided_answers_are_those_that_parsed_without(
+    run: Path, taught_model: Path, scenes: Path, tmp_path: Path
+):
+    """Token for token, with coordinates read as their median; all others are whole too."""
+    guided = infer_file(
+        taught_model, scenes / "train.jsonl", tmp_path, max_new_tokens=160, batch_size=3, coord="median", guided=True
+    )  # fmt: skip
+    parsed = 0
+    for plain, other, line, result in zip(
+        lines(run / "pred_token_trace.jsonl"), lines(tmp_path / "pred_token_trace.jsonl"),
+        lines(run / "gt_vs_pred.jsonl"), guided, strict=True,
+    ):  # fmt: skip
+        assert not result.errors
+        if plain["finish_reason"] == "stop" and not line["errors"]:
+            parsed += 1
+            assert other["generated_token_text"] == plain["generated_token_text"]
+    assert parsed > 4
+    settings = [
+        json.loads((folder / "infer_run.json").read_text())["decoding"]["guided"]
+        for folder in (run, tmp_path)
+    ]
+    assert settings == [False, True]
 
 
 def test_scores_are_those_of_a_plain_forward(run: Path, taught_model: Path, scenes: Path):

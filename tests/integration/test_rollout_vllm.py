@@ -44,11 +44,20 @@ def facts(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.mark.parametrize(
     ("moment", "version"),
-    [("before", 1), ("rules", 1), ("median", 1), ("expectation", 1), ("after", 2), ("lora", 5)],
+    [
+        ("before", 1),
+        ("rules", 1),
+        ("median", 1),
+        ("expectation", 1),
+        ("guided", 1),
+        ("guided median", 1),
+        ("after", 2),
+        ("lora", 5),
+    ],
 )
 def test_greedy_answers_prompts_and_log_probabilities_agree(facts, moment: str, version: int):
-    """Before training, with repeat-aware termination, with coordinates read from their distribution, after 5 optimizer
-    steps, and with LoRA layers merged."""
+    """Before training, with repeat-aware termination, with coordinates read from their distribution, guided, after 5
+    optimizer steps, and with LoRA layers merged."""
     found = facts[moment]
     assert found["equal_answers"] == found["equal_prompts"] == found["equal_endings"] == NUM_SCENES
     assert found["logprob_gap"] < 2e-5
@@ -58,6 +67,12 @@ def test_greedy_answers_prompts_and_log_probabilities_agree(facts, moment: str, 
 
 def test_reading_coordinates_from_their_distribution_changes_answers(facts):
     assert min(facts["median"]["changed_answers"], facts["expectation"]["changed_answers"]) > NUM_SCENES // 2
+
+
+def test_guided_answers_are_whole(facts):
+    assert facts["guided"]["whole"] == facts["guided median"]["whole"] == NUM_SCENES
+    assert facts["guided"]["whole_sampled"] == NUM_SCENES
+    assert facts["guided median"]["terminated"] > 0
 
 
 def test_engine_args_reach_the_engine(facts):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from coordexp.codec.forms.base import AnswerForm
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.data.shapes import PRESETS as SCENES
 from coordexp.data.shapes import generate_shapes
@@ -68,10 +69,15 @@ class Setup:
     requests: list[RolloutRequest]
 
     @contextmanager
-    def backend(self, chosen: RolloutMatching) -> Iterator[Any]:
-        """A backend that has the policy's weights."""
+    def backend(self, chosen: RolloutMatching, form: AnswerForm | None = None) -> Iterator[Any]:
+        """A backend that has the policy's weights. form: of its answers."""
         backend: Any = build_policy_backend(
-            chosen, model=self.model, template=self.template, model_dir=self.model_dir, torch_dtype=self.dtype
+            chosen,
+            model=self.model,
+            template=self.template,
+            model_dir=self.model_dir,
+            torch_dtype=self.dtype,
+            form=form,
         )
         backend.push_policy(1)
         yield backend

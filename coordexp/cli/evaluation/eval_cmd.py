@@ -183,6 +183,10 @@ def _print(metrics: dict[str, Any], output: Path) -> None:
 
 
 def _print_notes(metrics: dict[str, Any]) -> None:
+    if metrics["decoding"] is not None:
+        print(
+            "decoding: " + ", ".join(f"{name} {_shown(value)}" for name, value in metrics["decoding"].items())
+        )
     notes: Sequence[tuple[int | None, str]] = (
         (metrics["num_crowd"], "crowd regions, neither hits nor misses"),
         (metrics["mapped_desc"], "predictions mapped to a class of another name (desc_mapping.json)"),
@@ -203,6 +207,10 @@ def _print_notes(metrics: dict[str, Any]) -> None:
     if metrics["drop_reasons"]:
         counts = ", ".join(f"{reason} {count}" for reason, count in metrics["drop_reasons"].items())
         print(f"dropped before evaluation: {counts}")
+
+
+def _shown(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
 def _cell(value: float | None, key: str) -> str:

@@ -6,7 +6,7 @@ import argparse
 from contextlib import closing
 from pathlib import Path
 
-from coordexp.cli.arguments import positive_int
+from coordexp.cli.arguments import count, positive_int
 from coordexp.errors import EXIT_OK
 
 
@@ -15,7 +15,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "infer",
         help="write a checkpoint's detections for a JSONL file",
-        description="Greedy decoding. The same command again goes on where a stopped run was.",
+        description="The same command again goes on where a stopped run was.",
     )
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder")
     parser.add_argument("--data", type=Path, required=True, help="JSONL file with images and ground truth")
@@ -35,6 +35,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         choices=("argmax", "median", "expectation"),
         default="argmax",
         help="how a coordinate is read from its distribution: the most likely bin, or the median or mean",
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling (default 0: greedy)")
+    parser.add_argument("--seed", type=count, default=0, help="of sampled answers (default 0)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="default 1: none")
+    parser.add_argument(
+        "--guided", action="store_true",
+        help="only whole answers in the checkpoint's form can be written, with the corners of boxes in their order",
+    )  # fmt: skip
+    parser.add_argument(
+        "--guided-max-objects", type=positive_int, metavar="N", help="objects of a guided answer at most"
     )
     parser.add_argument(
         "--bad-images", choices=("error", "skip"), default="error",
@@ -98,7 +108,12 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         max_new_tokens=args.max_new_tokens,
         torch_dtype=args.torch_dtype,
+        temperature=args.temperature,
+        seed=args.seed,
+        repetition_penalty=args.repetition_penalty,
         coord=args.coord,
+        guided=args.guided,
+        guided_max_objects=args.guided_max_objects,
         prompt=args.prompt,
         system=args.system,
         media_order=args.media_order,

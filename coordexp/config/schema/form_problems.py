@@ -84,6 +84,11 @@ def _rollouts(settings: RolloutMatching) -> Iterator[tuple[KeyPath, str]]:
             f"{settings.decoding.coord} reads the distribution over coordinate tokens, and this answer writes numbers; "
             "use argmax.",
         )
+    if settings.decoding.guided:
+        yield (
+            (*here, "decoding", "guided"),
+            "writes coordinate tokens, and this answer writes numbers; use false.",
+        )
     if settings.pipeline is not None:
         yield from _modules((*here, "pipeline"), settings.pipeline)
 

@@ -24,6 +24,25 @@ class Decoding(Section):
         description="The bin written where the coordinate tokens hold most of the probability: as every other token "
         "is chosen (argmax), or the median or mean of their distribution, also when sampling.",
     )
+    guided: bool = Field(
+        default=False,
+        description="Only whole answers in the form of custom.answer_format can be written, with the corners of a box "
+        "in their order; one that would run into max_new_tokens or repeat itself is brought to its end.",
+    )
+    guided_max_objects: int | None = Field(
+        default=None,
+        gt=0,
+        description="Objects that a guided answer holds at most; null: repeat_terminate.max_object_keys where "
+        "repeat_terminate is enabled, else any number.",
+    )
+
+    @model_validator(mode="after")
+    def _a_limit_needs_guidance(self) -> Decoding:
+        if self.guided_max_objects is not None and not self.guided:
+            raise ValueError(
+                "guided_max_objects has no effect without guided: true; set it, or remove the limit"
+            )
+        return self
 
 
 class RepeatTerminate(Section):
@@ -100,7 +119,7 @@ OUR_ENGINE_ARGS: dict[str, str] = {
         ("distributed_executor_backend", "pipeline_parallel_size", "data_parallel_size", "worker_cls"),
         "the engine runs inside the training processes",
     ),
-    "logits_processors": "write repeat_terminate or decoding.coord",
+    "logits_processors": "write repeat_terminate, decoding.coord or decoding.guided",
 }
 """Engine arguments that another setting decides, and which."""
 
@@ -356,6 +375,8 @@ class RolloutMatching(Section):
             raise ValueError(
                 f"decode_mode is beam, which scores no answer of decoding.coord: {self.decoding.coord}"
             )
+        if self.decode_mode == "beam" and self.decoding.guided:
+            raise ValueError("decode_mode is beam, whose beams change places, so none can be guided")
         if self.num_return_sequences > 1 and self.decoding.temperature == 0:
             raise ValueError(
                 f"num_return_sequences is {self.num_return_sequences}, but decoding.temperature is 0, which gives the "

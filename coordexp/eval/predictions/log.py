@@ -37,6 +37,8 @@ from coordexp.files import folder_lock, json_line, read_json, write_json
 PARTIAL = ".partial"
 _FILES = (TOKEN_TRACE, GT_VS_PRED)  # in the order they are written and renamed
 _LOCK = ".infer.lock"
+_BEFORE = {"decoding.repetition_penalty": 1.0, "decoding.guided": False}
+"""What runs that do not name a setting were made with, where that is not nothing."""
 
 
 class PredictionLog:
@@ -148,7 +150,7 @@ def _check_settings(directory: Path, settings: Mapping[str, Any]) -> None:
         f"{key}: {_shown(old.get(key))} there, {_shown(new.get(key))} now"
         for old, new in [(_flat(recorded), _flat(settings))]
         for key in new
-        if old.get(key) != new.get(key)
+        if old.get(key, _BEFORE.get(key)) != new[key]
     ]
     if differing:
         raise ConfigError(

@@ -155,6 +155,15 @@ def recorded_image_root(run: Path) -> Path | None:
     return root if root.is_dir() else None
 
 
+def recorded_decoding(run: Path) -> dict[str, Any] | None:
+    """How the answers of an inference run were decoded, as it recorded it; None where it did not."""
+    meta = (run if run.is_dir() else run.parent) / RUN_META
+    if not meta.is_file():
+        return None
+    found = {"guided": False, **read_json(meta)["decoding"]}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def _read_traces(path: Path) -> dict[ImageId, AnswerTrace]:
     return {
         entry["image_id"]: AnswerTrace(

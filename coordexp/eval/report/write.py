@@ -19,6 +19,7 @@ from coordexp.errors import ConfigError
 from coordexp.eval.coco.evaluate import DEFAULT_ENGINE
 from coordexp.eval.evaluate import METRICS, Evaluation
 from coordexp.eval.predictions.artifacts import RUN_META
+from coordexp.eval.predictions.scored import recorded_decoding
 from coordexp.eval.report.bootstrap import (
     Interval,
     affordable_resamples,
@@ -359,7 +360,8 @@ def _facts(numbers: RunNumbers) -> dict[str, str]:
         recorded = read_json(run.directory / RUN_META)
         facts |= {name: str(recorded[name]) for name in ("model", "data", "backend")}
         facts |= verdict_facts(Path(str(recorded["model"])))
-        facts["decoding"] = ", ".join(f"{name} {value}" for name, value in recorded["decoding"].items())
+        decoding = recorded_decoding(run.directory) or {}
+        facts["decoding"] = ", ".join(f"{name} {value}" for name, value in decoding.items())
     seconds = run.detections.seconds
     if seconds:
         num_pred, num_images = (numbers.evaluation.metrics[key] for key in ("num_pred", "num_images"))

@@ -15,12 +15,15 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.pieces import pieces_of
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.control.halving import Halving, OnRetry
 from coordexp.rollout.backend import PolicyBackend
 from coordexp.rollout.checks import batch_name, encoding, name_of
 from coordexp.rollout.decoding.distributions import NotedDistributions
+from coordexp.rollout.decoding.guided import Guide, GuidedAnswers, GuideRules, finish_reason
 from coordexp.rollout.decoding.readout import CoordReadout
 from coordexp.rollout.decoding.repetition import RepeatTermination, was_terminated
 from coordexp.rollout.decoding.sampling import Deadline, RepetitionPenalty, TokenLogprobs, samplers
@@ -46,6 +49,7 @@ class HfBackend(PolicyBackend):
     Arguments:
         model: unwrapped, PEFT or not.
         template: of the training run, or of the checkpoint.
+        form: of the answers, which guided decoding keeps to; None: CoordJSON.
         deepspeed_engine: the engine around the model, needed under ZeRO-3.
         offload: makes the context that generation runs in.
         on_retry: told when memory ran out and fewer questions are decoded at once from then on. Ranks need not agree on
@@ -63,6 +67,7 @@ class HfBackend(PolicyBackend):
         model: Any,
         template: Any,
         *,
+        form: AnswerForm | None = None,
         deepspeed_engine: Any = None,
         offload: Callable[[], AbstractContextManager[None]] = nullcontext,
         token_logprobs: bool = False,
@@ -82,6 +87,7 @@ class HfBackend(PolicyBackend):
         self.coord_distributions = coord_distributions
         self._model = model
         self._template = template
+        self._form = form or form_of()
         self._deepspeed_engine = deepspeed_engine
         self._offload = offload
         self._stop_ids = stop_token_ids(template, model.generation_config.eos_token_id)
@@ -169,11 +175,12 @@ class HfBackend(PolicyBackend):
         no_beams = self.settings.num_beams == 1
         logprobs = TokenLogprobs() if self.token_logprobs and no_beams else None
         noted = self._noted_distributions() if self.coord_distributions and no_beams else None
+        rules = GuideRules.of(self.settings, self._form, limit=max_new_tokens)
         output = self._model.generate(
             **batch,
             generation_config=self._generation_config(max_new_tokens),
             logits_processor=self._processors(
-                requests, batch, [one for one in (logprobs, noted) if one is not None]
+                requests, batch, rules, [one for one in (logprobs, noted) if one is not None]
             ),
             stopping_criteria=StoppingCriteriaList([Deadline(time_limit, self.name, batch_name(requests))]),
             synced_gpus=False,
@@ -187,7 +194,7 @@ class HfBackend(PolicyBackend):
                 prompt_token_ids=tuple(entry["input_ids"]),
                 response_token_ids=tuple(answer),
                 token_logprobs=tuple(logprobs_T[: len(answer)]),
-                finish_reason="stop" if answer[-1] in self._stop_ids else "length",
+                finish_reason=finish_reason(answer, self._stop_ids, rules),
                 seconds=seconds,
                 policy_version=self.policy_version,
                 repeat_terminated=self._was_terminated(answer),
@@ -216,20 +223,27 @@ class HfBackend(PolicyBackend):
         self,
         requests: Sequence[RolloutRequest],
         batch: dict[str, Tensor],
+        rules: GuideRules | None,
         watching: Sequence[LogitsProcessor],
     ) -> LogitsProcessorList:
         settings, device = self.settings, batch["input_ids"].device
         processors = LogitsProcessorList(watching)
-        if settings.decoding.coord != "argmax":
+        prompt_length = batch["input_ids"].shape[1]
+        if rules is not None:
+            guide = Guide.of(self._template.tokenizer, rules)
+            processors.append(
+                GuidedAnswers(guide, rules, num_rows=len(requests), prompt_length=prompt_length)
+            )
+        elif settings.decoding.coord != "argmax":
             processors.append(CoordReadout(settings.decoding.coord, self._coord_vocab.ids))
         if settings.repetition_penalty != 1.0:
             processors.append(RepetitionPenalty(settings.repetition_penalty, batch["attention_mask"]))
-        if settings.repeat_terminate.enabled:
+        if settings.repeat_terminate.enabled and rules is None:
             processors.append(
                 RepeatTermination(
                     settings.repeat_terminate,
                     num_rows=len(requests),
-                    prompt_length=batch["input_ids"].shape[1],
+                    prompt_length=prompt_length,
                     end_id=self.end_id,
                     stop_ids=self._stop_ids,
                     piece_of=self._pieces.__getitem__,
@@ -252,4 +266,10 @@ class HfBackend(PolicyBackend):
 
     def _was_terminated(self, answer: Sequence[int]) -> bool:
         rules = self.settings.repeat_terminate
-        return was_terminated(answer, self.end_id, rules if rules.enabled else None, self._pieces.__getitem__)
+        return was_terminated(
+            answer,
+            self.end_id,
+            rules if rules.enabled else None,
+            self._pieces.__getitem__,
+            guided=self.settings.decoding.guided,
+        )

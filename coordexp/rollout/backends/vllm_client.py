@@ -17,6 +17,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
+from coordexp.codec.forms.json_form import JsonForm
 from coordexp.config.api_key import api_key_from
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import ConfigError, CoordExpError, RolloutError
@@ -64,6 +67,7 @@ class VllmClientBackend(PolicyBackend):
         model: unwrapped model in training, PEFT or not.
         template: of the training run.
         dtype: that the engines must have.
+        form: of the answers, which guided decoding keeps to; None: CoordJSON.
         fold: what modules of our own amount to in a plain model.
         offload: makes the context that generation runs in.
 
@@ -84,6 +88,7 @@ class VllmClientBackend(PolicyBackend):
         template: Any,
         *,
         dtype: torch.dtype,
+        form: AnswerForm | None = None,
         fold: FoldModule = as_it_is,
         offload: Callable[[], AbstractContextManager[None]] = nullcontext,
         token_logprobs: bool = False,
@@ -97,6 +102,7 @@ class VllmClientBackend(PolicyBackend):
         self.policy_checksum = ""
         self.token_logprobs = token_logprobs
         self._model = model
+        self._form = form or form_of()
         self._fold = fold
         self._dtype = dtype
         self._offload = offload
@@ -256,6 +262,8 @@ class VllmClientBackend(PolicyBackend):
             "max_new_tokens": max_new_tokens,
             "logprobs": self.token_logprobs,
             "stop_token_ids": list(self._stop_ids),
+            "answer_form": self._form.name,
+            "field_order": self._form.field_order if isinstance(self._form, JsonForm) else "desc_first",
         }
         with self._offload(), timed() as seconds:
             answers = self._ask_all(common, requests, time_limit)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.pieces import pieces_of
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import RolloutError
@@ -53,6 +55,7 @@ class VllmColocateBackend(PolicyBackend):
         template: of the training run; the engine gets a copy.
         model_dir: the checkpoint folder the run started from, for config, tokenizer and processor.
         dtype: of the engine.
+        form: of the answers, which guided decoding keeps to; None: CoordJSON.
         fold: what modules of our own amount to in a plain model.
         offload: makes the context that generation runs in.
 
@@ -70,6 +73,7 @@ class VllmColocateBackend(PolicyBackend):
         model_dir: str,
         *,
         dtype: torch.dtype,
+        form: AnswerForm | None = None,
         fold: FoldModule = as_it_is,
         offload: Callable[[], AbstractContextManager[None]] = nullcontext,
         token_logprobs: bool = False,
@@ -82,6 +86,7 @@ class VllmColocateBackend(PolicyBackend):
         self.policy_checksum = ""
         self.token_logprobs = token_logprobs
         self._model = model
+        self._form = form or form_of()
         self._fold = fold
         self._dtype = dtype
         self._offload = offload
@@ -106,7 +111,8 @@ class VllmColocateBackend(PolicyBackend):
         from coordexp.rollout.decoding.vllm_rows import PROCESSORS
 
         settings, vllm = self.settings, self.settings.vllm
-        processes_logits = settings.repeat_terminate.enabled or settings.decoding.coord != "argmax"
+        decoding = settings.decoding
+        processes_logits = settings.repeat_terminate.enabled or decoding.coord != "argmax" or decoding.guided
         distributed = dist.is_available() and dist.is_initialized()
         world_size, rank = (dist.get_world_size(), dist.get_rank()) if distributed else (1, 0)
         options = {
@@ -189,14 +195,20 @@ class VllmColocateBackend(PolicyBackend):
         self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
     ) -> list[Rollout]:
         self._refuse_stale(requests)
+        guide = self._guide(max_new_tokens)
         asked, own = self._group.gather(requests)
         with preserved_random_state(), self._offload(), self._awake(), timed() as seconds:
             outputs = self._runner.run(
-                asked, lambda request: self._sampling(request, max_new_tokens), time_limit
+                asked, lambda request: self._sampling(request, max_new_tokens, guide), time_limit
             )
-        return [self._rollout(output, seconds() / len(asked)) for output in outputs[own]]
+        return [self._rollout(output, seconds() / len(asked), guide) for output in outputs[own]]
 
-    def _sampling(self, request: RolloutRequest, max_new_tokens: int) -> Any:
+    def _guide(self, max_new_tokens: int) -> Any:
+        from coordexp.rollout.decoding.guided import GuideRules
+
+        return GuideRules.of(self.settings, self._form, limit=max_new_tokens)
+
+    def _sampling(self, request: RolloutRequest, max_new_tokens: int, guide: Any) -> Any:
         from coordexp.rollout.decoding.vllm_requests import end_id_of, sampling_params
 
         return sampling_params(
@@ -206,9 +218,10 @@ class VllmColocateBackend(PolicyBackend):
             stop_ids=self._stop_ids,
             end_id=end_id_of(self._pieces),
             logprobs=self.token_logprobs,
+            guide=guide,
         )
 
-    def _rollout(self, output: Any, seconds: float) -> Rollout:
+    def _rollout(self, output: Any, seconds: float, guide: Any) -> Rollout:
         from coordexp.rollout.decoding.vllm_requests import rollout_of
 
         return rollout_of(
@@ -219,6 +232,7 @@ class VllmColocateBackend(PolicyBackend):
             stop_ids=self._stop_ids,
             pieces=self._pieces,
             seconds=seconds,
+            guide=guide,
         )
 
     # memory

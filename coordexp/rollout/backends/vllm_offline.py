@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-from coordexp.config.schema.rollout import Readout
+from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.forms.choose import form_of
+from coordexp.codec.pieces import pieces_of
+from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.errors import ConfigError, RolloutError
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.checks import timed
@@ -25,9 +28,11 @@ from coordexp.swift_bridge.vllm_engine import (
 
 
 class VllmOfflineBackend(RolloutBackend):
-    """Greedy decoding with a log-probability for every token; coordinates are read as `coord` says.
+    """Decoding as the settings say, with a log-probability for every token.
 
-    batch_size: requests that are in the engine at a time, at most.
+    settings: of decoding; may be changed between calls, but for decode_batch_size, the most requests that are in the
+        engine at a time.
+    form: of the answers, which guided decoding keeps to; None: CoordJSON.
     template: of the checkpoint (`coordexp.swift_bridge.checkpoint.load_template`).
     max_model_len: longest prompt with its answer, in tokens; None takes the model's own.
 
@@ -38,14 +43,13 @@ class VllmOfflineBackend(RolloutBackend):
 
     def __init__(
         self,
+        settings: RolloutMatching,
         checkpoint: str | Path,
         template: Any,
         *,
         dtype: torch.dtype,
-        max_new_tokens: int,
-        batch_size: int,
+        form: AnswerForm | None = None,
         max_model_len: int | None = None,
-        coord: Readout = "argmax",
         gpu_memory_utilization: float = 0.9,
     ) -> None:
         super().__init__()
@@ -58,39 +62,42 @@ class VllmOfflineBackend(RolloutBackend):
         from coordexp.rollout.decoding.vllm_requests import RequestRunner
         from coordexp.rollout.decoding.vllm_rows import PROCESSORS
 
-        settings: dict[str, Any] = {
+        engine_settings: dict[str, Any] = {
             "load_format": "auto",
-            "max_num_seqs": batch_size,
+            "max_num_seqs": settings.decode_batch_size,
             "gpu_memory_utilization": gpu_memory_utilization,
             "enforce_eager": not torch.cuda.is_available(),
             "enable_prefix_caching": False,
         }
         if max_model_len is not None:
-            settings["max_model_len"] = max_model_len
+            engine_settings["max_model_len"] = max_model_len
         try:
             self._engine = build_vllm_engine(
                 str(checkpoint),
                 template,
                 dtype=dtype,
-                engine_settings=settings,
+                engine_settings=engine_settings,
                 world_size=1,
                 seed=0,
                 own_head=None,
-                logits_processors=PROCESSORS if coord != "argmax" else (),
+                logits_processors=PROCESSORS,
             )
         except Exception as error:
             raise RolloutError(
                 f"{checkpoint}: the vLLM engine did not start: {type(error).__name__}: {error}. Its own message is "
                 "above; where memory is short, give --max-model-len or a smaller --batch-size, or use --backend hf."
             ) from error
-        self._runner = RequestRunner(self._engine, self.name, num_running=batch_size, fresh_limit=no_limit)
+        self._runner = RequestRunner(
+            self._engine, self.name, num_running=settings.decode_batch_size, fresh_limit=no_limit
+        )
         self._stop_ids = stop_token_ids(template, None)
-        self._max_new_tokens = max_new_tokens
-        self._coord: Readout = coord
+        self._pieces = pieces_of(template.tokenizer)
+        self.settings = settings
+        self._form = form or form_of()
 
     @property
     def max_new_tokens(self) -> int:
-        return self._max_new_tokens
+        return self.settings.max_new_tokens
 
     def patches(self, request: RolloutRequest) -> torch.Tensor | None:
         """What the engine's own processor makes of the picture of a question, [P, D]; None without a picture."""
@@ -108,25 +115,31 @@ class VllmOfflineBackend(RolloutBackend):
     def _answers(
         self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None
     ) -> list[Rollout]:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from coordexp.rollout.decoding.guided import GuideRules, finish_reason
+        from coordexp.rollout.decoding.vllm_requests import end_id_of, sampling_params
 
-        from coordexp.rollout.decoding.vllm_readout import EXTRA_ARG
-
-        sampling = SamplingParams(
-            temperature=0.0,
-            max_tokens=max_new_tokens,
-            stop_token_ids=list(self._stop_ids),
-            logprobs=0,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-            extra_args={EXTRA_ARG: self._coord} if self._coord != "argmax" else None,
-        )
+        guide = GuideRules.of(self.settings, self._form, limit=max_new_tokens)
         with timed() as seconds:
-            outputs = self._runner.run(requests, lambda request: sampling, time_limit)
-        return [self._rollout(output, seconds() / len(requests)) for output in outputs]
+            outputs = self._runner.run(
+                requests,
+                lambda request: sampling_params(
+                    self.settings,
+                    max_new_tokens=max_new_tokens,
+                    seed=request.seed or 0,
+                    stop_ids=self._stop_ids,
+                    end_id=end_id_of(self._pieces),
+                    logprobs=True,
+                    guide=guide,
+                ),
+                time_limit,
+            )
+        return [
+            self._rollout(output, seconds() / len(requests), finish_reason(ids, self._stop_ids, guide))
+            for output in outputs
+            for ids in [tuple(output.outputs[0].token_ids)]
+        ]
 
-    def _rollout(self, output: Any, seconds: float) -> Rollout:
+    def _rollout(self, output: Any, seconds: float, reason: str) -> Rollout:
         completion = output.outputs[0]
         ids = tuple(completion.token_ids)
         return Rollout(
@@ -135,6 +148,6 @@ class VllmOfflineBackend(RolloutBackend):
             token_logprobs=tuple(
                 step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True)
             ),
-            finish_reason="stop" if ids and ids[-1] in self._stop_ids else "length",
+            finish_reason=reason,
             seconds=seconds,
         )

@@ -54,7 +54,7 @@ def force_readout(scores_BV: Tensor, columns: CoordColumns, how: Readout) -> Ten
     row is looked at from the host.
     """
     if scores_BV.device.type != "cpu":
-        return _force_masked(scores_BV, columns, how)
+        return force_masked(scores_BV, columns, how)
     rows_R = _rows_of_coordinates(scores_BV, columns)
     if len(rows_R):
         chosen_R = read_coords(_taken(columns.take(scores_BV), rows_R), how)
@@ -96,7 +96,7 @@ def _taken(values_BV: Tensor, rows_R: Tensor) -> Tensor:
     return values_BV if len(rows_R) == len(values_BV) else values_BV[rows_R]
 
 
-def _force_masked(scores_BV: Tensor, columns: CoordColumns, how: Readout) -> Tensor:
+def force_masked(scores_BV: Tensor, columns: CoordColumns, how: Readout) -> Tensor:
     """As `force_readout`, by masks over all rows."""
     coord_BK = columns.take(scores_BV)
     mass_B = coord_BK.float().logsumexp(dim=-1) - scores_BV.float().logsumexp(dim=-1)

@@ -118,12 +118,24 @@ def is_repeating(token_ids: Iterable[int], rules: RepeatTerminate, piece_of: Pie
 
 
 def was_terminated(
-    response_ids: Sequence[int], end_id: int, rules: RepeatTerminate | None, piece_of: PieceOf | None = None
+    response_ids: Sequence[int],
+    end_id: int,
+    rules: RepeatTerminate | None,
+    piece_of: PieceOf | None = None,
+    *,
+    guided: bool = False,
 ) -> bool:
-    """Did termination under `rules` end this whole answer? None: no rules."""
+    """Did termination under `rules` end this whole answer? None: no rules. guided: it ended some time later."""
     if rules is None or not response_ids or response_ids[-1] != end_id:
         return False
-    return is_repeating(response_ids[:-1], rules, piece_of)
+    if not guided:
+        return is_repeating(response_ids[:-1], rules, piece_of)
+    detector = RepeatDetector(rules, piece_of)
+    for token_id in response_ids[:-1]:
+        detector.extend((token_id,))
+        if detector.triggered:
+            return True
+    return False
 
 
 class RepeatTermination(LogitsProcessor):

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from vllm import RequestOutput, SamplingParams
@@ -16,7 +17,9 @@ from coordexp.codec.pieces import TokenPieces
 from coordexp.config.schema.rollout import RepeatTerminate, RolloutMatching
 from coordexp.errors import CoordExpError, RolloutError
 from coordexp.rollout.checks import batch_name, check_prompt, encoding, name_of
+from coordexp.rollout.decoding.guided import GuideRules, finish_reason
 from coordexp.rollout.decoding.repetition import was_terminated
+from coordexp.rollout.decoding.vllm_guided import EXTRA_ARG as GUIDED_ARG
 from coordexp.rollout.decoding.vllm_readout import EXTRA_ARG as READOUT_ARG
 from coordexp.rollout.decoding.vllm_repetition import EXTRA_ARG as REPEAT_ARG
 from coordexp.rollout.time_limit import TimeLimit
@@ -36,11 +39,17 @@ def sampling_params(
     stop_ids: Sequence[int],
     end_id: int,
     logprobs: bool,
+    guide: GuideRules | None = None,
 ) -> SamplingParams:
-    """What the settings ask of one request. Text is not decoded in the engine; only its token ids are used."""
+    """What the settings ask of one request. Text is not decoded in the engine; only its token ids are used.
+
+    guide: the rules of a guided answer, which read its coordinates and end its repetition too.
+    """
     decoding, rules = settings.decoding, settings.repeat_terminate
-    extra: dict[str, Any] = {REPEAT_ARG: rules.model_dump() | {"end_id": end_id}} if rules.enabled else {}
-    if decoding.coord != "argmax":
+    extra: dict[str, Any] = {} if guide is None else {GUIDED_ARG: asdict(guide)}
+    if rules.enabled and guide is None:
+        extra[REPEAT_ARG] = rules.model_dump() | {"end_id": end_id}
+    if decoding.coord != "argmax" and guide is None:
         extra[READOUT_ARG] = decoding.coord
     return SamplingParams(
         max_tokens=max_new_tokens,
@@ -86,8 +95,12 @@ def rollout_of(
     stop_ids: Collection[int],
     pieces: TokenPieces,
     seconds: float,
+    guide: GuideRules | None = None,
 ) -> Rollout:
-    """A finished output as an answer of policy `version`; RolloutError when other weights wrote it."""
+    """A finished output as an answer of policy `version`; RolloutError when other weights wrote it.
+
+    guide: as in `sampling_params`.
+    """
     completion = output.outputs[0]
     versions = {span.version for span in completion.weight_versions or ()}
     if versions != {str(version)}:
@@ -103,11 +116,15 @@ def rollout_of(
         token_logprobs=tuple(
             step[token].logprob for step, token in zip(logprobs, ids, strict=bool(logprobs))
         ),
-        finish_reason="stop" if ids and ids[-1] in stop_ids else "length",
+        finish_reason=finish_reason(ids, stop_ids, guide),
         seconds=seconds,
         policy_version=int(versions.pop()),
         repeat_terminated=was_terminated(
-            ids, end_id_of(pieces), rules if rules.enabled else None, pieces.__getitem__
+            ids,
+            end_id_of(pieces),
+            rules if rules.enabled else None,
+            pieces.__getitem__,
+            guided=guide is not None,
         ),
     )
 

@@ -20,6 +20,7 @@ Row = TypeVar("Row")
 PROCESSORS = (
     "coordexp.rollout.decoding.vllm_repetition:VllmRepeatTermination",
     "coordexp.rollout.decoding.vllm_readout:VllmCoordReadout",
+    "coordexp.rollout.decoding.vllm_guided:VllmGuided",
 )
 """All of ours, for `logits_processors` of an engine."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from coordexp.codec.forms.choose import form_of
 from coordexp.codec.pieces import pieces_of
 from coordexp.errors import RolloutError
 from coordexp.rollout.checks import name_of
@@ -282,6 +283,7 @@ class ServedEngine:
             stop_ids=self._stop_ids_of(body),
             end_id=end_id_of(self._pieces),
             logprobs=body.logprobs,
+            guide=_guide(body),
         )
 
     def _stop_ids_of(self, body: GenerateBody) -> Sequence[int]:
@@ -300,11 +302,20 @@ class ServedEngine:
                 stop_ids=self._stop_ids_of(body),
                 pieces=self._pieces,
                 seconds=0.0,
+                guide=_guide(body),
             )
         except RolloutError as error:
             raise ConflictError(str(error)) from error
         fields = asdict(rollout)
         return Answer(**{name: fields[name] for name in Answer.model_fields})
+
+
+def _guide(body: GenerateBody) -> Any:
+    """The rules of guided answers, None where the questions ask for none."""
+    from coordexp.rollout.decoding.guided import GuideRules
+
+    form = form_of(body.answer_form, body.field_order)
+    return GuideRules.of(body.settings, form, limit=body.max_new_tokens)
 
 
 def _start(model_dir: str, template: Any, dtype: torch.dtype, options: EngineOptions) -> Any:

@@ -58,6 +58,7 @@ class GenerateBody(_Body):
 
     session: the training process whose weights are meant; null takes whoever pushed last.
     stop_token_ids: tokens that end an answer; null takes those of the server's template.
+    answer_form, field_order: what guided decoding keeps to (`coordexp.codec.forms.choose.form_of`).
     time_limit_s: when to give up; null: never.
     """
 
@@ -67,6 +68,8 @@ class GenerateBody(_Body):
     max_new_tokens: int = Field(gt=0)
     logprobs: bool = False
     stop_token_ids: list[int] | None = None
+    answer_form: str = "coordjson"
+    field_order: str = "desc_first"
     time_limit_s: float | None = Field(default=None, gt=0)
     requests: list[Question]
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from coordexp.codec.forms.base import AnswerForm
 from coordexp.config.checks.problems import dotted
 from coordexp.config.contradictions.rollouts import contradictions
 from coordexp.config.schema.rollout import RolloutMatching, Vllm
@@ -39,6 +40,7 @@ def build_policy_backend(
     accelerator: Any = None,
     optimizer: Optimizer | None = None,
     torch_dtype: torch.dtype | None = None,
+    form: AnswerForm | None = None,
     fold: FoldModule = as_it_is,
     token_logprobs: bool = False,
     on_retry: OnRetry = lambda: None,
@@ -52,6 +54,7 @@ def build_policy_backend(
         accelerator: of the trainer; it knows the DeepSpeed engine and the optimizer.
         optimizer: None takes the accelerator's.
         torch_dtype: of the vLLM engines; None takes the dtype the model was loaded with.
+        form: of the answers, which guided decoding keeps to; None: CoordJSON.
         fold: what modules of our own (a coord-offset adapter) amount to in a plain model; vLLM needs it.
         token_logprobs: give log-probabilities of the answers.
         on_retry: told when backend hf ran out of memory and goes on with fewer questions at once.
@@ -73,7 +76,7 @@ def build_policy_backend(
     offload = _offload(settings, inner, optimizer, accelerator)
     if settings.backend == "hf":
         return HfBackend(
-            settings, inner, template,
+            settings, inner, template, form=form,
             deepspeed_engine=engine, offload=offload, token_logprobs=token_logprobs, on_retry=on_retry,
         )  # fmt: skip
     dtype = torch_dtype or template.model_info.torch_dtype
@@ -81,13 +84,14 @@ def build_policy_backend(
         from coordexp.rollout.backends.vllm_client import VllmClientBackend
 
         return VllmClientBackend(
-            settings, inner, template, dtype=dtype, fold=fold, offload=offload, token_logprobs=token_logprobs
-        )
+            settings, inner, template,
+            dtype=dtype, form=form, fold=fold, offload=offload, token_logprobs=token_logprobs,
+        )  # fmt: skip
     from coordexp.rollout.backends.vllm_colocate import VllmColocateBackend
 
     return VllmColocateBackend(
         settings, inner, template, model_dir,
-        dtype=dtype, fold=fold, offload=offload, token_logprobs=token_logprobs,
+        dtype=dtype, form=form, fold=fold, offload=offload, token_logprobs=token_logprobs,
     )  # fmt: skip
 
 

@@ -65,6 +65,7 @@ def make_session(
             template=trainer.template,
             model_dir=trainer.model.model_dir,
             accelerator=trainer.accelerator,
+            form=trainer.form,
             fold=fold_module,
             on_retry=trainer.count_oom_retry,
             token_logprobs=settings.eval_detection.enabled

@@ -110,7 +110,7 @@ def check_rows(seed, first, shift, scale, how):
     after = force_readout(before.clone(), CoordColumns(ids), how)
     alone = force_readout(before[:, ids].contiguous(), CoordColumns(range(50)), how)
     assert torch.equal(alone.isfinite().sum(dim=1), torch.ones(24, dtype=torch.int64))  # all mass is theirs
-    masked = readout._force_masked(before.clone(), CoordColumns(ids), how)
+    masked = readout.force_masked(before.clone(), CoordColumns(ids), how)
     assert torch.equal(masked, after)  # what an accelerator does
     masses = before.double().softmax(dim=-1)[:, ids].sum(dim=-1).tolist()
     for row, mass in enumerate(masses):
