@@ -28,7 +28,7 @@ from coordexp.data.source import SampleSource, naming_sample
 from coordexp.data.store.check import usable_cores
 from coordexp.data.store.columns import record_from_text
 from coordexp.data.store.locks import one_at_a_time
-from coordexp.data.store.open import cache_folder
+from coordexp.data.store.place import cache_folder
 from coordexp.errors import RecordError
 from coordexp.eval.predictions.answer_limit import CANDIDATES, limit_for
 from coordexp.files import atomic_file

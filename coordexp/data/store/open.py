@@ -32,12 +32,12 @@ from coordexp.data.store import check, columns
 from coordexp.data.store.check import batches_in, checked_chunks, usable_cores
 from coordexp.data.store.columns import SCHEMA
 from coordexp.data.store.locks import one_at_a_time
+from coordexp.data.store.place import cache_folder
 from coordexp.errors import RecordError
 from coordexp.files import atomic_folder, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "COORDEXP_CACHE"
 ARROW_FILE, FACTS_FILE = "records.arrow", "facts.json"
 KEEP_UNUSED_S = 30 * 86400.0
 """Tables of earlier versions of a data file are removed when nobody has opened them for so long."""
@@ -54,16 +54,6 @@ class RecordStore:
     table: Dataset
     datasets: Mapping[str, int]
     folder: Path
-
-
-def cache_folder() -> Path:
-    """Where checked records are kept."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return (
-        Path(named)
-        if named
-        else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "coordexp"
-    )
 
 
 def open_records(path: str | Path, *, cores: int | None = None) -> RecordStore:

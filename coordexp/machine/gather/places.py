@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import time
@@ -132,8 +133,16 @@ def _content(path: Path) -> str:
         return ""
 
 
+def hub_folder() -> Path:
+    """Where models of the hub are kept."""
+    named = os.environ.get("HF_HOME")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+
+
 def gather_hub(*, timeout_s: float = HUB_TIMEOUT_S) -> HubFacts:
     """Whether the hub of Hugging Face answers; any answer will do."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return HubFacts("", False, "the package huggingface_hub is not installed")
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from coordexp.data.store.open import cache_folder
+from coordexp.data.store.place import cache_folder
 from coordexp.errors import EXIT_FAILURE, EXIT_OK
 from coordexp.machine.facts import MachineFacts
 from coordexp.machine.findings import MachineFinding, Severity
 from coordexp.machine.gather.answers import gather_answers
 from coordexp.machine.gather.devices import gather_devices
 from coordexp.machine.gather.packages import gather_packages
-from coordexp.machine.gather.places import gather_hub, gather_memory, gather_places, gather_ports
+from coordexp.machine.gather.places import gather_hub, gather_memory, gather_places, gather_ports, hub_folder
 from coordexp.machine.gather.ranks import gather_ranks, world_size
 from coordexp.machine.judge.software import judge_answers, judge_devices, judge_packages, judge_ranks
 from coordexp.machine.judge.surroundings import (
@@ -117,12 +117,10 @@ def _ports(named: Sequence[int]) -> Iterator[tuple[int, str, bool]]:
 
 
 def _places(output: Path, temporary: Path) -> list[tuple[str, Path, int]]:
-    from huggingface_hub import constants
-
     return [
         ("runs", output, WANTED_BYTES["checkpoint"]),
         ("checked records (COORDEXP_CACHE)", cache_folder(), WANTED_BYTES["records"]),
-        ("models (HF_HOME)", Path(constants.HF_HOME), WANTED_BYTES["model"]),
+        ("models (HF_HOME)", hub_folder(), WANTED_BYTES["model"]),
         ("temporary files (TMPDIR)", temporary, WANTED_BYTES["records"]),
     ]
 

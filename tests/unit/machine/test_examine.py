@@ -116,6 +116,13 @@ def test_a_backend_that_hangs_is_ended():
     assert [(one.state, one.seconds) for one in late] == [("too late", 0.05)]
 
 
+def test_it_starts_without_what_it_is_to_find_missing():
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('torch', 'swift', 'vllm', 'datasets', 'transformers')));"
+    code = f"{blocked} import coordexp.machine.report.examine as e; print(e.gather_devices().error)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("torch does not import"), done.stderr
+
+
 def test_the_page_holds_the_table_of_releases():
     page = PAGE.read_text(encoding="utf-8")
     for package, releases in RELEASES.items():

@@ -66,6 +66,13 @@ def test_versions(changed, python: str, expected, words: str):
     assert words in "\n".join(map(str, found))
 
 
+def test_a_bare_environment():
+    found = judge_packages(PackageFacts("3.12.3", dict.fromkeys(TOGETHER), None))
+    errors = ["torch", "torchvision", "transformers", "ms-swift", "peft", "accelerate"]
+    assert [check for severity, check in problems(found) if severity == "error"] == errors
+    assert [check for severity, check in problems(found) if severity == "note"] == ["vllm", "deepspeed"]
+
+
 def test_demands_that_are_not_met():
     broken = (
         "peft 0.20.0 asks for accelerate>=2, and 1.15.0 is installed",
