@@ -47,18 +47,26 @@ def merge_offset(checkpoint: str | Path, output_dir: str | Path, *, base: str | 
         )
     source = base or (base_model(checkpoint) if is_adapter(checkpoint) else checkpoint)
     with staged_directory(Path(output_dir)) as staging_dir:
-        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
-        was_tied = is_tied(model)
-        attach_saved_offset(model, checkpoint)
-        if is_adapter(checkpoint):
-            model = _merged(model, checkpoint)
-        fold_coord_offset(model)
-        unties = was_tied and not is_tied(model)
-        if unties:
-            untie_config(model)
-        model.save_pretrained(staging_dir)
-        copy_processor(source, staging_dir)
-        carry_prompt([checkpoint, source], staging_dir)
+        return write_merged(checkpoint, source, staging_dir)
+
+
+def write_merged(checkpoint: Path, source: str | Path, folder: Path) -> bool:
+    """Write a checkpoint as a whole model, whatever there is to fold into it, with the files of its processor.
+
+    source: the model that its weights belong to, or itself. Returns whether embedding and head became two matrices.
+    """
+    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
+    was_tied = is_tied(model)
+    attach_saved_offset(model, checkpoint)
+    if is_adapter(checkpoint):
+        model = _merged(model, checkpoint)
+    fold_coord_offset(model)
+    unties = was_tied and not is_tied(model)
+    if unties:
+        untie_config(model)
+    model.save_pretrained(folder)
+    copy_processor(source, folder)
+    carry_prompt([checkpoint, source], folder)
     return unties
 
 

@@ -9,11 +9,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from swift.trainers import Seq2SeqTrainer
+from swift.utils import use_hf_hub
 from torch import Tensor, nn
 
 from coordexp.swift_bridge.draws import DrawnDataset, with_draws
@@ -31,6 +33,10 @@ SUPERVISION_KEYS = (
 
 class SwiftTrainerBridge(Seq2SeqTrainer):
     """Adapts ms-swift's Seq2SeqTrainer; knows nothing of coordinates."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _keep_token_out_of_files(kwargs["args"])
+        super().__init__(*args, **kwargs)
 
     def plan_step(self, batches: list[Any]) -> list[Any]:
         """From all micro-batches of the coming optimizer step on this rank to as many entries for `training_step`.
@@ -76,6 +82,12 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
         if self.is_world_process_zero():
             self.on_record(mode, logs)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Tells the callbacks where the uploaded model lies, instead of writing the HF Trainer's draft."""
+        self.callback_handler.call_event(
+            "on_push_begin", self.args, self.state, self.control, model_in=self.args.output_dir
+        )
+
     def announce_evaluation(self, metrics: dict[str, float]) -> None:
         """Tell the callbacks of an evaluation that did not run through the HF Trainer's own loop."""
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -84,3 +96,13 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
     def unwrapped_model(self) -> nn.Module:
         model: nn.Module = self.accelerator.unwrap_model(self.model)
         return model
+
+
+def _keep_token_out_of_files(args: Any) -> None:
+    """Move `hub_token` into the environment of this process, where the hub's client finds it.
+
+    The HF Trainer writes its arguments as they are to training_args.bin, which is uploaded to that hub.
+    """
+    if args.hub_token:
+        os.environ["HF_TOKEN" if use_hf_hub() else "MODELSCOPE_API_TOKEN"] = args.hub_token
+        args.hub_token = None

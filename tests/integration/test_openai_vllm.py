@@ -1,4 +1,6 @@
-"""A real `vllm serve` behind `--backend openai`: the prompt that its model sees is that of the checkpoint."""
+"""A real `vllm serve` of an exported folder behind `--backend openai`: it is asked as the checkpoint was trained, and
+answers as CoordExp and plain transformers do.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +15,88 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import torch
+from PIL import Image
 from support.audit import run_file
 from support.processes import ROOT, free_port, run_coordexp, swift_environment
 from support.vllm import require_vllm
 
+from coordexp.cli.main import main
+from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.pieces import token_names
 from coordexp.config import Prompt
-from coordexp.config.prompt import write_prompt
+from coordexp.config.prompt import PROMPT_FILE, write_prompt
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 START_S = 240.0
+NUM_TOKENS = 16
 PROMPT = Prompt(user="Find all.", system="You detect.", media_order="text_first")
 
 
+NUM_IMAGES = 16
+
+
 class Served(NamedTuple):
+    """model: the exported folder that is served.  bare: the same without the record of its prompt."""
+
     url: str
     model: Path
+    bare: Path
+
+
+def adapted_checkpoint(base: Path, folder: Path) -> None:
+    """LoRA on both towers and offsets of the coordinate tokens, all far from zero, as a run leaves them."""
+    from support.stage1_head import load, with_lora
+    from transformers import AutoTokenizer
+
+    from coordexp.models.coord_offset import attach_coord_offset, save_coord_offset
+
+    model = load(base)
+    ids = CoordVocab.from_tokenizer(AutoTokenizer.from_pretrained(base)).ids
+    offset = attach_coord_offset(model, ids, tie_head=True)
+    offset.embedding.coord_offset_KH.data.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    model = with_lora(model, target_modules=r".*\.(q_proj|o_proj|gate_proj|qkv|proj|linear_fc1|linear_fc2)$")
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(folder)
+    save_coord_offset(model, folder)
+    write_prompt(folder, PROMPT)
 
 
 @pytest.fixture(scope="module")
-def served(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server of a checkpoint, and the same checkpoint with the record of how it was trained."""
+def exported(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    adapted_checkpoint(nano_model, folder / "checkpoint-3")
+    assert (
+        main(["model", "export", "--merge", str(folder / "checkpoint-3"), "--out", str(folder / "model")])
+        == 0
+    )
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from coordexp.data.shapes import PRESETS, generate_shapes
+
+    path = tmp_path_factory.mktemp("pictures") / "scenes"
+    generate_shapes(path, PRESETS["demo"], num_train=1, num_val=NUM_IMAGES, seed=5)
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     require_vllm()
     folder = tmp_path_factory.mktemp("openai")
-    model = folder / "model"
-    model.mkdir()
-    for file in nano_model.iterdir():
-        (model / file.name).symlink_to(file)
-    write_prompt(model, PROMPT)
+    bare = folder / "bare"
+    bare.mkdir()
+    for file in exported.iterdir():
+        if file.name != PROMPT_FILE:
+            (bare / file.name).symlink_to(file)
     url, log = f"http://127.0.0.1:{free_port()}", folder / "log.txt"
     command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(nano_model), "--served-model-name",
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(exported), "--served-model-name",
         "nano", "--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--dtype", "float32", "--max-model-len", "512",
         "--max-num-seqs", "4", "--enforce-eager",
     ]  # fmt: skip
@@ -61,7 +112,7 @@ def served(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         )
     try:
         wait_until_healthy(url, process, log)
-        yield Served(url, model)
+        yield Served(url, exported, bare)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -80,19 +131,32 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) ->
     raise AssertionError(f"no answer in {START_S} s\n{log.read_text()[-4000:]}")
 
 
-def infer(served: Served, scenes: Path, output: Path, *flags: object) -> subprocess.CompletedProcess[str]:
+def infer(served: Served, pictures: Path, output: Path, *flags: object) -> subprocess.CompletedProcess[str]:
     return run_coordexp(
-        "infer", "--model", served.model, "--data", scenes / "val.jsonl", "--output", output, "--max-new-tokens", 16,
-        *flags,
+        "infer", "--model", served.model, "--data", pictures / "val.jsonl", "--output", output,
+        "--max-new-tokens", NUM_TOKENS, *flags,
     )  # fmt: skip
 
 
-def test_it_answers_to_the_prompt_of_the_checkpoint_as_transformers_does(
-    served: Served, scenes: Path, tmp_path: Path
+def answers_by_the_card(model: Path, pictures: Path) -> list[list[str]]:
+    """What plain transformers answers, asked by the very code of the model card."""
+    card = (model / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0].replace('folder = "."', f"folder = {str(model)!r}")
+    names: dict[str, Any] = {}
+    exec(code.partition("\nimage = Image.open")[0], names)
+    records = [json.loads(line) for line in (pictures / "val.jsonl").read_text().splitlines()]
+    opened = [Image.open(pictures / record["images"][0]).convert("RGB") for record in records]
+    assert {parameter.dtype for parameter in names["model"].parameters()} == {torch.float32}
+    return [token_names(names["processor"].tokenizer, names["answer"](image, NUM_TOKENS)) for image in opened]
+
+
+def test_an_exported_folder_answers_token_for_token_alike_in_three_loaders(
+    served: Served, pictures: Path, tmp_path: Path
 ) -> None:
+    """CoordExp, vLLM's server and plain transformers, on 16 images."""
     to_server = ("--backend", "openai", "--base-url", f"{served.url}/v1", "--served-model", "nano")
     for name, flags in (("hf", ()), ("openai", to_server)):
-        done = infer(served, scenes, tmp_path / name, *flags)
+        done = infer(served, pictures, tmp_path / name, *flags)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "does not say which tokens" not in done.stderr
     by_hf, by_server = (
@@ -103,17 +167,19 @@ def test_it_answers_to_the_prompt_of_the_checkpoint_as_transformers_does(
         for key in ("generated_token_text", "num_prompt_tokens"):
             assert ours[key] == theirs[key]
         assert theirs["token_logprobs"] == pytest.approx(ours["token_logprobs"], abs=1e-3)
+    found = [one["generated_token_text"] for one in by_hf]
+    assert found == answers_by_the_card(served.model, pictures)
+    assert len(found) == NUM_IMAGES
+    assert len({tuple(answer) for answer in found}) > NUM_IMAGES // 2, "the pictures change nothing"
 
 
-def test_the_audit_asks_the_server_too(
-    served: Served, nano_model: Path, scenes: Path, tmp_path: Path
-) -> None:
+def test_the_audit_asks_the_server_too(served: Served, scenes: Path, tmp_path: Path) -> None:
     """Prompt ids, the pictures as they are sent, and greedy answers; a server of another model is noticed by these."""
     from coordexp.models.tiny import build_tiny_model
 
     build_tiny_model(tmp_path / "other", preset="nano", seed=1)
     found = {}
-    for name, model in (("same", nano_model), ("other", tmp_path / "other")):
+    for name, model in (("same", served.bare), ("other", tmp_path / "other")):
         (tmp_path / name).mkdir(exist_ok=True)
         output = tmp_path / name / "findings.json"
         done = run_coordexp(

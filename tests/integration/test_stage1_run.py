@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.hub import Hub, serve_hub
 from support.processes import free_port, run_coordexp, run_swift, sft_flags
 
+from coordexp.config import load_run_config
+from coordexp.config.checks.swift_arguments import all_arguments
+from coordexp.config.run.resolved import is_run_context
 from coordexp.metrics.catalog import lookup
 from coordexp.metrics.payload import validate_payload
 from coordexp.telemetry.doctor.diagnose import diagnose
@@ -15,6 +21,7 @@ from coordexp.telemetry.life.beats import STOPPED, RankEnd, read_beats
 
 pytestmark = pytest.mark.slow
 
+TOKEN = "hf_nobodys"
 BASE_CE = ("loss", "noncoord_tokens")
 COORD_DIAG = (
     "enabled", "loss", "soft_ce", "w1", "ce", "gate", "coord_vocab_mass", "coord_tokens", "acc_top5", "p_gt_mean",
@@ -36,16 +43,57 @@ def payloads(run: Path) -> tuple[dict, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def run(nano_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hub() -> Iterator[Hub]:
+    with serve_hub() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def run(nano_model: Path, scenes: Path, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Uploaded as well, at its checkpoint and at its end."""
     output = tmp_path_factory.mktemp("runs") / "stage1"
     flags = sft_flags(
         nano_model, scenes, output, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=2,
         eval_strategy="steps", eval_steps=3, save_strategy="steps", save_steps=3, report_to="tensorboard",
         coordexp=json.dumps({"custom": MIX, "telemetry": {"console": {"every_steps": {"level_2": 2, "level_3": 3}}}}),
+        use_hf=True, push_to_hub=True, hub_model_id="team/detector", hub_token=TOKEN,
     )  # fmt: skip
-    done = run_swift("sft", *flags)
+    done = run_swift("sft", *flags, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return output
+
+
+def test_what_push_to_hub_uploads_is_the_model_with_the_card_of_the_run(run: Path, hub: Hub):
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    files = hub.files("team/detector")
+    assert [name for name, content in files.items() if TOKEN.encode() in content] == []
+    assert "training_args.bin" in files
+    assert [(name, message) for name, message, _ in hub.commits] == [
+        ("team/detector", "Training in progress, step 3"),
+        ("team/detector", "End of training"),
+    ]
+    assert files.keys() >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "coordexp_prompt.json",
+        "README.md",
+    }
+    weights = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    for card in (*hub.cards, files["README.md"].decode()):
+        assert f"`{weights}`" in card
+        assert "generated_from_trainer" not in card
+        assert "stage1_coord, 3 steps of 8 samples on 1 rank." in card
+    assert len(hub.cards) == 2
+    assert files["README.md"] == (run / "README.md").read_bytes()
+    recipe = files["README.md"].decode().split("```yaml\n")[1].split("```")[0]
+    (run / "recipe.yaml").write_text(recipe)
+    again = load_run_config(run / "recipe.yaml", world_size=1)
+    ran = json.loads((run / "resolved_config.json").read_text())
+    assert again.sections.custom.model_dump() == ran["custom"]
+    said = {name: again.swift.get(name, argument.default) for name, argument in all_arguments().items()}
+    told = {name: value for name, value in ran["swift"].items() if value is not None and name in said}
+    assert {name for name in told if told[name] != said[name] and not is_run_context(name)} == set()
 
 
 def test_run_log_has_the_lines_of_every_level_and_no_records(run: Path):

@@ -20,7 +20,7 @@ FLOORS = [
     {"matching", "losses", "packing", "telemetry", "models", "optim"},
     {"head", "rollout"},
     {"targets", "eval"},
-    {"data"},
+    {"data", "handover"},
     {"trainers", "inference"},
     {"study", "audit", "stages", "machine"},
     {"plugin", "cli", "api"},

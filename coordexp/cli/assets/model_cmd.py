@@ -1,20 +1,26 @@
-"""`coordexp model ...`: make the tiny model, give an existing one its coordinate tokens, merge adapters."""
+"""`coordexp model ...`: make the tiny model, give one its coordinate tokens, merge adapters, hand it over."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from coordexp.cli.assets.model_handover import add_card_parser, add_export_parser, run_card, run_export
 from coordexp.errors import EXIT_OK, ConfigError
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register `model` and its subcommands."""
-    parser = subparsers.add_parser("model", help="make a tiny model, add coordinate tokens, merge adapters")
+    parser = subparsers.add_parser(
+        "model",
+        help="make a tiny model, add coordinate tokens, merge adapters, write card and folder to hand over",
+    )
     commands = parser.add_subparsers(dest="model_command", metavar="COMMAND", required=True)
     _add_tiny_parser(commands)
     _add_coord_tokens_parser(commands)
     _add_merge_parser(commands)
+    add_export_parser(commands)
+    add_card_parser(commands)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
         "add-coord-tokens": _run_add_coord_tokens,
         "merge": _run_merge,
         "merge-offset": _run_merge,
+        "export": run_export,
+        "card": run_card,
     }
     return commands[args.model_command](args)
 

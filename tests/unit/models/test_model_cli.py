@@ -26,7 +26,8 @@ def test_a_model_without_coordinate_tokens_gets_them(tmp_path, capsys):
     assert CoordVocab.from_tokenizer(AutoTokenizer.from_pretrained(expanded)).bin_of(0) is None
     assert _run("add-coord-tokens", "--model", plain, "--output", expanded) == 0
     assert _run("add-coord-tokens", "--model", expanded, "--output", tmp_path / "again") == 0
-    assert capsys.readouterr().out.splitlines() == [
+    # DeepSpeed, if it is imported here for the first time, says before what it runs on.
+    assert capsys.readouterr().out.splitlines()[-4:] == [
         f"wrote tiny Qwen3-VL (nano) in {plain}",
         f"added 1000 coordinate tokens; wrote {expanded}",
         f"up to date: {expanded}",

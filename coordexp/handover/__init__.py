@@ -1,0 +1,1 @@
+"""A trained model given to others: one folder that any tool loads, and the card that says what it is."""

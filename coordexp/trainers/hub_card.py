@@ -1,0 +1,38 @@
+"""The model card of a run that is uploaded while it trains (`push_to_hub`), in place of the HF Trainer's draft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from coordexp.config.run.resolved import RESOLVED_FILE
+from coordexp.files import read_json
+from coordexp.handover.card import CARD, write_card
+from coordexp.handover.facts import CardFacts, facts_of
+
+
+class HubCard(TrainerCallback):
+    """Writes README.md into the run folder before it is uploaded."""
+
+    def on_push_begin(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        model_in: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """model_in: the folder of the weights that are uploaded; None: the checkpoint of this step, if there is one."""
+        run = Path(args.output_dir)
+        checkpoint = Path(model_in) if model_in else run / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if state.is_world_process_zero and checkpoint.is_dir():
+            write_card(card_facts(run, checkpoint, args.hub_model_id), run / CARD)
+
+
+def card_facts(run: Path, checkpoint: Path, hub_model_id: str | None) -> CardFacts:
+    """What is known of a model while it trains; its evaluations come later (`coordexp model card`)."""
+    name = (hub_model_id or run.resolve().name).rpartition("/")[2]
+    return facts_of(checkpoint, resolved=read_json(run / RESOLVED_FILE), name=name)
