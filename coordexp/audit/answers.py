@@ -17,7 +17,9 @@ from coordexp.audit.token_flow import SampleTokens, samples_of
 from coordexp.codec.pieces import token_names
 from coordexp.data.source import source_of
 from coordexp.eval.predictions.artifacts import GT_VS_PRED, TOKEN_TRACE, read_jsonl_lines
-from coordexp.inference.infer import Inference, InferSettings, load_tokenizer
+from coordexp.inference.checked_model import load_tokenizer
+from coordexp.inference.infer import Inference
+from coordexp.inference.settings import InferSettings
 from coordexp.packing.position_ids import VisionLayout
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.time_limit import TimeLimit

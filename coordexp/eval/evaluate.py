@@ -106,7 +106,7 @@ class EvalSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Detections:
+class ScoredSet:
     """What is evaluated.
 
     coco: ground truth and results where they are given as such; None makes them from the images.
@@ -131,7 +131,7 @@ class Evaluation:
     baseline: headline numbers of another model.
     """
 
-    detections: Detections
+    detections: ScoredSet
     settings: EvalSettings
     images: Sequence[ImageResult]
     mapping: DescMapping
@@ -274,11 +274,11 @@ class Evaluation:
         return self.detections.coco is None or self.settings.iou_type == "segm"
 
 
-def from_run(run: Path) -> Detections:
+def from_run(run: Path) -> ScoredSet:
     """The scored predictions of a run folder (or of a scored file); RecordError for what cannot be evaluated."""
     found = load_scored_run(run)
     name = run.resolve().name if run.is_dir() else run.resolve().parent.name
-    return Detections(
+    return ScoredSet(
         name,
         found.images,
         seconds=found.seconds,
@@ -287,16 +287,16 @@ def from_run(run: Path) -> Detections:
     )
 
 
-def from_coco_files(gt_path: Path, pred_path: Path, iou_type: str = "bbox") -> Detections:
+def from_coco_files(gt_path: Path, pred_path: Path, iou_type: str = "bbox") -> ScoredSet:
     """Plain COCO ground truth and results; RecordError naming file and entry for what cannot be evaluated."""
     dataset = load_dataset(gt_path)
     results = load_results(pred_path, dataset, dataset_path=gt_path, iou_type=iou_type)
     images = coco_images(dataset, results)
-    return Detections(pred_path.stem, images, (dataset, results), source=str(pred_path))
+    return ScoredSet(pred_path.stem, images, (dataset, results), source=str(pred_path))
 
 
 def evaluate(
-    detections: Detections,
+    detections: ScoredSet,
     settings: EvalSettings | None = None,
     *,
     embed: DescEmbedder | None = None,
@@ -343,7 +343,7 @@ def with_baseline(evaluation: Evaluation, baseline: Evaluation, name: str = "") 
     return replace(evaluation, baseline=row | ({"name": name} if name else {}))
 
 
-def check_baseline(detections: Detections, baseline: Detections) -> None:
+def check_baseline(detections: ScoredSet, baseline: ScoredSet) -> None:
     """RecordError unless both are of the same images with the same ground truth, naming what differs."""
     check_same_images(detections.images, Path(detections.source), baseline.images, Path(baseline.source))
 
@@ -370,7 +370,7 @@ def evaluate_directory(directory: Path, settings: EvalSettings | None = None) ->
     return evaluation.metrics
 
 
-def _map_descs(detections: Detections, settings: EvalSettings, embed: DescEmbedder | None) -> DescMapping:
+def _map_descs(detections: ScoredSet, settings: EvalSettings, embed: DescEmbedder | None) -> DescMapping:
     """What becomes of predicted descriptions that are no category.
 
     One without a category stays: average precision leaves it out, F1 counts it as a false positive unless the scope is

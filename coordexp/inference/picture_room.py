@@ -32,8 +32,9 @@ class PictureRoom:
             f"{name} of {width} x {height} pixels"
             for name, (width, height) in zip(record.images, sizes, strict=True)
         ]
+        where = "" if record.file is None else f"{record.file}:{record.line}: "
         raise RecordError(
-            f"{record.file}:{record.line}: {', '.join(shown)}: {total} visual tokens, but {self.setting} leaves room "
+            f"{where}{', '.join(shown)}: {total} visual tokens, but {self.setting} leaves room "
             f"for {max(self.most_tokens, 0)}; {self._what_to_do(len(sizes))}"
         )
 

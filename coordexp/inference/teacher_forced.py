@@ -29,7 +29,8 @@ from coordexp.eval.predictions.distributions import (
 )
 from coordexp.files import json_line, read_json
 from coordexp.inference.fingerprint import file_fingerprint, model_fingerprint
-from coordexp.inference.infer import Inference, InferSettings
+from coordexp.inference.infer import Inference
+from coordexp.inference.settings import InferSettings
 from coordexp.rollout.backends.hf import HfBackend
 from coordexp.rollout.decoding.distributions import distribution_of, summarise
 from coordexp.rollout.types import BinDistribution, RolloutRequest

@@ -15,7 +15,8 @@ from PIL import Image
 
 from coordexp.files import write_json
 from coordexp.inference.asking import asking
-from coordexp.inference.infer import InferSettings, load_backend
+from coordexp.inference.infer import load_backend
+from coordexp.inference.settings import InferSettings
 from coordexp.models.tiny import build_tiny_model
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.types import RolloutRequest

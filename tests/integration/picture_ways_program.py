@@ -18,7 +18,8 @@ import torch
 from support.rollout_server import is_healthy
 from support.vllm_watch import watch_tower
 
-from coordexp.inference.infer import Inference, InferSettings
+from coordexp.inference.infer import Inference
+from coordexp.inference.settings import InferSettings
 from coordexp.swift_bridge.prompts import encode_prompt
 
 ANSWER = {"role": "assistant", "content": '{"objects": []}'}

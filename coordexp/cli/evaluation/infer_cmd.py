@@ -100,7 +100,8 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check everything, then show a bar and answer; returns the process exit code."""
     from coordexp.cli.console import progress
-    from coordexp.inference.infer import Inference, InferSettings
+    from coordexp.inference.infer import Inference
+    from coordexp.inference.settings import InferSettings
 
     settings = InferSettings(
         backend=args.backend,

@@ -41,26 +41,43 @@ def predict(
     for start in range(log.num_done, len(records), chunk_size):
         stop = min(start + chunk_size, len(records))
         faults = picture_faults(start, stop) if picture_faults is not None else [None] * (stop - start)
-        asked = [
-            request for request, fault in zip(requests[start:stop], faults, strict=True) if fault is None
-        ]
-        rollouts = iter(backend.generate(asked) if asked else ())
-        lines, traces = [], []
-        for image_id, (record, fault) in enumerate(
-            zip(records[start:stop], faults, strict=True), start=start
-        ):
-            if fault is not None:
-                lines.append(bad_picture_line(record, image_id, fault))
-                traces.append(_no_trace(record, image_id))
-                continue
-            rollout = next(rollouts)
-            parsed = form.parse(rollout.response_token_ids, tokenizer)
-            lines.append(artifact_line(record, image_id, parsed, form.strict_json(parsed.text)))
-            traces.append(_trace_line(record, image_id, rollout, parsed, tokenizer, form))
+        lines, traces = answer(
+            records[start:stop], requests[start:stop], backend, tokenizer, form, first_id=start, faults=faults
+        )
         log.append(lines, traces)
         if on_images is not None:
             on_images(stop - start)
     log.finish()
+
+
+def answer(
+    records: Sequence[Record],
+    requests: Sequence[RolloutRequest],
+    backend: RolloutBackend,
+    tokenizer: Any,
+    form: AnswerForm,
+    *,
+    first_id: int = 0,
+    faults: Sequence[str | None] | None = None,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(lines of `gt_vs_pred.jsonl`, lines of the token trace) of some records.
+
+    first_id: image id of the first.  faults: why each cannot be asked about, None where it can.
+    """
+    faults = [None] * len(records) if faults is None else faults
+    asked = [request for request, fault in zip(requests, faults, strict=True) if fault is None]
+    rollouts = iter(backend.generate(asked) if asked else ())
+    lines, traces = [], []
+    for image_id, (record, fault) in enumerate(zip(records, faults, strict=True), start=first_id):
+        if fault is not None:
+            lines.append(bad_picture_line(record, image_id, fault))
+            traces.append(_no_trace(record, image_id))
+            continue
+        rollout = next(rollouts)
+        parsed = form.parse(rollout.response_token_ids, tokenizer)
+        lines.append(artifact_line(record, image_id, parsed, form.strict_json(parsed.text)))
+        traces.append(_trace_line(record, image_id, rollout, parsed, tokenizer, form))
+    return lines, traces
 
 
 def _no_trace(record: Record, image_id: int) -> dict[str, Any]:

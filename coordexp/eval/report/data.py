@@ -16,7 +16,7 @@ from pathlib import Path
 
 from coordexp.errors import RecordError
 from coordexp.eval.coco.fields import id_order
-from coordexp.eval.evaluate import COCO_GT, COCO_PREDS, DESC_MAPPING, Detections, from_coco_files
+from coordexp.eval.evaluate import COCO_GT, COCO_PREDS, DESC_MAPPING, ScoredSet, from_coco_files
 from coordexp.eval.predictions.artifacts import RUN_META, SCORED
 from coordexp.eval.predictions.image_result import ImageId, ImageResult
 from coordexp.eval.predictions.scored import AnswerTrace, check_same_images, load_scored_run
@@ -33,7 +33,7 @@ class ReportRun:
     """
 
     directory: Path
-    detections: Detections
+    detections: ScoredSet
     desc_map: Mapping[str, str] | None
     traces: Mapping[ImageId, AnswerTrace]
     image_root: Path
@@ -72,7 +72,7 @@ def load_run(directory: Path, *, name: str | None = None, image_root: Path | Non
     traces: Mapping[ImageId, AnswerTrace] = {}
     if (directory / SCORED).is_file():
         found = load_scored_run(directory)
-        detections, traces = Detections(name, found.images, seconds=found.seconds), found.traces
+        detections, traces = ScoredSet(name, found.images, seconds=found.seconds), found.traces
         root, extent = _data_folder(directory), 1.0
     elif (directory / COCO_GT).is_file() and (directory / COCO_PREDS).is_file():
         detections = from_coco_files(directory / COCO_GT, directory / COCO_PREDS)
@@ -106,7 +106,7 @@ def _data_folder(directory: Path) -> Path:
     return Path(read_json(meta)["data"]).parent if meta.is_file() else directory
 
 
-def _check_sizes(detections: Detections, path: Path) -> None:
+def _check_sizes(detections: ScoredSet, path: Path) -> None:
     for index, image in enumerate(detections.images):
         if not (image.width and image.height):
             raise RecordError(

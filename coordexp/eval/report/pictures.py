@@ -53,6 +53,25 @@ class Role(StrEnum):
 ROLE_COLORS = {Role.GT: "#009E73", Role.FN: "#CC79A7", Role.TP: "#0072B2", Role.FP: "#D55E00"}
 
 
+CLASS_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+"""Where colours tell classes apart."""
+_LIGHT_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#F0E442")  # dark letters on them
+
+
+class DrawnBox(NamedTuple):
+    """A box with its label, in a colour. box_xyxy: pixels, last pixel included."""
+
+    box_xyxy: XYXY
+    label: str
+    color: str
+    dashed: bool = False
+
+    @property
+    def ink(self) -> str:
+        """Of the label's letters."""
+        return _INK if self.color in _LIGHT_COLORS else _PAPER
+
+
 @dataclass(frozen=True)
 class LabeledBox:
     """A box to draw. box_xyxy: pixels, last pixel included."""
@@ -60,6 +79,11 @@ class LabeledBox:
     box_xyxy: XYXY
     label: str
     role: Role
+
+    @property
+    def drawn(self) -> DrawnBox:
+        """In the colour of its role."""
+        return DrawnBox(self.box_xyxy, self.label, ROLE_COLORS[self.role], dashed=self.role is Role.FN)
 
 
 class Curve(NamedTuple):
@@ -137,11 +161,18 @@ def compared(
 
 def draw_boxes(image: Image.Image, boxes: Sequence[LabeledBox]) -> Image.Image:
     """A copy of the image, enlarged or reduced for viewing, with outlines and labels."""
-    panel, scale = _scaled(image)
+    return draw_colored(image, [box.drawn for box in boxes])
+
+
+def draw_colored(
+    image: Image.Image, boxes: Sequence[DrawnBox], *, max_side: int | None = MAX_PANEL_SIDE
+) -> Image.Image:
+    """As `draw_boxes`, in colours of the caller's choice. max_side: larger images are reduced to it; None: none is."""
+    panel, scale = _scaled(image, max_side)
     draw = ImageDraw.Draw(panel)
     outlines = [_outline(box.box_xyxy, scale, panel.size) for box in boxes]
     for box, outline in zip(boxes, outlines, strict=True):
-        _draw_outline(draw, outline, ROLE_COLORS[box.role], dashed=box.role is Role.FN)
+        _draw_outline(draw, outline, box.color, dashed=box.dashed)
     taken: list[XYXY] = []
     for box, outline in zip(boxes, outlines, strict=True):
         taken.append(_draw_label(draw, panel.size, outline, box, taken))
@@ -220,12 +251,12 @@ def _write_figure(
     figure.savefig(path, metadata={"Software": None})
 
 
-def _scaled(image: Image.Image) -> tuple[Image.Image, float]:
+def _scaled(image: Image.Image, max_side: int | None) -> tuple[Image.Image, float]:
     """An RGB copy for viewing and its scale: whole factors up (nearest neighbour), any factor down."""
     longer = max(image.size)
     image = image.convert("RGB")
-    if longer > MAX_PANEL_SIDE:
-        scale = MAX_PANEL_SIDE / longer
+    if max_side is not None and longer > max_side:
+        scale = max_side / longer
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         return image.resize(size, Image.Resampling.LANCZOS), scale
     factor = math.ceil(PANEL_SIDE / longer)
@@ -260,9 +291,9 @@ def _draw_outline(draw: ImageDraw.ImageDraw, outline: XYXY, color: str, *, dashe
 
 
 def _draw_label(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], outline: XYXY, box: LabeledBox, taken: Sequence[XYXY]
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], outline: XYXY, box: DrawnBox, taken: Sequence[XYXY]
 ) -> XYXY:
-    """Write the label on its role's colour above, below or inside the box, off other labels if it can be."""
+    """Write the label on its colour above, below or inside the box, off other labels if it can be."""
     text_width, text_height = draw.textlength(box.label, font=_font()) + 6, _FONT_SIZE + 5
     x1, y1, _, y2 = outline
     left = min(max(0.0, x1), max(0.0, size[0] - text_width))
@@ -271,9 +302,8 @@ def _draw_label(
     ]
     places = [(left, top, left + text_width, top + text_height) for top in tops or [0.0]]
     place = next((p for p in places if not any(_overlap(p, other) for other in taken)), places[0])
-    draw.rectangle(place, fill=ROLE_COLORS[box.role])
-    ink = _INK if box.role is Role.FN else _PAPER
-    draw.text((place[0] + 3, place[1] + 1), box.label, fill=ink, font=_font())
+    draw.rectangle(place, fill=box.color)
+    draw.text((place[0] + 3, place[1] + 1), box.label, fill=box.ink, font=_font())
     return place
 
 

@@ -14,7 +14,9 @@ from coordexp.codec.schema import BoxObject
 from coordexp.codec.serialize import serialize
 from coordexp.eval.predictions.answer_limit import answer_limit
 from coordexp.eval.predictions.log import PredictionLog
-from coordexp.inference.infer import Inference, InferSettings, load_tokenizer, model_length
+from coordexp.inference.checked_model import load_tokenizer, model_length
+from coordexp.inference.infer import Inference
+from coordexp.inference.settings import InferSettings
 
 
 def record(num_objects, desc="traffic light"):

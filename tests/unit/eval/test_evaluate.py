@@ -15,8 +15,8 @@ from pycocotools.cocoeval import COCOeval
 
 from coordexp.errors import RecordError
 from coordexp.eval.evaluate import (
-    Detections,
     EvalSettings,
+    ScoredSet,
     evaluate,
     evaluate_directory,
     write_evaluation,
@@ -54,7 +54,7 @@ def images_of(lines, folder):
 
 
 def evaluated(lines, folder, settings=None, **options):
-    return evaluate(Detections("run", images_of(lines, folder)), settings, **options)
+    return evaluate(ScoredSet("run", images_of(lines, folder)), settings, **options)
 
 
 def with_scores(objects, score=0.9):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from coordexp.eval.evaluate import Detections, evaluate, write_evaluation
+from coordexp.eval.evaluate import ScoredSet, evaluate, write_evaluation
 from coordexp.eval.predictions.image_result import ImageResult, Objects
 from coordexp.study.statistics import (
     Comparisons,
@@ -60,12 +60,12 @@ def images_of(seed: int, share: float) -> list[ImageResult]:
 
 
 def written(folder: Path, images: list[ImageResult]) -> Path:
-    write_evaluation(evaluate(Detections(folder.name, images)), folder)
+    write_evaluation(evaluate(ScoredSet(folder.name, images)), folder)
     return folder
 
 
 def test_as_they_are_the_numbers_are_those_of_the_evaluation(tmp_path):
-    evaluation = evaluate(Detections("x", images_of(0, 0.6)))
+    evaluation = evaluate(ScoredSet("x", images_of(0, 0.6)))
     write_evaluation(evaluation, tmp_path)
     answers = ImageCounts.of(tmp_path)
     found = Resamples.identity(NUM_IMAGES).numbers(answers)
@@ -101,7 +101,7 @@ def test_interval_of_ap_is_that_of_evaluating_every_resample_anew(tmp_path):
         renamed = [
             ImageResult(i, f"{i}.png", 100, 100, image.gt, image.pred) for i, image in enumerate(copies)
         ]
-        return float(evaluate(Detections("x", renamed)).metrics["AP"])
+        return float(evaluate(ScoredSet("x", renamed)).metrics["AP"])
 
     gains = [resampled(a, weights) - resampled(b, weights) for weights in drawn_BN]
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(gains, [0.025, 0.975])), abs=1e-9)
