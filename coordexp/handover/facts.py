@@ -191,4 +191,5 @@ def _evaluations(
             continue
         data = Path(str(asked.get("data", folder.name)))
         dataset = f"{data.parent.name}/{data.stem}" if "data" in asked else folder.name
-        yield CardEvaluation(folder, dataset, int(metrics["num_images"]), metrics, asked.get("decoding", {}))
+        decoding = {name: value for name, value in asked.get("decoding", {}).items() if value is not None}
+        yield CardEvaluation(folder, dataset, int(metrics["num_images"]), metrics, decoding)

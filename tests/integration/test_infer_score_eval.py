@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from support.processes import ROOT, run_coordexp
 from support.vllm import require_vllm
 
+from coordexp.cli.main import main
 from coordexp.config import DEFAULT_PROMPT
+from coordexp.handover.card import METRICS
 
 pytestmark = pytest.mark.slow
 NEW_TOKENS = 12
@@ -83,6 +87,23 @@ def test_score_and_eval_finish_the_job(run: Path):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["num_images"] == 4
     assert "f1_at_50" in done.stdout
+
+
+def test_the_model_card_has_the_numbers_and_pictures_of_the_evaluation(
+    run: Path, nano_model: Path, tmp_path: Path
+):
+    flags = ["--eval", str(run), "--out", str(tmp_path / "card" / "README.md"), "--pictures", "2"]
+    assert main(["model", "card", str(nano_model), *flags]) == 0
+    metrics = json.loads((run / "metrics.json").read_text())
+    card = ModelCard.load(tmp_path / "card" / "README.md")
+    assert {one.metric_type: one.metric_value for one in card.data.eval_results} == {
+        name: metrics[name] for name in METRICS if metrics[name] not in (None, -1)
+    }
+    assert {one.dataset_name for one in card.data.eval_results} == {"scenes/val (4 images)"}
+    drawn = re.findall(r"!\[.*\]\((.*)\)", card.text)
+    assert drawn == ["pictures/answer_0_0.png", "pictures/answer_0_1.png"]
+    panel = 64 * 5  # enlarged by a whole factor to 320, twice beside each other
+    assert all(Image.open(tmp_path / "card" / name).width >= 2 * panel for name in drawn)
 
 
 def test_a_folder_that_is_no_checkpoint(scenes: Path, tmp_path: Path):

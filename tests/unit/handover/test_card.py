@@ -82,7 +82,7 @@ def run(tmp_path: Path) -> Path:
         (evaluation / "metrics.json").write_text(json.dumps({**METRICS, "num_images": step}))
         asked = {
             "model_hash": model_fingerprint(checkpoint), "model": str(checkpoint), "data": "/there/coco/val.jsonl",
-            "decoding": {"temperature": 0.0, "coord": "median"},
+            "decoding": {"temperature": 0.0, "seed": None, "coord": "median"},
         }  # fmt: skip
         (evaluation / "infer_run.json").write_text(json.dumps(asked))
     return folder

@@ -14,6 +14,9 @@ from coordexp.errors import ConfigError
 from coordexp.files import write_json
 from coordexp.shipped import PLUGIN_FILE, configs, recipe_file
 from coordexp.shipped.project import STAMP, lay_out, project_files
+from coordexp.stages.plan import load_stages
+from coordexp.study.jobs import check_recipes
+from coordexp.study.plan import read_study
 
 FILES = {"README.md", ".gitignore", "configs/smoke.yaml", "configs/stage1.yaml", "configs/stage2.yaml"}
 
@@ -120,6 +123,11 @@ def test_recipes_are_found_from_any_folder_and_ones_own_come_first(
     assert load_run_config("configs/stage1/prod.yaml").swift["save_steps"] == 500
     for elsewhere in ("stage1/prod.yaml", tmp_path / "configs" / "stage1" / "prod.yaml", "configs/none.yaml"):
         assert recipe_file(elsewhere) == Path(elsewhere)
+    check_recipes(read_study("configs/study/objectives.yaml"))
+    stages = load_stages("configs/stages/demo.yaml").stages
+    assert [stage.run for stage in stages] == [
+        configs() / "demo" / "stage1.yaml", configs() / "stage2_two_channel" / "clean.yaml",
+    ]  # fmt: skip
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "mine.yaml").write_text("model: m\n")
     assert recipe_file("configs/mine.yaml") == Path("configs/mine.yaml")
