@@ -24,6 +24,7 @@ from support.audit import run_file
 from support.processes import ROOT, free_port, run_coordexp, swift_environment
 from support.vllm import require_vllm
 
+import coordexp
 from coordexp.cli.main import main
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.pieces import token_names
@@ -32,7 +33,7 @@ from coordexp.config.prompt import PROMPT_FILE, write_prompt
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 START_S = 240.0
-NUM_TOKENS = 16
+NUM_TOKENS = 32
 PROMPT = Prompt(user="Find all.", system="You detect.", media_order="text_first")
 
 
@@ -153,7 +154,7 @@ def answers_by_the_card(model: Path, pictures: Path) -> list[list[str]]:
 def test_an_exported_folder_answers_token_for_token_alike_in_three_loaders(
     served: Served, pictures: Path, tmp_path: Path
 ) -> None:
-    """CoordExp, vLLM's server and plain transformers, on 16 images."""
+    """CoordExp, vLLM's server and plain transformers, on 16 images; `coordexp.Detector` too."""
     to_server = ("--backend", "openai", "--base-url", f"{served.url}/v1", "--served-model", "nano")
     for name, flags in (("hf", ()), ("openai", to_server)):
         done = infer(served, pictures, tmp_path / name, *flags)
@@ -170,6 +171,10 @@ def test_an_exported_folder_answers_token_for_token_alike_in_three_loaders(
     found = [one["generated_token_text"] for one in by_hf]
     assert found == answers_by_the_card(served.model, pictures)
     assert len(found) == NUM_IMAGES
+    files = [pictures / record.images[0] for record in coordexp.load_records(pictures / "val.jsonl")]
+    with coordexp.Detector.from_pretrained(served.model, max_new_tokens=NUM_TOKENS) as detector:
+        detected = detector(files, readout="argmax", guided=False)
+    assert [one.text for one in detected] == [one["text"] for one in by_hf]
     assert len({tuple(answer) for answer in found}) > NUM_IMAGES // 2, "the pictures change nothing"
 
 
