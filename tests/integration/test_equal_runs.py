@@ -47,14 +47,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def train(
-    model: Path, scenes: Path, output: Path, variant: str = "stage1_coord", **more: Any
+    model: Path,
+    scenes: Path,
+    output: Path,
+    variant: str = "stage1_coord",
+    *,
+    fresh: bool = False,
+    **more: Any,
 ) -> dict[int, float]:
-    """Step -> loss."""
+    """Step -> loss.
+
+    fresh: in a new interpreter, which orders sets in its own way.
+    """
     flags = {
         "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
         "custom_trainer_variant": variant, "coordexp": json.dumps(VARIANTS[variant]), "val_dataset": None, **more,
     }  # fmt: skip
-    done = run_swift("sft", *sft_flags(model, scenes, output, **flags))
+    done = run_swift("sft", *sft_flags(model, scenes, output, **flags), fresh=fresh)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = [(p["global_step"], p["metrics"]) for p in read_payloads(output / "metrics.jsonl")]
     return {step: metrics["loss"] for step, metrics in found if "loss" in metrics}
@@ -102,7 +111,8 @@ def test_runs_are_equal_to_the_bit_and_so_is_a_resumed_one(first, taught_model, 
     probe = {"every_steps": 2, "num_samples": 2, "max_new_tokens": 24}
     probed = json.dumps({**VARIANTS[variant], "telemetry": {"trajectory_probe": probe}})
     val = scenes / "val.jsonl"
-    assert train(taught_model, scenes, again, variant, coordexp=probed, val_dataset=val) == losses
+    probe_losses = train(taught_model, scenes, again, variant, fresh=True, coordexp=probed, val_dataset=val)
+    assert probe_losses == losses
     assert_trajectories(again)
     assert_equal_weights(output, again)
     rest = train(taught_model, scenes, resumed, variant, resume_from_checkpoint=output / "checkpoint-2")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+
+from support.warm import WarmServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "coordexp" / "plugin.py"
@@ -65,18 +69,41 @@ def sft_flags(model: Path, data: Path, output: Path, **overrides: object) -> lis
     return argv
 
 
-def run_swift(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`swift ARGUMENTS` in a process of its own; output captured as text."""
-    command = [sys.executable, "-m", "swift.cli.main", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=swift_environment(**environment),
-        cwd=ROOT,
-        check=False,
-        timeout=300,
+@functools.cache
+def warm_server() -> WarmServer:
+    """The one of this test process."""
+    return WarmServer(swift_environment())
+
+
+def run_swift(
+    command: str, *arguments: object, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`swift COMMAND ARGUMENTS` in processes of its own; output captured as text.
+
+    They are warm ones (see `support.warm`) and what the launchers of ms-swift and torch would start, NPROC_PER_NODE of
+    them; `fresh` asks for the launchers and new interpreters.
+    """
+    words, variables = [str(word) for word in arguments], swift_environment(**environment)
+    if fresh:
+        return subprocess.run(
+            [sys.executable, "-m", "swift.cli.main", command, *words],
+            capture_output=True, text=True, env=variables, cwd=ROOT, check=False, timeout=300,
+        )  # fmt: skip
+    return warm_server().run(
+        f"swift.cli.{command}", words, as_script=True, environments=of_ranks(variables), cwd=ROOT, timeout=300
     )
+
+
+def of_ranks(variables: Mapping[str, str]) -> list[dict[str, str]]:
+    """The environment of each process, as `torchrun` gives them where NPROC_PER_NODE is set."""
+    number = variables.get("NPROC_PER_NODE")
+    if number is None:
+        return [dict(variables)]
+    shared = {
+        **variables, "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number,
+        "TORCHELASTIC_RUN_ID": "none",
+    }  # fmt: skip
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(int(number))]
 
 
 def swift_environment(**environment: str) -> dict[str, str]:
@@ -94,9 +121,7 @@ def swift_environment(**environment: str) -> dict[str, str]:
 def run_coordexp(
     *arguments: object, cwd: Path = ROOT, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """`coordexp ARGUMENTS` in a process of its own; timeout: seconds."""
+    """`coordexp ARGUMENTS` in a process of its own, a warm one; timeout: seconds."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "coordexp.cli.main", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=env, cwd=cwd, check=False, timeout=timeout
-    )
+    words = [str(word) for word in arguments]
+    return warm_server().run("coordexp.cli.main", words, environments=[env], cwd=cwd, timeout=timeout)

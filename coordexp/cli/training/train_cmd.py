@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 from coordexp.errors import EXIT_OK
 
 COMMAND, STEP = "command", "step"
 """What a dry run does: print the command, or run a step of each kind."""
+_SEVERAL = ("NPROC_PER_NODE", "NNODES")
+"""Environment variables by which ms-swift starts several processes."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -58,10 +63,23 @@ def run(args: argparse.Namespace) -> int:
         )
         if args.dry_run == COMMAND:
             return EXIT_OK
-        command = [sys.executable, "-m", "swift.cli.main", config.command, *flags]
-        with exit_code.asked_for() as (environment, told):
-            done = subprocess.run(command, env={**config.env, **os.environ, **environment}, check=False)
+        with exit_code.asked_for() as (more, told):
+            environment = {**config.env, **os.environ, **more}
+            command = [sys.executable, *_program(config.command, environment), *flags]
+            done = subprocess.run(command, env=environment, check=False)
             return told() or done.returncode if done.returncode else EXIT_OK
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _program(command: str, environment: Mapping[str, str]) -> list[str]:
+    """What the interpreter runs for `swift COMMAND`.
+
+    For one process this is what ms-swift's launcher would start after it has imported torch itself, which takes
+    seconds.
+    """
+    swift = importlib.util.find_spec("swift")
+    if swift is None or swift.origin is None or not environment.keys().isdisjoint(_SEVERAL):
+        return ["-m", "swift.cli.main", command]
+    return [str(Path(swift.origin).parent / "cli" / f"{command}.py")]
