@@ -10,11 +10,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -75,11 +75,28 @@ class ShortRun:
         return form_of(name, custom["object_field_order"])
 
 
+class Start(Protocol):
+    """Runs `coordexp train RUN_FILE WORDS` to its end, with what it prints in `log`, and gives its exit code."""
+
+    def __call__(
+        self, run_file: Path, words: Sequence[str], *, environment: Mapping[str, str], log: Path
+    ) -> int: ...
+
+
+def start_process(run_file: Path, words: Sequence[str], *, environment: Mapping[str, str], log: Path) -> int:
+    """In a process of its own."""
+    command = [sys.executable, "-m", "coordexp.cli.main", "train", str(run_file), *words]
+    with log.open("w", encoding="utf-8") as file:
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
+    return done.returncode
+
+
 @dataclass(frozen=True)
 class Subject:
     """Everything the checks look at.
 
     run_file: what the short runs train.  data: at most the records asked for, image paths made absolute.
+    start: how a short run is started.
     """
 
     run_file: Path
@@ -87,6 +104,7 @@ class Subject:
     data: Path
     overrides: tuple[str, ...]
     work: Path
+    start: Start = start_process
 
     @cached_property
     def records(self) -> list[Record]:
@@ -113,19 +131,15 @@ class Subject:
         folder = self.work / name
         flags = [*SHORT, "--max_steps", str(steps), "--output_dir", str(folder)]
         flags += ["--set", f"debug.step_dumps={steps}", "--set", "debug.enabled=true", *extra]
-        command = [sys.executable, "-m", "coordexp.cli.main", "train", str(self.run_file), *self.overrides]
         env = {**os.environ, "HF_HUB_OFFLINE": "1"}
         if num_ranks > 1:
             env |= {"NPROC_PER_NODE": str(num_ranks)}
         log = self.work / f"{name}.log"
-        with log.open("w", encoding="utf-8") as file:
-            done = subprocess.run(
-                [*command, *flags], stdout=file, stderr=subprocess.STDOUT, env=env, check=False
-            )
-        if done.returncode:
+        code = self.start(self.run_file, [*self.overrides, *flags], environment=env, log=log)
+        if code:
             tail = log.read_text(encoding="utf-8")[-LOG_TAIL:]
-            kind = ConfigError if done.returncode == EXIT_BAD_INPUT else CoordExpError
-            raise kind(f"the short run failed with exit status {done.returncode}; its log ends\n{tail}")
+            kind = ConfigError if code == EXIT_BAD_INPUT else CoordExpError
+            raise kind(f"the short run failed with exit status {code}; its log ends\n{tail}")
         return ShortRun(folder, num_ranks)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.audit import run_file
+from support.audit import run_file, start_warm
 from support.processes import ROOT, run_coordexp
 from support.stage2 import two_channel
 from support.vllm import require_vllm
@@ -17,7 +18,7 @@ from support.vllm import require_vllm
 from coordexp.audit.findings import AuditLine
 from coordexp.audit.run import Audit, Options
 from coordexp.audit.run_equations import NOT_RECOMPUTED
-from coordexp.audit.subject import load_subject
+from coordexp.audit.subject import Subject, load_subject
 
 pytestmark = pytest.mark.slow
 
@@ -31,8 +32,13 @@ QUESTIONS = {
 
 
 def findings(run: Path, data: Path, work: Path) -> list[AuditLine]:
-    subject = load_subject(run, data, samples=4, overrides=(), work=work)
+    subject = quick_subject(run, data, work)
     return Audit(subject, Options(other_packing=False, max_new_tokens=24)).findings()
+
+
+def quick_subject(run: Path, data: Path, work: Path) -> Subject:
+    """Short runs of it are started as `start_warm` says; those of commands, and of two ranks, as usual."""
+    return replace(load_subject(run, data, samples=4, overrides=(), work=work), start=start_warm)
 
 
 def failed(found: Sequence[AuditLine]) -> dict[tuple[str, str], str]:
@@ -142,7 +148,7 @@ def test_planted_faults_fail_on_their_lines_and_on_no_others(
 ):
     monkeypatch.setenv("PLANTED_FAULTS", ",".join(faults))
     run = run_file(tmp_path, nano_model, plugins=[FAULTS_PLUGIN])
-    subject = load_subject(run, scenes / "train.jsonl", samples=4, overrides=(), work=tmp_path / "work")
+    subject = quick_subject(run, scenes / "train.jsonl", tmp_path / "work")
     audit = Audit(subject, Options(other_packing=False, max_new_tokens=24))
     if "stale_template" in faults:
         assert audit.run.plans

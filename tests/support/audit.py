@@ -1,13 +1,15 @@
-"""A run file for `coordexp audit`."""
+"""A run file for `coordexp audit`, and a quick start of its short runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from support.processes import PLUGIN
+from support.processes import PLUGIN, run_swift
+
+from coordexp.config import load_run_config
 
 
 def run_file(folder: Path, model: Path, *, plugins: Sequence[Path] = (), **settings: Any) -> Path:
@@ -25,3 +27,11 @@ def run_file(folder: Path, model: Path, *, plugins: Sequence[Path] = (), **setti
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(flat))
     return path
+
+
+def start_warm(run_file: Path, words: Sequence[str], *, environment: Mapping[str, str], log: Path) -> int:
+    """What `coordexp train` starts, in a warm process (see `support.warm`); as `coordexp.audit.subject.Start`."""
+    config = load_run_config(run_file, overrides=list(words))
+    done = run_swift(config.command, *config.to_swift_argv(), **environment)
+    log.write_text(done.stdout + done.stderr)
+    return done.returncode
