@@ -22,7 +22,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--run", type=Path, required=True, help="folder written by `coordexp infer`")
     kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--method", choices=("logprob", "expected_iou"), default="logprob")
+    kind.add_argument(
+        "--method",
+        choices=("logprob", "expected_iou"),
+        help="default: expected_iou where the answers are boxes whose distributions are on record, else logprob",
+    )
     kind.add_argument(
         "--constant",
         dest="method",
@@ -51,16 +55,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Write gt_vs_pred_scored.jsonl; returns the process exit code."""
-    from coordexp.eval.predictions.confidence import Scoring, score_directory
+    from coordexp.eval.predictions.confidence import Scoring, score_directory, usual_scoring
 
-    scoring = Scoring(args.method, args.desc_fusion)
     _check_forward_flags(args)
+    if args.method is not None or args.desc_fusion:
+        scoring = Scoring(args.method or "logprob", args.desc_fusion)
+    else:
+        scoring = usual_scoring(args.run)
     if scoring.method == "expected_iou":
         _find_distributions(args)
     failures = score_directory(args.run, scoring)
     for reason, count in sorted(failures.items()):
         print(f"left out {count} predictions without a score: {reason}")
-    print(f"scored {args.run}; next: coordexp eval --run {args.run}")
+    print(f"scored {args.run} by {scoring.method}; next: coordexp eval --run {args.run}")
     return EXIT_OK
 
 

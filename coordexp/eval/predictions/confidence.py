@@ -29,6 +29,7 @@ from coordexp.codec.descs import canonical_desc
 from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.forms.choose import form_of
 from coordexp.codec.pieces import token_bytes
+from coordexp.codec.schema import KIND_BBOX
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.artifacts import (
     ANSWER_FORM,
@@ -40,7 +41,12 @@ from coordexp.eval.predictions.artifacts import (
     read_jsonl_lines,
 )
 from coordexp.eval.predictions.box_confidence import expected_ious, probs_of_atoms
-from coordexp.eval.predictions.distributions import atoms_by_position, with_distributions
+from coordexp.eval.predictions.distributions import (
+    COORD_DISTRIBUTIONS,
+    atoms_by_position,
+    lacks_distributions,
+    with_distributions,
+)
 from coordexp.files import write_jsonl
 from coordexp.geometry import quantize_points
 
@@ -218,11 +224,29 @@ def score_lines(
     return scored, failures
 
 
+def usual_scoring(directory: Path) -> Scoring:
+    """Of an inference run: the expected IoU where all its objects are boxes whose distributions are on record.
+
+    Elsewhere log-probabilities: for answers in numbers, polygons, and backends that show no distributions.
+    """
+    lines = read_jsonl_lines(directory / GT_VS_PRED, _LINE_KEYS)
+    traces = with_distributions(directory, read_jsonl_lines(directory / TOKEN_TRACE, TRACE_KEYS))
+    are_boxes = all(obj.get("type") == KIND_BBOX for line in lines for obj in line["pred"])
+    if are_boxes and any(COORD_DISTRIBUTIONS in trace for trace in traces):
+        if not any(map(lacks_distributions, traces)):
+            return Scoring("expected_iou")
+    return Scoring()
+
+
 def score_directory(directory: Path, scoring: Scoring | None = None) -> Counter[str]:
-    """Read the two files of an inference run and write `gt_vs_pred_scored.jsonl` beside them."""
+    """Read the two files of an inference run and write `gt_vs_pred_scored.jsonl` beside them.
+
+    scoring: None takes `usual_scoring`.
+    """
+    scoring = scoring or usual_scoring(directory)
     lines = read_jsonl_lines(directory / GT_VS_PRED, _LINE_KEYS)
     traces = read_jsonl_lines(directory / TOKEN_TRACE, TRACE_KEYS)
-    if scoring is not None and scoring.method == "expected_iou":
+    if scoring.method == "expected_iou":
         traces = with_distributions(directory, traces)
     try:
         scored, failures = score_lines(lines, traces, scoring)

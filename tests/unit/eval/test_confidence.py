@@ -16,6 +16,7 @@ from coordexp.eval.predictions.confidence import (
     Scoring,
     score_directory,
     score_lines,
+    usual_scoring,
 )
 from coordexp.files import write_jsonl
 
@@ -198,6 +199,24 @@ def test_expected_iou_times_the_probability_of_the_description():
     [scored], failures = score_lines([line()], [traced_box()], scoring)
     assert scored["pred_score_source"] == "expected_iou_times_desc_probability"
     assert not failures
+
+
+@pytest.mark.parametrize(
+    ("pred", "lacks", "expected"),
+    [
+        ([BOX], (), "expected_iou"),
+        ([BOX], ("coord_distributions",), "logprob"),  # answers of vLLM or a server
+        ([{"type": "poly", "points": [10.0, 20.0, 30.0, 40.0, 50.0, 60.0], "desc": "cat"}], (), "logprob"),
+        ([], ("generated_token_text", "coord_distributions"), "logprob"),  # nothing was answered
+    ],
+)
+def test_the_usual_score_is_the_expected_iou_where_it_can_be(tmp_path: Path, pred, lacks, expected):
+    traced = {**traced_box(), **{key: [] for key in lacks if key == "generated_token_text"}}
+    if "coord_distributions" in lacks:
+        del traced["coord_distributions"]
+    write_jsonl(tmp_path / GT_VS_PRED, [line(pred=pred)])
+    write_jsonl(tmp_path / TOKEN_TRACE, [traced])
+    assert usual_scoring(tmp_path) == Scoring(expected)
 
 
 def test_expected_iou_names_what_it_lacks():
