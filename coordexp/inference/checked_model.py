@@ -119,7 +119,7 @@ def _check_form(form: AnswerForm, tokenizer: Any, settings: InferSettings) -> No
     """ConfigError unless tokenizer and settings go with the form of the answers."""
     if form.has_coord_tokens:
         CoordVocab.from_tokenizer(tokenizer)
-    elif settings.coord != "argmax":
+    elif settings.coord not in (None, "argmax"):
         raise ConfigError(
             f"--coord {settings.coord} reads the distribution over coordinate tokens, and these answers ({form.name}) "
             "write numbers; leave it out."

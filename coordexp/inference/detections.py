@@ -13,8 +13,7 @@ from PIL import Image
 from coordexp.codec.descs import folded_desc
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.artifacts import BAD_PICTURE, INVALID_ROLLOUT, TRUNCATED
-from coordexp.eval.predictions.confidence import Scoring, score_lines
-from coordexp.eval.predictions.distributions import COORD_DISTRIBUTIONS
+from coordexp.eval.predictions.confidence import Scoring, allows_expected_iou, score_lines
 from coordexp.eval.predictions.image_result import ImageId, ImageResult, Objects
 from coordexp.geometry import FloatArray, IntArray, quantize_boxes, xyxy_to_xywh
 from coordexp.inference.asked_pictures import AskedPicture
@@ -257,9 +256,7 @@ def scoring_of(line: Mapping[str, Any], trace: Mapping[str, Any]) -> Scoring:
     """
     if trace["generated_token_text"] and not trace["token_logprobs"]:
         return Scoring("constant")
-    if COORD_DISTRIBUTIONS in trace and all(len(obj["points"]) == 4 for obj in line["pred"]):
-        return Scoring("expected_iou")
-    return Scoring("logprob")
+    return Scoring("expected_iou" if allows_expected_iou(line, trace) else "logprob")
 
 
 def _ids_of(categories: Categories) -> dict[str, int]:

@@ -276,7 +276,7 @@ def decoding_for(
         raise ConfigError(f"guided is asked for, but {why_not}; leave it out.")
     return replace(
         settings,
-        coord=readout or ("argmax" if why_not else "median"),
+        coord=readout or replace(settings, coord=None).readout_of(form),
         guided=not why_not if guided is None else guided,
     )
 

@@ -51,6 +51,7 @@ class Inference:
         if not records:
             raise RecordError(f"{data}: holds no record; expected one JSON object per line.")
         checked = CheckedModel.of(model, settings)
+        settings = replace(settings, coord=settings.readout_of(checked.asking.form))
         limit = settings.max_new_tokens or min(
             answer_limit(records, checked.tokenizer, form=checked.asking.form),
             checked.length // 2,

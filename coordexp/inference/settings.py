@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from coordexp.codec.forms.base import AnswerForm
 from coordexp.config.api_key import api_key_from
 from coordexp.config.prompt import system_text
 from coordexp.config.schema.rollout import Decoding, Readout, RolloutMatching
@@ -34,7 +35,7 @@ class InferSettings:
         `coordexp.config.schema.prompt`; None takes what the checkpoint was trained with, an empty `system` is none.
     max_new_tokens: None derives it from the longest ground truth.
     temperature: 0: greedy.  seed: of sampled answers.  repetition_penalty: 1: none.
-    coord: argmax, median or expectation (`coordexp.rollout.decoding.readout`).
+    coord: argmax, median or expectation (`coordexp.rollout.decoding.readout`); None: `readout_of` the answers.
     guided: only whole answers in the checkpoint's form can be written (`coordexp.rollout.decoding.guided`), of at most
         `guided_max_objects` objects.
     max_model_len: of the vllm backend; None takes the model's own.
@@ -58,7 +59,7 @@ class InferSettings:
     temperature: float = 0.0
     seed: int = 0
     repetition_penalty: float = 1.0
-    coord: Readout = "argmax"
+    coord: Readout | None = "argmax"
     guided: bool = False
     guided_max_objects: int | None = None
     max_model_len: int | None = None
@@ -96,7 +97,7 @@ class InferSettings:
 
     def _check_server_decoding(self) -> None:
         for flag, is_given in (
-            (f"--coord {self.coord}", self.coord != "argmax"),
+            (f"--coord {self.coord}", self.coord not in (None, "argmax")),
             ("--guided", self.guided),
             (f"--temperature {self.temperature:g}", self.temperature != 0),
             (f"--repetition-penalty {self.repetition_penalty:g}", self.repetition_penalty != 1),
@@ -105,6 +106,15 @@ class InferSettings:
                 raise ConfigError(
                     f"{flag} needs --backend hf or vllm: an OpenAI-compatible server writes the most likely token."
                 )
+
+    def readout_of(self, form: AnswerForm) -> Readout:
+        """How coordinates are read where nothing was said: the median, or argmax for numbers and from a server.
+
+        The better one in configs/study/readout.yaml, with few and with many training scenes.
+        """
+        if self.coord is not None:
+            return self.coord
+        return "median" if form.has_coord_tokens and self.backend != "openai" else "argmax"
 
     @property
     def decoding(self) -> RolloutMatching:
@@ -117,7 +127,7 @@ class InferSettings:
             repetition_penalty=self.repetition_penalty,
             decoding=Decoding(
                 temperature=self.temperature,
-                coord=self.coord,
+                coord=self.coord or "argmax",
                 guided=self.guided,
                 guided_max_objects=self.guided_max_objects,
             ),

@@ -257,7 +257,7 @@ def evaluate_checkpoint(name: str, checkpoint: Path) -> dict[str, Any]:
     with progress("images", f"rollouts, {name}") as advance:
         images = infer_file(
             checkpoint, DATA / "val.jsonl", output, batch_size=BATCH_SIZE, max_new_tokens=MAX_NEW_TOKENS,
-            on_images=advance,
+            coord=None, on_images=advance,
         )  # fmt: skip
     score_directory(output)
     return {**evaluate_directory(output), **on_policy_numbers(images, gate=MATCH_GATE)}

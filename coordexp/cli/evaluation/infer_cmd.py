@@ -33,8 +33,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--coord",
         choices=("argmax", "median", "expectation"),
-        default="argmax",
-        help="how a coordinate is read from its distribution: the most likely bin, or the median or mean",
+        help="how a coordinate is read from its distribution: the most likely bin, or the median or mean (default "
+        "median; argmax where coordinates are numbers or a server answers)",
     )
     parser.add_argument("--temperature", type=float, default=0.0, help="of sampling (default 0: greedy)")
     parser.add_argument("--seed", type=count, default=0, help="of sampled answers (default 0)")

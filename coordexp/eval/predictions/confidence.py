@@ -29,7 +29,6 @@ from coordexp.codec.descs import canonical_desc
 from coordexp.codec.forms.base import AnswerForm
 from coordexp.codec.forms.choose import form_of
 from coordexp.codec.pieces import token_bytes
-from coordexp.codec.schema import KIND_BBOX
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.predictions.artifacts import (
     ANSWER_FORM,
@@ -231,11 +230,13 @@ def usual_scoring(directory: Path) -> Scoring:
     """
     lines = read_jsonl_lines(directory / GT_VS_PRED, _LINE_KEYS)
     traces = with_distributions(directory, read_jsonl_lines(directory / TOKEN_TRACE, TRACE_KEYS))
-    are_boxes = all(obj.get("type") == KIND_BBOX for line in lines for obj in line["pred"])
-    if are_boxes and any(COORD_DISTRIBUTIONS in trace for trace in traces):
-        if not any(map(lacks_distributions, traces)):
-            return Scoring("expected_iou")
-    return Scoring()
+    is_usual = all(map(allows_expected_iou, lines, traces)) and any(COORD_DISTRIBUTIONS in t for t in traces)
+    return Scoring("expected_iou" if is_usual else "logprob")
+
+
+def allows_expected_iou(line: Mapping[str, Any], trace: Mapping[str, Any]) -> bool:
+    """Whether all objects of an image are boxes, and what their coordinates were read from is on record."""
+    return not lacks_distributions(trace) and all(len(obj["points"]) == 4 for obj in line["pred"])
 
 
 def score_directory(directory: Path, scoring: Scoring | None = None) -> Counter[str]:
