@@ -20,8 +20,13 @@ console = Console()
 
 
 @contextmanager
-def progress(unit: str, description: str = "") -> Iterator[Callable[[int, int | None], None]]:
-    """A progress bar; the yielded function takes (items just done, items in all)."""
+def progress(
+    unit: str, description: str = "", *, to_stderr: bool = False
+) -> Iterator[Callable[[int, int | None], None]]:
+    """A progress bar; the yielded function takes (items just done, items in all).
+
+    to_stderr: where standard output holds what other programs read.
+    """
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
@@ -30,7 +35,7 @@ def progress(unit: str, description: str = "") -> Iterator[Callable[[int, int | 
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=Console(stderr=True) if to_stderr else console) as bar:
         task = bar.add_task(description or unit, total=None)
 
         def advance(done: int, total: int | None) -> None:

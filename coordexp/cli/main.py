@@ -21,6 +21,7 @@ COMMANDS = {
     "config": "training",
     "data": "assets",
     "model": "assets",
+    "detect": "evaluation",
     "infer": "evaluation",
     "score": "evaluation",
     "eval": "evaluation",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 from PIL import Image
@@ -145,7 +146,7 @@ class Detections:
         ):
             entry = {
                 "image_id": image_id,
-                "category_id": ids[folded_desc(label)],
+                "category_id": ids[label],
                 "bbox": box,
                 "score": score,
             }
@@ -153,18 +154,19 @@ class Detections:
         return entries
 
     def _category_ids(self, categories: Categories | None) -> dict[str, int]:
-        """Folded name -> id."""
+        """Label -> id."""
         given = {name: number + 1 for name, number in self.class_ids().items()}
         if categories is not None:
             given = _ids_of(categories)
-        ids = {folded_desc(name): number for name, number in given.items()}
-        unknown = [label for label in self.labels if folded_desc(label) not in ids]
+        folded = {folded_desc(name): number for name, number in given.items()}
+        ids = {label: given.get(label, folded.get(folded_desc(label))) for label in self.labels}
+        unknown = [label for label, number in ids.items() if number is None]
         if unknown:
             raise RecordError(
-                f"{self.name}: label {unknown[0]!r} is none of the {len(ids)} categories; give `classes` when asking, "
-                "so that other answers are dropped"
+                f"{self.name}: label {unknown[0]!r} is none of the {len(given)} categories; give `classes` when "
+                "asking, so that other answers are dropped"
             )
-        return ids
+        return {label: number for label, number in ids.items() if number is not None}
 
     def to_supervision(self) -> supervision.Detections:
         """As `supervision.Detections`: xyxy float32, confidence, class_id (see `class_ids`), data["class_name"].
@@ -192,7 +194,7 @@ class Detections:
         return ImageResult(image_id, self.name, self.width, self.height, gt, pred, errors=self.dropped)
 
     def draw(self, *, scores: bool = True, max_side: int | None = DRAWN_SIDE) -> Image.Image:
-        """The picture with its boxes and labels, a colour for each class.
+        """The picture with its boxes and labels. A class has the same colour on every picture.
 
         Args:
             scores: Write scores beside the labels.
@@ -200,10 +202,13 @@ class Detections:
         """
         from coordexp.eval.report.pictures import CLASS_COLORS, DrawnBox, draw_colored
 
-        ids = self.class_ids()
+        order = {} if self.classes is None else self.class_ids()
+        number = {label: order.get(label, crc32(label.encode())) for label in self.labels}
         boxes = [
             DrawnBox(
-                box, f"{label} {score:.2f}" if scores else label, CLASS_COLORS[ids[label] % len(CLASS_COLORS)]
+                box,
+                f"{label} {score:.2f}" if scores else label,
+                CLASS_COLORS[number[label] % len(CLASS_COLORS)],
             )
             for box, label, score in zip(self.xyxy.tolist(), self.labels, self.scores.tolist(), strict=True)
         ]

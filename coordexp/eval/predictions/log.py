@@ -145,18 +145,22 @@ def _check_settings(directory: Path, settings: Mapping[str, Any]) -> None:
                 "--output, or --overwrite to start anew."
             )
         return
-    recorded = read_json(meta)
-    differing = [
-        f"{key}: {_shown(old.get(key))} there, {_shown(new.get(key))} now"
-        for old, new in [(_flat(recorded), _flat(settings))]
-        for key in new
-        if old.get(key, _BEFORE.get(key)) != new[key]
-    ]
+    differing = differing_settings(read_json(meta), settings)
     if differing:
         raise ConfigError(
             f"{directory} holds predictions made with other settings ({'; '.join(differing)}); give another --output, "
             "or --overwrite to start anew."
         )
+
+
+def differing_settings(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What is set otherwise than in a run's record, by dotted name with both values."""
+    old, new = _flat(recorded), _flat(settings)
+    return [
+        f"{key}: {_shown(old.get(key))} there, {_shown(new.get(key))} now"
+        for key in new
+        if old.get(key, _BEFORE.get(key)) != new[key]
+    ]
 
 
 def _recover(directory: Path, num_images: int, chunk_size: int) -> int:

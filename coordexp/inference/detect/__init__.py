@@ -1,0 +1,1 @@
+"""Detections on files and folders of pictures: what `coordexp detect` does."""
