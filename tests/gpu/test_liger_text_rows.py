@@ -10,6 +10,7 @@ import os
 
 import pytest
 import torch
+from support.gpu import Say, error, needs
 from torch import Tensor
 
 from coordexp.head.fused import FusedHead
@@ -24,7 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(
-        DEVICE == "cpu" and not INTERPRETED, reason="no CUDA device and no TRITON_INTERPRET=1"
+        DEVICE == "cpu" and not INTERPRETED, reason="needs a CUDA device, or TRITON_INTERPRET=1"
     ),
 ]
 
@@ -35,8 +36,8 @@ WEIGHTS = Stage1Weights(ce_weight=1.0, gate_weight=1.0)
 
 @pytest.fixture(autouse=True)
 def needs_liger():
-    if liger_kernel() is None:
-        pytest.skip("liger-kernel 0.8.5 or later is not installed")
+    needs("liger-kernel")
+    assert liger_kernel() is not None, "needs liger-kernel 0.8.5 or later"
 
 
 def make_rows() -> SupervisedRows:
@@ -75,22 +76,30 @@ def run(head: HeadProjection, rows: SupervisedRows, kernel):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_float32_is_the_same(frozen: bool):
+def test_float32_is_the_same(frozen: bool, say: Say):
     rows = make_rows()
     ours = run(make_head(torch.float32, frozen=frozen), rows, None)
     liger = run(make_head(torch.float32, frozen=frozen), rows, liger_kernel())
     assert liger[0] == pytest.approx(ours[0], rel=1e-5)
     assert torch.equal(liger[3], ours[3])
     tolerance = 1e-5 if DEVICE == "cpu" else 2e-3  # products in TF32 differ by their order
+    off = [error(a, b) for a, b in zip(liger[1:3], ours[1:3], strict=True) if b is not None]
+    say(
+        f"liger's text rows / ours, float32: loss {liger[0]:.6f} and {ours[0]:.6f}, gradients off by {max(off):.1e}"
+    )
     for found, expected in zip(liger[1:3], ours[1:3], strict=True):
         assert (found is None) == (expected is None)
         assert found is None or (found - expected).norm() <= tolerance * expected.norm()
 
 
-def test_bfloat16_is_no_worse_than_ours():
+def test_bfloat16_is_no_worse_than_ours(say: Say):
     rows = make_rows()
     truth = run(make_head(torch.float32, frozen=False), rows, None)
     ours, liger = (run(make_head(torch.bfloat16, frozen=False), rows, k) for k in (None, liger_kernel()))
+    off = [error(run_[2], truth[2]) for run_ in (liger, ours)]
+    say(
+        f"liger's text rows, bfloat16 / float32: gradient of the weight off by {off[0]:.1e} (ours {off[1]:.1e})"
+    )
     assert liger[0] == pytest.approx(truth[0], rel=1e-2)
     for found, reference, expected in zip(liger[1:3], ours[1:3], truth[1:3], strict=True):
         errors = [((grad.float() - expected).norm() / expected.norm()).item() for grad in (found, reference)]
@@ -98,5 +107,6 @@ def test_bfloat16_is_no_worse_than_ours():
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
-def test_it_is_chosen_on_cuda():
+def test_it_is_chosen_on_cuda(say: Say):
+    say("liger's text rows are chosen for a plain head in bfloat16")
     assert choose_kernel(make_head(torch.bfloat16, frozen=False), WEIGHTS.needs(), None) is liger_kernel()
