@@ -13,6 +13,7 @@ Runs in the environment of `make setup` (it needs the package `packaging`).
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -104,4 +105,7 @@ NEVER_ASKED = frozenset(map(canonicalize_name, ("core", "training", "evaluation"
 """Names of parts that are no packages."""
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # so that nothing half done stays
     sys.exit(main())

@@ -29,8 +29,11 @@ _PROGRAM = "coordexp.machine.tiny_answer"
 
 
 def gather_answers(*, limits_s: dict[str, float] | None = None) -> tuple[AnswerFacts, ...]:
-    """By transformers always, by vLLM where it is installed."""
-    return tuple(_answer(backend, limit) for backend, limit in (limits_s or LIMITS_S).items())
+    """By our backend `hf`, or transformers alone where ms-swift or datasets is missing; by vLLM if it is there."""
+    limits = dict(limits_s or LIMITS_S)
+    if not all(map(importlib.util.find_spec, ("swift", "datasets"))):
+        limits = {"transformers" if backend == "hf" else backend: limit for backend, limit in limits.items()}
+    return tuple(_answer(backend, limit) for backend, limit in limits.items())
 
 
 def _answer(backend: str, limit_s: float) -> AnswerFacts:

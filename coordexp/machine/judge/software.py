@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from packaging.version import Version
@@ -13,7 +14,7 @@ from coordexp.swift_bridge.versions import PYTHONS, RELEASES, Releases
 GB = 1e9
 _USED_BY_OTHERS = 0.2
 _SLOW_BYTES_PER_S = {"nccl": 1 * GB, "gloo": 0.02 * GB}
-_FAMILY = ("torchvision", "torch")
+_NO_MODULE = re.compile(r"No module named '([\w.]+)'")
 
 
 def judge_packages(facts: PackageFacts) -> list[MachineFinding]:
@@ -188,15 +189,21 @@ def _answer(facts: AnswerFacts) -> Iterator[MachineFinding]:
     elif facts.state == "not installed":
         yield note(check, "vLLM is not installed: rollouts by hf, or by a server elsewhere.")
     elif facts.state == "too late":
-        yield error(check, f"no answer within {facts.seconds:.0f} s. Its last lines: {facts.log}",
+        yield error(check, f"no answer within {facts.seconds:.0f} s. Its last line: {_last_line(facts.log)}",
                     "Try again when no other processes fill the cores or the device.")  # fmt: skip
     else:
-        yield error(check, f"failed: {facts.log or 'an empty answer'}", _after_failure(facts.log))
+        yield error(check, f"failed: {_last_line(facts.log) or 'an empty answer'}", _after_failure(facts.log))
+
+
+def _last_line(log: str) -> str:
+    return (log.strip().splitlines() or [""])[-1].strip()
 
 
 def _after_failure(log: str) -> str:
-    if "No module named 'swift'" in log:
-        return "Backends need ms-swift: pip install ms-swift."
+    missing = _NO_MODULE.search(log)
+    if missing is not None:
+        package = "ms-swift" if missing[1] == "swift" else missing[1].split(".")[0]
+        return f"pip install {package}, in the version of constraints.txt."
     if "out of memory" in log.lower():
         return "Free the device (`nvidia-smi`), or lower vLLM's gpu_memory_utilization."
-    return "Mend what the last line names."
+    return "Mend what that line names."

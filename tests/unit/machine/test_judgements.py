@@ -238,7 +238,7 @@ HF = AnswerFacts("hf", "answered", (5, 6, 7), 0.2, "CPU")
         (AnswerFacts("vllm", "answered", (5, 6, 9), 0.1, "CPU"), [("warning", "generate with vllm")], "token 2 on"),
         (AnswerFacts("vllm", "answered", (5, 6), 0.1, "CPU"), [("warning", "generate with vllm")], "token 2 on"),
         (AnswerFacts("vllm", "too late", seconds=420.0), [("error", "generate with vllm")], "within 420 s"),
-        (AnswerFacts("vllm", "failed", log="CUDA out of memory"), [("error", "generate with vllm")],
+        (AnswerFacts("vllm", "failed", log="Traceback\nCUDA out of memory"), [("error", "generate with vllm")],
          "gpu_memory_utilization"),
         (AnswerFacts("vllm", "failed", log="ModuleNotFoundError: No module named 'swift'"),
          [("error", "generate with vllm")], "pip install ms-swift"),
@@ -247,4 +247,5 @@ HF = AnswerFacts("hf", "answered", (5, 6, 7), 0.2, "CPU")
 def test_answers(other: AnswerFacts, expected, words: str):
     found = judge_answers([HF, other])
     assert problems(found) == expected
+    assert "\n" not in "".join(one.seen for one in found)
     assert words in "\n".join(map(str, found))

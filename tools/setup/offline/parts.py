@@ -14,7 +14,7 @@ from offline import OfflineError
 
 CORE, TRAINING, EVALUATION, SERVING, VLLM = "core", "training", "evaluation", "serving", "vllm"
 ORDER = {
-    CORE: "losses, heads, targets, matching, models, rollouts without ms-swift; the runner of tests",
+    CORE: "codec, losses, heads, targets, matching, packing, models, telemetry; the runner of tests",
     TRAINING: "ms-swift and what a run needs beside it",
     EVALUATION: "COCO and LVIS scores, reports, likeness of descriptions",
     SERVING: "rollout server, answers of other servers, DeepSpeed",
@@ -22,7 +22,7 @@ ORDER = {
 }
 _PART_OF = {
     "ms-swift": TRAINING, "accelerate": TRAINING, "peft": TRAINING, "datasets": TRAINING, "tensorboard": TRAINING,
-    "qwen-vl-utils": TRAINING, "binpacking": TRAINING,
+    "qwen-vl-utils": TRAINING,
     "faster-coco-eval": EVALUATION, "hotcoco": EVALUATION, "matplotlib": EVALUATION,
     "sentence-transformers": EVALUATION,
     "deepspeed": SERVING, "openai": SERVING, "fastapi": SERVING, "uvicorn": SERVING,
