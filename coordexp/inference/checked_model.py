@@ -40,7 +40,7 @@ class CheckedModel:
         flags = {name: flag for name, (_, flag) in PROMPT_SETTINGS.items()}
         tokenizer = load_tokenizer(model)
         asked = asking(model, settings.given, flags=flags, has_coord_tokens=has_coord_tokens(tokenizer))
-        _check_form(asked.form, tokenizer, settings)
+        check_form(asked.form, tokenizer, settings)
         folder = holder_of(model, "processor_config.json", "preprocessor_config.json")
         limits = PixelLimits.of_folder(folder).within(
             min_pixels=asked.prompt.min_pixels, max_pixels=asked.prompt.max_pixels
@@ -115,7 +115,7 @@ def load_tokenizer(model: Path) -> Any:
     return AutoTokenizer.from_pretrained(holder_of(model, "tokenizer_config.json"))
 
 
-def _check_form(form: AnswerForm, tokenizer: Any, settings: InferSettings) -> None:
+def check_form(form: AnswerForm, tokenizer: Any, settings: InferSettings) -> None:
     """ConfigError unless tokenizer and settings go with the form of the answers."""
     if form.has_coord_tokens:
         CoordVocab.from_tokenizer(tokenizer)

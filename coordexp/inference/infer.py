@@ -23,7 +23,7 @@ from coordexp.eval.predictions.predict import predict
 from coordexp.eval.predictions.scored import read_predictions
 from coordexp.inference.asking import Asking
 from coordexp.inference.bad_pictures import PictureCheck
-from coordexp.inference.checked_model import CheckedModel, check_checkpoint
+from coordexp.inference.checked_model import CheckedModel, check_checkpoint, check_form
 from coordexp.inference.fingerprint import file_fingerprint
 from coordexp.inference.settings import InferSettings
 from coordexp.rollout.backend import RolloutBackend
@@ -63,6 +63,14 @@ class Inference:
     def asking(self) -> Asking:
         """How the model is asked."""
         return self.checked.asking
+
+    def decoded(self, settings: InferSettings, output: Path) -> Inference:
+        """The same questions, to be answered into another folder.
+
+        settings: with another way to decode, else the same; ConfigError for one that the answers' form does not have.
+        """
+        check_form(self.asking.form, self.checked.tokenizer, settings)
+        return replace(self, settings=settings, output=output)
 
     def opened(self, *, overwrite: bool) -> AbstractContextManager[PredictionLog]:
         """The log of this run, with what an earlier, stopped run has answered already.

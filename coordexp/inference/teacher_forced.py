@@ -30,6 +30,7 @@ from coordexp.eval.predictions.distributions import (
 from coordexp.files import json_line, read_json
 from coordexp.inference.fingerprint import file_fingerprint, model_fingerprint
 from coordexp.inference.infer import Inference
+from coordexp.inference.recorded import question_of
 from coordexp.inference.settings import InferSettings
 from coordexp.rollout.backends.hf import HfBackend
 from coordexp.rollout.decoding.distributions import distribution_of, summarise
@@ -111,15 +112,8 @@ def _job_of(run: Path, model: Path | None, data: Path | None, batch_size: int, t
     settings = InferSettings(
         batch_size=batch_size,
         torch_dtype=torch_dtype,
-        limit=meta["num_images"],
-        max_new_tokens=meta["decoding"]["max_new_tokens"],
-        prompt=meta["prompt"],
-        system=meta["system"] or "",
-        media_order=meta["media_order"],
-        answer_form=form,
-        field_order=meta["object_field_order"],
         bad_images="skip",  # what could not be asked about has no answer
-        **meta["pixels"],
+        **question_of(meta),
     )
     for name, found in (("model", model_fingerprint(model)), ("data", file_fingerprint(data))):
         if found != meta[f"{name}_hash"]:

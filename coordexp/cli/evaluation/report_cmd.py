@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="+",
         metavar="RUN",
         help="folder of `coordexp score` or of `coordexp eval --format coco`, others are compared with the first; or "
-        "that of `coordexp run`, for its verdicts",
+        "that of `coordexp run`, for its verdicts, or of `coordexp sweep`, for its table",
     )
     parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
     parser.add_argument(
@@ -39,11 +39,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns the process exit code."""
+    from coordexp.eval.report.sweep import write_sweep
     from coordexp.eval.report.verdicts import holds_verdicts, write_verdicts
     from coordexp.eval.report.write import ReportOptions, write_report
+    from coordexp.eval.sweep import holds_sweep
 
     if len(args.runs) == 1 and holds_verdicts(args.runs[0]):
         print(f"wrote {write_verdicts(args.runs[0], args.output)}: the verdicts on the stages")
+        return EXIT_OK
+    if len(args.runs) == 1 and holds_sweep(args.runs[0]):
+        print(f"wrote {write_sweep(args.runs[0], args.output, args.image_root)}: the ways to decode")
         return EXIT_OK
     options = ReportOptions(args.worst, args.best, args.bootstrap, args.seed, args.engine)
     written = write_report(args.runs, args.output, image_root=args.image_root, options=options)

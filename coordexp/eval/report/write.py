@@ -42,6 +42,7 @@ from coordexp.eval.report.numbers import (
     size_rows,
 )
 from coordexp.eval.report.page import format_measure, write_page
+from coordexp.eval.report.sweep import sweep_section
 from coordexp.eval.report.verdicts import verdict_facts
 from coordexp.files import read_json
 from coordexp.geometry import FloatArray, IntArray
@@ -155,6 +156,7 @@ def write_report(
         classes=_class_table(runs),
         num_unlisted=max(0, len(_unknown_classes(runs)) - MAX_UNKNOWN_CLASSES),
         drops=_drop_table(runs),
+        sweep=sweep_section(directories, image_root),
         cards=cards,
         groups=[
             group for group in ("worst", "best", "changed") if any(group in card.groups for card in cards)

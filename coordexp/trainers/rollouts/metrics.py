@@ -22,6 +22,7 @@ from coordexp.codec.schema import NUM_BINS
 from coordexp.codec.token_types import TokenType
 from coordexp.config.schema.rollout import RolloutMatching, RolloutTargets
 from coordexp.eval.detection import Counts
+from coordexp.eval.oracle import found_by_any
 from coordexp.eval.predictions.image_result import duplicate_rate, objects_of
 from coordexp.matching import MatchResult
 from coordexp.metrics import keys_rollout as keys
@@ -250,7 +251,9 @@ def _oracle(outcomes: Sequence[RolloutOutcome], num_answers: int) -> MetricEntri
     if num_answers == 1:
         return {}
     questions = [outcomes[start : start + num_answers] for start in range(0, len(outcomes), num_answers)]
-    found = _total(len({gt for one in answers for _, gt in one.match.matched}) for answers in questions)
+    found = _total(
+        len(found_by_any((gt for _, gt in one.match.matched) for one in answers)) for answers in questions
+    )
     return {keys.ORACLE_RECALL: (found, _total(answers[0].num_gt for answers in questions))}
 
 
