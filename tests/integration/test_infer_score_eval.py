@@ -31,7 +31,7 @@ def run(nano_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory
     output = tmp_path_factory.mktemp("infer") / "out"
     done = run_coordexp(
         "infer", "--model", nano_model, "--data", scenes / "val.jsonl", "--output", output,
-        "--max-new-tokens", NEW_TOKENS, "--batch-size", 3,
+        "--max-new-tokens", NEW_TOKENS, "--batch-size", 3, "--coord", "argmax",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return output

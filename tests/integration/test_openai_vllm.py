@@ -135,7 +135,7 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) ->
 def infer(served: Served, pictures: Path, output: Path, *flags: object) -> subprocess.CompletedProcess[str]:
     return run_coordexp(
         "infer", "--model", served.model, "--data", pictures / "val.jsonl", "--output", output,
-        "--max-new-tokens", NUM_TOKENS, *flags,
+        "--max-new-tokens", NUM_TOKENS, "--coord", "argmax", *flags,
     )  # fmt: skip
 
 

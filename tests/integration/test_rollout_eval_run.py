@@ -82,7 +82,7 @@ def test_the_best_checkpoint_is_that_of_the_greatest_f1_and_scores_the_same_when
     assert (run / "best").resolve().name == f"checkpoint-{best}"
     done = run_coordexp(
         "infer", "--model", run / "best", "--data", scenes / "val.jsonl", "--output", tmp_path,
-        "--backend", "hf", "--max-new-tokens", 100,
+        "--backend", "hf", "--max-new-tokens", 100, "--coord", "argmax",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     again = on_policy_numbers(read_predictions(tmp_path / "gt_vs_pred.jsonl", scored=False), gate=GATE)
