@@ -12,8 +12,10 @@ from support.pictures import PICTURES, write_picture
 from coordexp.rollout.types import RolloutRequest
 
 
-def load_policy(model_dir: str | Path) -> tuple[Any, Any]:
-    """Model and template as a trainer holds them: float32, in training mode."""
+def load_policy(
+    model_dir: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> tuple[Any, Any]:
+    """Model and template as a trainer holds them, in training mode. device: None leaves it to ms-swift."""
     from swift.model import get_model_processor
     from swift.template import get_template
 
@@ -21,8 +23,9 @@ def load_policy(model_dir: str | Path) -> tuple[Any, Any]:
 
     register_coord_template()
     model, processor = get_model_processor(
-        str(model_dir), model_type="qwen3_vl", torch_dtype=torch.float32, attn_impl="sdpa"
-    )
+        str(model_dir), model_type="qwen3_vl", torch_dtype=dtype, attn_impl="sdpa",
+        device_map=None if device is None else str(device),
+    )  # fmt: skip
     template = get_template(processor, max_length=1024)
     template.set_mode("train")
     return model.train(), template

@@ -51,7 +51,12 @@ class RolloutServer:
 
 @contextmanager
 def rollout_server(
-    model_dir: str | Path, log: Path, *flags: object, dtype: str = "float32", max_model_len: int = 512
+    model_dir: str | Path,
+    log: Path,
+    *flags: object,
+    dtype: str = "float32",
+    max_model_len: int = 512,
+    **environment: str,
 ) -> Iterator[RolloutServer]:
     """`coordexp rollout-server` on free ports of 127.0.0.1; its process group is gone afterwards.
 
@@ -65,7 +70,9 @@ def rollout_server(
         "--group-port", group_port, "--api-key-env", variable, "--dtype", dtype, "--max-model-len", max_model_len,
         "--max-num-seqs", 8, "--enforce-eager", *flags,
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", **environment,
+    }  # fmt: skip
     with log.open("w") as output:
         process = subprocess.Popen(
             list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment,

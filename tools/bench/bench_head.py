@@ -26,6 +26,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -247,6 +248,32 @@ def report(results: dict[tuple[str, int], Result | str]) -> bool:
     return all(verdicts)
 
 
+def json_rows(results: dict[tuple[str, int], Result | str]) -> list[dict[str, object]]:
+    """Each mode beside `usual`, as tools/bench/gpu.py puts it into a table."""
+    rows: list[dict[str, object]] = []
+    for (mode, length), result in results.items():
+        usual = results.get(("usual", length))
+        if isinstance(result, str):
+            rows.append({"left_out": f"{mode}: {result.removeprefix('skipped: ')}"})
+        elif mode != "usual":
+            row: dict[str, object] = {
+                "what": f"{mode}, T {length}", "found": _shown(result), "against": "usual",
+                "baseline": usual if isinstance(usual, str) else "not measured", "ratios": {},
+            }  # fmt: skip
+            if isinstance(usual, Result):
+                ratios = {
+                    "time": result.seconds / usual.seconds,
+                    "memory": result.growth_mb / usual.growth_mb,
+                }
+                row |= {"baseline": _shown(usual), "ratios": ratios}
+            rows.append(row)
+    return rows
+
+
+def _shown(result: Result) -> str:
+    return f"{1e3 * result.seconds:.1f} ms, {result.growth_mb:.0f} MiB"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -258,6 +285,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--json", help="also write the comparisons there")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -273,6 +301,8 @@ def main() -> int:
         for mode in args.modes:
             case = Case(mode, length, args.hidden, args.vocab, args.device, args.dtype, args.repeats)
             results[mode, length] = in_fresh_process(case)
+    if args.json:
+        Path(args.json).write_text(json.dumps(json_rows(results)))
     return 0 if report(results) or args.device == "cuda" else 1
 
 

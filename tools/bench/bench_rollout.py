@@ -19,6 +19,7 @@ policy. Exit status 1 if vllm ours is below 0.9 of vllm direct (wall time).
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
 import time
@@ -125,8 +126,14 @@ def ours(backend: Any, requests: Sequence[RolloutRequest], *, push: bool) -> Cal
     return run
 
 
-def measure(name: str, ways: dict[str, Callable[[], Answers]], rounds: int) -> float:
-    """Time all ways, interleaved, and print; returns the speed of ours over direct (wall time)."""
+Row = dict[str, Any]
+
+
+def measure(name: str, ways: dict[str, Callable[[], Answers]], rounds: int, rows: list[Row]) -> float:
+    """Time all ways, interleaved, and print; returns the speed of ours over direct (wall time).
+
+    rows: gets ours beside each other way, as tools/bench/gpu.py puts it into a table.
+    """
     answers = {way: run() for way, run in ways.items()}  # warm-up
     for way, found in answers.items():
         different = sum(a != b for a, b in zip(answers["ours"], found, strict=True))
@@ -148,6 +155,13 @@ def measure(name: str, ways: dict[str, Callable[[], Answers]], rounds: int) -> f
     for way in list(ways)[1:]:
         by_wall, by_cpu = (paired_ratio(times[way], times["ours"]) for times in (wall, cpu))
         print(f"{name:>5} ours / {way} = {by_wall:.3f} by wall time, {by_cpu:.3f} by CPU time", flush=True)
+        speeds = {
+            each: f"{num_tokens / statistics.median(wall[each]):.0f} tokens/s" for each in ("ours", way)
+        }
+        rows.append({
+            "what": f"{name}, {len(answers['ours'])} answers", "found": speeds["ours"], "against": f"the engine, {way}",
+            "baseline": speeds[way], "ratios": {"speed": by_wall},
+        })  # fmt: skip
     print(f"{name:>5} {num_tokens} tokens, medians of {rounds} rounds", flush=True)
     return paired_ratio(wall["direct"], wall["ours"])
 
@@ -157,13 +171,40 @@ def paired_ratio(others: Sequence[float], ours: Sequence[float]) -> float:
     return statistics.median(other / own for other, own in zip(others, ours, strict=True))
 
 
+def measure_push(backend: Any, model: Any, name: str) -> Row:
+    """A push of all weights, with its proof, beside a copy of them on the device; seconds per GB."""
+    from coordexp.rollout.weights.sync import policy_tensors
+
+    tensors = [tensor for _, tensor in policy_tensors(model)]
+    gigabytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e9
+
+    def copy() -> None:
+        for tensor in tensors:
+            tensor.clone()
+        if tensors[0].is_cuda:
+            torch.cuda.synchronize()
+
+    found: dict[str, list[float]] = {"push": [], "copy": []}
+    for version in range(10**6, 10**6 + 4):
+        for what, call in (("push", lambda version=version: backend.push_policy(version)), ("copy", copy)):
+            started = time.perf_counter()
+            call()
+            found[what].append(time.perf_counter() - started)
+    push, plain = (statistics.median(found[what][1:]) / gigabytes for what in ("push", "copy"))
+    print(f"{name:>5} push {push:.3f} s/GB, copy {plain:.4f} s/GB, {gigabytes:.3f} GB", flush=True)
+    return {
+        "what": f"{name}, push of {gigabytes:.3g} GB with checksums", "found": f"{push:.3f} s/GB",
+        "against": "a copy on the device", "baseline": f"{plain:.4f} s/GB", "ratios": {"time": push / plain},
+    }  # fmt: skip
+
+
 def main() -> int:
     arguments = parser(__doc__, rounds=11)
     arguments.add_argument(
         "--weights-changed", action="store_true", help="push the policy in every round of ours"
     )
     args = arguments.parse_args()
-    ratios = {}
+    ratios, rows = {}, []
     with prepared(args) as setup:
         for name in args.backends:
             with setup.backend(settings(args, name)) as backend:
@@ -174,7 +215,11 @@ def main() -> int:
                     ways["swift"] = vllm_swift(backend._engine, requests, limit)
                 else:
                     ways["direct"] = hf_direct(setup.model, setup.template, requests, limit, args.batch_size)
-                ratios[name] = measure(name, ways, args.rounds)
+                ratios[name] = measure(name, ways, args.rounds, rows)
+                if name == "vllm":
+                    rows.append(measure_push(backend, setup.model, name))
+    if args.json:
+        args.json.write_text(json.dumps(rows))
     return 1 if ratios.get("vllm", BOUND) < BOUND else 0
 
 

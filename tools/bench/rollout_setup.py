@@ -41,6 +41,7 @@ def parser(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
     found.add_argument("--rounds", type=int, default=rounds)
     found.add_argument("--device", default="cpu")
     found.add_argument("--dtype", default="float32")
+    found.add_argument("--json", type=Path, help="also write the comparisons there")
     return found
 
 
