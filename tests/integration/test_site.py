@@ -16,7 +16,8 @@ RUNBOOKS = ROOT / "runbooks"
 pytestmark = pytest.mark.slow
 
 MAIN_PAGES = [
-    "overview", "index", "prepare_data", "train_stage1", "watch_a_run", "evaluate_coco", "api", "config", "contributing"
+    "overview", "index", "tutorial", "notebooks/quick_start", "sizing", "prepare_data",
+    "train_stage1", "watch_a_run", "evaluate_coco", "api", "config", "contributing"
 ]  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import hashlib
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -135,3 +137,16 @@ def test_torch_free_rooms_import_without_torch():
     code = blocked + "; ".join(f"import {name}" for name in TORCH_FREE)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_diagram_of_the_runbooks_has_its_picture():
+    """The site shows pictures of the mermaid blocks; whoever changes a block draws it anew (tools/docs/diagrams.py)."""
+    runbooks = PACKAGE.parent / "runbooks"
+    blocks = [
+        block
+        for page in runbooks.rglob("*.md")
+        for block in re.findall(r"^```mermaid\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    names = {hashlib.sha256(block.encode()).hexdigest()[:12] for block in blocks}
+    assert names == {path.stem for path in (runbooks / "images/diagrams").glob("*.svg")}
+    assert len(names) >= 2
