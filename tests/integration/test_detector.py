@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from coordexp.errors import ConfigError, RecordError
 
 pytestmark = pytest.mark.slow
 NEW_TOKENS = 96
+PAGE = Path(__file__).resolve().parents[2] / "runbooks" / "use_a_model.md"
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +133,23 @@ def test_what_is_no_model(tmp_path: Path):
         coordexp.Detector.from_pretrained("./runs/none")
     with pytest.raises(ConfigError, match="coordexp-tests/none is neither a folder nor a model"):
         coordexp.Detector.from_pretrained("coordexp-tests/none")
+
+
+def test_the_page_on_using_a_model_runs(taught_model: Path, scenes: Path, tmp_path: Path, monkeypatch):
+    """Its Python blocks, with the taught model where the demo's would be."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
+    assert len(blocks) == 2
+    code = "\n".join(blocks)
+    for name, target in ((re.findall(r'from_pretrained\("(.*?)"', code)[0], taught_model), ("data", scenes)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    found, several = names["found"], names["several"]
+    assert found.text == several[0].text
+    assert (found.width, found.height, len(several)) == (64, 64, 2)
+    with Image.open("found.png") as drawn:
+        assert drawn.size == (320, 320)
+    assert len(names["detections"]) == 4
+    assert 0.0 <= names["numbers"]["AP"] <= names["numbers"]["AP50"] <= 1.0
