@@ -7,11 +7,17 @@ rank for a run of its own. Told that the ranks meet by gloo, both do what they d
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import support.gloo_deepspeed  # noqa: F401
 
 _prepare_backend = PartialState._prepare_backend
 

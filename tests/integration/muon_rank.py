@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import deepspeed
+import support.gloo_deepspeed  # noqa: F401
 import torch
 import torch.distributed as dist
 from torch import nn

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import support.gloo_deepspeed  # noqa: F401
 import torch
 import torch.distributed as dist
 from rollout_vllm_program import ids, settings

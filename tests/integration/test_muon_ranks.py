@@ -19,7 +19,12 @@ pytestmark = pytest.mark.slow
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("muon") / "weights.pt"
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "DS_ACCELERATOR": "cpu",
+    }
     done = subprocess.run(
         [sys.executable, *launch, str(Path(__file__).with_name("muon_rank.py")), str(output)],
         capture_output=True, text=True, env=env, check=False, timeout=300,

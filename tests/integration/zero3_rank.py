@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import deepspeed
+import support.gloo_deepspeed  # noqa: F401
 import torch
 from deepspeed.utils import safe_get_full_grad
 from support.self_context import slot_logits
