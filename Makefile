@@ -32,7 +32,7 @@ check: setup
 	$(BIN)/mypy
 
 test: setup check
-	OMP_NUM_THREADS=1 COORDEXP_STRICT_METRICS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 COORDEXP_STRICT_METRICS=1 $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 # make test-gpu   what needs a CUDA device, with what is installed; pytest's arguments: make test-gpu -- -k head --maxfail 1
 # (an environment is only set up where there is none; BIN=/usr/bin takes the Python found there)

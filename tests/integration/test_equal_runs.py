@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from support.processes import run_swift, sft_flags
+from support.processes import run_fresh_swift, run_swift, sft_flags
 from support.stage2 import two_channel
 
 from coordexp.metrics.sinks import read_payloads
@@ -63,7 +63,8 @@ def train(
         "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
         "custom_trainer_variant": variant, "coordexp": json.dumps(VARIANTS[variant]), "val_dataset": None, **more,
     }  # fmt: skip
-    done = run_swift("sft", *sft_flags(model, scenes, output, **flags), fresh=fresh)
+    start = run_fresh_swift if fresh else run_swift
+    done = start("sft", *sft_flags(model, scenes, output, **flags))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = [(p["global_step"], p["metrics"]) for p in read_payloads(output / "metrics.jsonl")]
     return {step: metrics["loss"] for step, metrics in found if "loss" in metrics}

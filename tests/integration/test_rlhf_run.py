@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from support.processes import ROOT, swift_environment
+from support.processes import ROOT, run_coordexp, run_train
 from transformers import AutoTokenizer
 
 from coordexp.codec.parse import parse_rollout
@@ -21,18 +19,21 @@ from coordexp.eval.rewards import REWARDS, rewards_of
 pytestmark = pytest.mark.slow
 
 
-def train(recipe: str, model: Path, scenes: Path, output: Path, **flags: Any) -> list[dict[str, Any]]:
-    """The records that a run of a recipe logs, with a small batch."""
+def train(
+    recipe: str, model: Path, scenes: Path, output: Path, *, as_command: bool = False, **flags: Any
+) -> list[dict[str, Any]]:
+    """The records that a run of a recipe logs, with a small batch.
+
+    as_command: by `coordexp train`, not by what that starts.
+    """
     given = {
         "model": model, "dataset": scenes / "train.jsonl", "output_dir": output, "max_steps": 2, "save_steps": 2,
         "per_device_train_batch_size": 8, "logging_steps": 1, "report_to": "none", "learning_rate": 1e-3,
         "lr_scheduler_type": "constant", "warmup_ratio": 0, "max_completion_length": 90, **flags,
     }  # fmt: skip
     argv = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    done = subprocess.run(
-        [sys.executable, "-m", "coordexp.cli.main", "train", f"configs/{recipe}/demo.yaml", *argv],
-        capture_output=True, text=True, env=swift_environment(), cwd=ROOT, check=False, timeout=900,
-    )  # fmt: skip
+    run_file = ROOT / "configs" / recipe / "demo.yaml"
+    done = run_coordexp("train", run_file, *argv) if as_command else run_train(run_file, argv)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
     return [json.loads(line) for line in (output / "logging.jsonl").read_text().splitlines()]
 
@@ -88,7 +89,7 @@ def test_the_prompt_of_stage_1_stays_with_the_checkpoint(rewarded, taught_model)
 
 
 def test_a_model_learns_from_itself_when_it_is_shown_the_objects(taught_model, scenes, tmp_path):
-    records = train("stage2_opsd", taught_model, scenes, tmp_path / "run")
+    records = train("stage2_opsd", taught_model, scenes, tmp_path / "run", as_command=True)
     losses = [record["loss"] for record in records if "loss" in record]
     assert len(losses) == 2
     assert (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.hub import Hub, serve_hub
-from support.processes import free_port, run_coordexp, run_swift, sft_flags
+from support.processes import free_port, run_coordexp, run_fresh_swift, run_swift, sft_flags
 
 from coordexp.config import load_run_config
 from coordexp.config.checks.swift_arguments import all_arguments
@@ -249,7 +249,7 @@ def test_two_ranks_share_one_loss_and_end_after_the_same_step_when_a_rule_asks(
         gradient_accumulation_steps=2, coordexp=json.dumps(sections), train_dataloader_shuffle=False,
     )  # fmt: skip
     environment = {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port(), "COORDEXP_EXIT_FILE": str(told)}
-    done = run_swift("sft", *flags, fresh=True, **environment)
+    done = run_fresh_swift("sft", *flags, **environment)
     assert done.returncode != 0, done.stdout[-3000:]
     assert told.read_text() == "4"  # the launcher of several processes answers 1
     assert (

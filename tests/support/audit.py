@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from support.processes import PLUGIN, run_swift
-
-from coordexp.config import load_run_config
+from support.processes import PLUGIN, run_train
 
 
 def run_file(folder: Path, model: Path, *, plugins: Sequence[Path] = (), **settings: Any) -> Path:
@@ -31,7 +29,6 @@ def run_file(folder: Path, model: Path, *, plugins: Sequence[Path] = (), **setti
 
 def start_warm(run_file: Path, words: Sequence[str], *, environment: Mapping[str, str], log: Path) -> int:
     """What `coordexp train` starts, in a warm process (see `support.warm`); as `coordexp.audit.subject.Start`."""
-    config = load_run_config(run_file, overrides=list(words))
-    done = run_swift(config.command, *config.to_swift_argv(), **environment)
+    done = run_train(run_file, words, **environment)
     log.write_text(done.stdout + done.stderr)
     return done.returncode

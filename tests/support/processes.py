@@ -7,10 +7,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from support.warm import WarmServer
+from support.warm import Done, WarmServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = ROOT / "coordexp" / "plugin.py"
@@ -75,23 +75,33 @@ def warm_server() -> WarmServer:
     return WarmServer(swift_environment())
 
 
-def run_swift(
-    command: str, *arguments: object, fresh: bool = False, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_swift(command: str, *arguments: object, **environment: str) -> Done:
     """`swift COMMAND ARGUMENTS` in processes of its own; output captured as text.
 
     They are warm ones (see `support.warm`) and what the launchers of ms-swift and torch would start, NPROC_PER_NODE of
-    them; `fresh` asks for the launchers and new interpreters.
+    them.
     """
     words, variables = [str(word) for word in arguments], swift_environment(**environment)
-    if fresh:
-        return subprocess.run(
-            [sys.executable, "-m", "swift.cli.main", command, *words],
-            capture_output=True, text=True, env=variables, cwd=ROOT, check=False, timeout=300,
-        )  # fmt: skip
     return warm_server().run(
         f"swift.cli.{command}", words, as_script=True, environments=of_ranks(variables), cwd=ROOT, timeout=300
     )
+
+
+def run_fresh_swift(command: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same by the launchers and in new interpreters."""
+    return subprocess.run(
+        [sys.executable, "-m", "swift.cli.main", command, *map(str, arguments)],
+        capture_output=True, text=True, env=swift_environment(**environment), cwd=ROOT, check=False, timeout=300,
+    )  # fmt: skip
+
+
+def run_train(run_file: str | Path, words: Sequence[object], **environment: str) -> Done:
+    """What `coordexp train RUN_FILE WORDS` starts."""
+    from coordexp.config import load_run_config
+
+    config = load_run_config(run_file, overrides=[str(word) for word in words])
+    of_file = {name: value for name, value in config.env.items() if name not in os.environ}
+    return run_swift(config.command, *config.to_swift_argv(), **{**of_file, **environment})
 
 
 def of_ranks(variables: Mapping[str, str]) -> list[dict[str, str]]:
@@ -118,10 +128,9 @@ def swift_environment(**environment: str) -> dict[str, str]:
     }
 
 
-def run_coordexp(
-    *arguments: object, cwd: Path = ROOT, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
+def run_coordexp(*arguments: object, cwd: Path = ROOT, timeout: float = 300) -> Done:
     """`coordexp ARGUMENTS` in a process of its own, a warm one; timeout: seconds."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     words = [str(word) for word in arguments]
-    return warm_server().run("coordexp.cli.main", words, environments=[env], cwd=cwd, timeout=timeout)
+    return warm_server().run(
+        "coordexp.cli.main", words, environments=[swift_environment()], cwd=cwd, timeout=timeout
+    )

@@ -19,11 +19,21 @@ from typing import Any
 PROGRAM = Path(__file__).with_name("warm_server.py")
 
 
+class Done(subprocess.CompletedProcess[str]):
+    """A command that has ended.
+
+    cpu_s: seconds of one core, without the imports that were done before it.  most_memory_kib: of its largest process.
+    """
+
+    cpu_s: float
+    most_memory_kib: int
+
+
 class WarmServer:
     """A server that ends with this process.
 
     A message is one command, with the descriptors of its standard output and error; the answers are the ids of its
-    processes and, at their end, the exit code.
+    processes and, at their end, the exit code and what they have taken.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -44,7 +54,7 @@ class WarmServer:
         environments: Sequence[Mapping[str, str]],
         cwd: Path,
         timeout: float,
-    ) -> subprocess.CompletedProcess[str]:
+    ) -> Done:
         """What `python -m MODULE WORDS` prints, and its exit code; TimeoutExpired after `timeout` seconds.
 
         as_script: run the file of the module by its path. environments: one process for each; when one of them fails,
@@ -63,12 +73,14 @@ class WarmServer:
         timer.start()
         with ThreadPoolExecutor(2) as pool:
             output, errors = pool.map(_read, [source for source, _ in pipes])
-        code = self._answer()
+        end = self._answer()
         timer.cancel()
         command = [sys.executable, "-m", module, *words]
         if late:
             raise subprocess.TimeoutExpired(command, timeout, output, errors)
-        return subprocess.CompletedProcess(command, code, output, errors)
+        done = Done(command, end["exit_code"], output, errors)
+        done.cpu_s, done.most_memory_kib = end["cpu_s"], end["most_memory_kib"]
+        return done
 
     def _stop(self) -> None:
         self._process.kill()

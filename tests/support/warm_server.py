@@ -59,21 +59,23 @@ def main(channel: socket.socket) -> None:
         for descriptor in streams:
             os.close(descriptor)
         channel.send(json.dumps(children).encode())
-        channel.send(json.dumps(exit_code(children)).encode())
+        channel.send(json.dumps(ended(children)).encode())
 
 
-def exit_code(children: list[int]) -> int:
-    """The first that is not 0, upon which the other processes are asked to end."""
-    running, first = set(children), 0
+def ended(children: list[int]) -> dict[str, float]:
+    """The first exit code that is not 0, upon which the other processes are asked to end, and what all have taken."""
+    running, first, cpu_s, most_memory_kib = set(children), 0, 0.0, 0
     while running:
-        child, status = os.wait()
+        child, status, usage = os.wait4(-1, 0)
+        cpu_s += usage.ru_utime + usage.ru_stime
+        most_memory_kib = max(most_memory_kib, usage.ru_maxrss)
         running.discard(child)
         code = os.waitstatus_to_exitcode(status)
         if code and not first:
             first = code
             for other in running:
                 os.kill(other, signal.SIGTERM)
-    return first
+    return {"exit_code": first, "cpu_s": cpu_s, "most_memory_kib": most_memory_kib}
 
 
 def hide_leaks() -> None:
