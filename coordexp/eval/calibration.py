@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
 from coordexp.eval.detection import DetectionSummary
-from coordexp.geometry import FloatArray
+from coordexp.geometry import FloatArray, IntArray
 
 THRESHOLDS = (0.5, 0.75)
 NUM_SCORE_BINS = 15
@@ -97,7 +97,7 @@ def reliability(
 ) -> tuple[ScoreBin, ...]:
     """Score and precision in each of `num_bins` bins of equal width that holds a prediction. Scores in [0, 1]."""
     edges = np.linspace(0.0, 1.0, num_bins + 1)
-    bin_M = np.searchsorted(edges[1:-1], scores_M, side="left")
+    bin_M = score_bins(scores_M, num_bins)
     num, score, right = (
         np.bincount(bin_M, weights=weights, minlength=num_bins)
         for weights in (np.ones(len(bin_M)), scores_M, is_right_M.astype(np.float64))
@@ -112,6 +112,12 @@ def reliability(
         )
         for k in np.flatnonzero(num).tolist()
     )
+
+
+def score_bins(scores_M: FloatArray, num_bins: int = NUM_SCORE_BINS) -> IntArray:
+    """The bin of each score in [0, 1].  int64 [M]"""
+    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    return np.searchsorted(edges[1:-1], scores_M, side="left")
 
 
 def calibration_error(bins: tuple[ScoreBin, ...]) -> float:

@@ -177,6 +177,28 @@ class DetectionSummary:
             for found, left_out, row in zip(pairs, ignored, counts, strict=True)
         ]
 
+    def counts_by_class(self) -> tuple[IntArray, IntArray, IntArray]:
+        """Counts of every description in every image that holds or predicts it.
+
+        Rows of the images [C], numbers of the descriptions [C], and int64 [C, thresholds, (tp, fp, fn)].
+        """
+        boxes, pairs, ignored = self._boxes, self._pairs, self._ignored
+        num_labels = len(boxes.labels)
+        pred_key_P = boxes.pred_image_P * num_labels + boxes.pred_label_P
+        gt_key_G = boxes.gt_image_G * num_labels + boxes.gt_label_G
+        kept_P, counted_G = self._kept_P, ~boxes.crowd_G
+        key_C = np.unique(np.concatenate([pred_key_P[kept_P], gt_key_G[counted_G]]))
+        pair_row, ignored_row, pred_row, gt_row = (
+            np.searchsorted(key_C, keys)
+            for keys in (
+                gt_key_G[pairs.gt_M], pred_key_P[ignored.pred_M], pred_key_P[kept_P], gt_key_G[counted_G]
+            )
+        )  # fmt: skip
+        counts_CT3 = _counts(
+            len(key_C), pairs, ignored, pair_row, ignored_row, pred_row, gt_row, len(self.thresholds)
+        )
+        return key_C // num_labels, key_C % num_labels, counts_CT3
+
     def right_predictions(self, threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_], IntArray]:
         """Of every prediction, image after image: whether it is matched, whether it counts, and its image's row. [P]"""
         index = self._index(threshold)

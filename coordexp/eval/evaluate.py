@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.box_matching import BoxSet
@@ -50,6 +51,7 @@ from coordexp.eval.tables import (
     write_csv,
 )
 from coordexp.files import is_file, write_json, write_large_json
+from coordexp.geometry import FloatArray
 
 METRICS, PER_IMAGE, PER_CLASS = "metrics.json", "per_image.json", "per_class.csv"
 COCO_GT, COCO_PREDS, DESC_MAPPING = "coco_gt.json", "coco_preds.json", "desc_mapping.json"
@@ -219,11 +221,21 @@ class Evaluation:
     @cached_property
     def calibration(self) -> dict[float, Calibration | None]:
         """Of the scores, by IoU."""
-        scores_P = np.concatenate([image.pred.scores_N for image in self.images])
+        half_N = self.in_second_half_N
+        return {iou: calibration_of(self.f1, self.scores_P, half_N, iou) for iou in THRESHOLDS}
+
+    @property
+    def scores_P(self) -> FloatArray:
+        """Of all predictions, image after image."""
+        return np.concatenate([image.pred.scores_N for image in self.images])
+
+    @property
+    def in_second_half_N(self) -> NDArray[np.bool_]:
+        """Every second image in the order of ids."""
         by_id = sorted(range(len(self.images)), key=lambda n: id_order(self.images[n].image_id))
         in_second_half_N = np.zeros(len(by_id), dtype=bool)
         in_second_half_N[by_id[1::2]] = True
-        return {iou: calibration_of(self.f1, scores_P, in_second_half_N, iou) for iou in THRESHOLDS}
+        return in_second_half_N
 
     def _calibration_errors(self) -> dict[str, float | None]:
         errors: dict[str, float | None] = {}

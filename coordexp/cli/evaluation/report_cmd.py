@@ -28,8 +28,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         help="folder that image names start from (default: the folder of the data file the run was made on)",
     )
-    parser.add_argument("--worst", type=count, default=24, help="pictures of the worst images (default 24)")
-    parser.add_argument("--best", type=count, default=12, help="pictures of the best images (default 12)")
+    parser.add_argument("--worst", type=count, default=24, help="worst images, in full size (default 24)")
+    parser.add_argument("--best", type=count, default=12, help="best images, in full size (default 12)")
+    parser.add_argument(
+        "--thumbnails", type=count, default=5000, metavar="N", help="other images, small (default 5000)"
+    )
+    parser.add_argument(
+        "--min-score", type=float, metavar="X",
+        help="least score of a prediction in the confusion matrix and among probable label errors (default: that of "
+        "the highest F1 of each run)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", type=Path, nargs="?", const=Path(), metavar="FILE",
+        help="also write every number of the page (default: beside it, as .json)",
+    )  # fmt: skip
     parser.add_argument(
         "--bootstrap", type=count, default=1000, metavar="N", help="resamples, 0 for none (default 1000)"
     )
@@ -50,11 +62,19 @@ def run(args: argparse.Namespace) -> int:
     if len(args.runs) == 1 and holds_sweep(args.runs[0]):
         print(f"wrote {write_sweep(args.runs[0], args.output, args.image_root)}: the ways to decode")
         return EXIT_OK
-    options = ReportOptions(args.worst, args.best, args.bootstrap, args.seed, args.engine)
-    written = write_report(args.runs, args.output, image_root=args.image_root, options=options)
+    options = ReportOptions(
+        args.worst, args.best, args.bootstrap, args.seed, args.engine, args.thumbnails, args.min_score
+    )
+    json_path = args.output.with_suffix(".json") if args.json == Path() else args.json
+    written = write_report(
+        args.runs, args.output, image_root=args.image_root, options=options, json_path=json_path
+    )
     if written.num_missing:
         print(
             f"{written.num_missing} of {written.num_pictures} pictures could not be read; give --image-root"
         )
     print(f"wrote {written.path}: {written.num_images} images, {written.num_pictures} of them shown")
+    print(f"wrote {written.label_errors}: {written.num_label_errors} probable label errors")
+    if json_path is not None:
+        print(f"wrote {json_path}")
     return EXIT_OK

@@ -22,8 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from coordexp.eval.errors.crowds import share_in_crowd
 from coordexp.eval.predictions.image_result import ImageResult, Objects
-from coordexp.geometry import FloatArray, IntArray, box_areas, pairwise_iou
+from coordexp.geometry import FloatArray, IntArray, pairwise_iou
 
 IOU, BACKGROUND_IOU = 0.5, 0.1
 MAX_DETS = 100
@@ -139,7 +140,7 @@ def _image_columns(
     same_PG = pred_label[:, None] == gt_label[None, :]
     partner = _match(iou_PG * same_PG, iou)
     right, found = partner >= 0, np.isin(np.arange(len(gts)), partner)
-    counts = right | ~_in_crowd(image, order, iou)
+    counts = right | (share_in_crowd(image)[order] <= iou)
     kind, about = _kinds(iou_PG, same_PG, found, iou, background_iou)
     kind[right] = -1
     fixed, usable = _mended(kind, about, found, pred_label, gt_label)
@@ -163,19 +164,6 @@ def _match(iou_PG: FloatArray, least: float) -> IntArray:
             partner[p] = g
             left_PG[:, g] = 0.0
     return partner
-
-
-def _in_crowd(image: ImageResult, order: IntArray, least: float) -> BoolArray:
-    """Predictions of which more than `least` lies inside a crowd region of their description."""
-    inside = np.zeros(len(order), dtype=bool)
-    boxes_P4 = image.pred.boxes_N4[order]
-    descs = np.array(image.pred.descs, dtype=object)[order]
-    for g in np.flatnonzero(image.gt.crowd_N).tolist():
-        region = image.gt.boxes_N4[g]
-        sides = np.minimum(boxes_P4[:, 2:], region[2:]) - np.maximum(boxes_P4[:, :2], region[:2])
-        shared, areas = np.clip(sides, 0.0, None).prod(axis=1), box_areas(boxes_P4)
-        inside |= (shared > least * areas) & (descs == image.gt.descs[g])
-    return inside
 
 
 def _kinds(

@@ -149,13 +149,19 @@ class ImageResult:
 
 def duplicate_rate(objects: Objects, least: float = 0.9) -> float:
     """Share of the objects that an earlier one of the same description covers with an IoU above `least`; 0 for none."""
+    return len({later for later, _, _ in repeats(objects, least)}) / len(objects) if len(objects) else 0.0
+
+
+def repeats(objects: Objects, least: float = 0.9) -> list[tuple[int, int, float]]:
+    """(later, earlier, IoU) of all objects of one description with an IoU above `least`, ascending."""
     labels: dict[str, int] = {}
     label_N = np.array([labels.setdefault(desc, len(labels)) for desc in objects.descs], dtype=np.int64)
     if len(labels) == len(label_N):
-        return 0.0
+        return []
     later, earlier = np.nonzero(np.tri(len(label_N), k=-1, dtype=bool) & (label_N[:, None] == label_N))
     iou = aligned_iou(objects.boxes_N4[later], objects.boxes_N4[earlier])
-    return len(set(later[iou > least].tolist())) / len(label_N)
+    kept = iou > least
+    return list(zip(later[kept].tolist(), earlier[kept].tolist(), iou[kept].tolist(), strict=True))
 
 
 def objects_of(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from coordexp.eval.calibration import NUM_SCORE_BINS, score_bins
 from coordexp.eval.coco.annotations import Results
 from coordexp.eval.coco.engine_input import engine_dataset, engine_results
 from coordexp.eval.detection import scores_of
@@ -37,6 +38,11 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether zero is outside, of an interval of differences."""
+        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,9 @@ def image_weights(indices_BN: IntArray) -> IntArray:
 
 
 def resampled_f1(weights_BN: IntArray, counts_NT3: IntArray) -> dict[str, FloatArray]:
-    """Micro precision, recall and F1 at the first threshold, and F1 averaged over all of them. Each [B].
+    """Micro precision, recall and F1 at the first threshold, F1 at the last and averaged over all of them. Each [B].
 
-    counts_NT3: [images, thresholds, (tp, fp, fn)], thresholds ascending from IoU 0.5.
+    counts_NT3: [images, thresholds, (tp, fp, fn)], thresholds IoU 0.50:0.05:0.95.
     """
     num_images, num_thresholds, _ = counts_NT3.shape
     flat = counts_NT3.reshape(num_images, -1)
@@ -77,9 +83,52 @@ def resampled_f1(weights_BN: IntArray, counts_NT3: IntArray) -> dict[str, FloatA
     return {
         "f1_at_50": f1[:, 0],
         "f1_50_95": f1.mean(axis=1),
+        "f1_at_95": f1[:, -1],
         "precision_at_50": precision[:, 0],
         "recall_at_50": recall[:, 0],
     }
+
+
+def resampled_class_averaged_f1(
+    weights_BN: IntArray, image_C: IntArray, label_C: IntArray, counts_CT3: IntArray
+) -> FloatArray:
+    """`class_averaged_f1` of every resample, mean over the thresholds.  [B]
+
+    image_C, label_C, counts_CT3: as `DetectionSummary.counts_by_class` gives them.
+    """
+    num_resamples, num_thresholds = len(weights_BN), counts_CT3.shape[1]
+    precision_BT, recall_BT, num_BT = np.zeros((3, num_resamples, num_thresholds))
+    order = np.argsort(label_C, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(label_C[order])) + 1) if len(order) else []:
+        weights_BC = weights_BN[:, image_C[rows]].astype(np.float64)
+        totals = (weights_BC @ counts_CT3[rows].reshape(len(rows), -1)).reshape(num_resamples, -1, 3)
+        tp, fp, fn = np.moveaxis(totals, -1, 0)
+        precision, recall, _ = scores_of(tp, fp, fn)
+        found = tp > 0
+        precision_BT += precision * found
+        recall_BT += recall * found
+        num_BT += found
+    precision_BT, recall_BT = (total / np.maximum(num_BT, 1) for total in (precision_BT, recall_BT))
+    both_BT = precision_BT + recall_BT
+    f1_BT = np.divide(2 * precision_BT * recall_BT, both_BT, out=np.zeros_like(both_BT), where=both_BT > 0)
+    averaged: FloatArray = f1_BT.mean(axis=1)
+    return averaged
+
+
+def resampled_calibration_error(
+    weights_BN: IntArray, scores_M: FloatArray, is_right_M: NDArray[np.bool_], image_M: IntArray
+) -> FloatArray:
+    """`calibration_error` of every resample; 0 where it holds no prediction.  [B]
+
+    scores_M, is_right_M, image_M: of the predictions that count, and the rows of their images.
+    """
+    num_images = weights_BN.shape[1]
+    cell_M = image_M * NUM_SCORE_BINS + score_bins(scores_M)
+    gap_NK = np.bincount(cell_M, weights=is_right_M - scores_M, minlength=num_images * NUM_SCORE_BINS)
+    num_B = weights_BN @ np.bincount(image_M, minlength=num_images)
+    gap_B = np.abs(weights_BN @ gap_NK.reshape(num_images, NUM_SCORE_BINS)).sum(axis=1)
+    error_B: FloatArray = np.divide(gap_B, num_B, out=np.zeros_like(gap_B), where=num_B > 0)
+    return error_B
 
 
 def coco_matches(results: Results) -> list[CategoryMatches]:
@@ -108,21 +157,23 @@ def coco_matches(results: Results) -> list[CategoryMatches]:
 
 
 def resampled_ap(weights_BN: IntArray, categories: Sequence[CategoryMatches]) -> dict[str, FloatArray]:
-    """AP over IoU 0.50:0.05:0.95, AP50 and AP75 of every resample, by pycocotools' rules. Each [B], -1: undefined.
+    """AP over IoU 0.50:0.05:0.95, AP50, AP75 and AR of every resample, by pycocotools' rules. Each [B], -1: undefined.
 
     An image drawn twice counts as two images whose detections stand beside each other in the ranking.
     """
-    values_KBT = np.full((len(categories), len(weights_BN), 10), np.nan)
+    values_KBT, recall_KBT = np.full((2, len(categories), len(weights_BN), 10), np.nan)
     for k, category in enumerate(categories):
         if not category.num_gt_N.any():
             continue
         for start in range(0, len(weights_BN), _BLOCK):
             block = slice(start, start + _BLOCK)
             values_KBT[k, block] = _category_ap(weights_BN[block], category)
+        recall_KBT[k] = _category_recall(weights_BN, category)
     return {
         "AP": _mean(values_KBT),
         "AP50": _mean(values_KBT[:, :, :1]),
         "AP75": _mean(values_KBT[:, :, 5:6]),
+        "AR": _mean(recall_KBT),
     }
 
 
@@ -161,6 +212,18 @@ def _category_matches(images: Sequence[dict[str, Any] | None], num_thresholds: i
         fp_TD=~is_matched & is_counted,
         num_gt_N=num_gt_N,
     )
+
+
+def _category_recall(weights_BN: IntArray, category: CategoryMatches) -> FloatArray:
+    """Recall of all detections of one category at every IoU threshold, NaN without an object.  [B, T]"""
+    num_images, num_thresholds = weights_BN.shape[1], len(category.tp_TD)
+    tp_NT = np.stack(
+        [np.bincount(category.image_D[tp_D], minlength=num_images) for tp_D in category.tp_TD], axis=1
+    )
+    num_gt_B = (weights_BN @ category.num_gt_N)[:, None]
+    unknown_BT = np.full((len(weights_BN), num_thresholds), np.nan)
+    recall_BT: FloatArray = np.divide(weights_BN @ tp_NT, num_gt_B, out=unknown_BT, where=num_gt_B > 0)
+    return recall_BT
 
 
 def _category_ap(weights_BN: IntArray, category: CategoryMatches) -> FloatArray:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
 from coordexp.errors import ContractError
-from coordexp.eval.report.page import data_uri, format_measure, write_page
+from coordexp.eval.gallery.thumbnails import data_uri
+from coordexp.eval.report.page import format_measure, write_page
 
 
 class HeadlineRow(TypedDict):

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from coordexp.eval.calibration import THRESHOLDS
+from coordexp.eval.gallery.thumbnails import data_uri
 from coordexp.eval.report.numbers import RunNumbers, drop_reasons
-from coordexp.eval.report.page import data_uri
 
 RUN_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TRUTH_COLOR = "#8a929a"

@@ -1,13 +1,12 @@
-"""What the HTML pages share: the template environment, escaping of model text, embedded pictures, writing the file."""
+"""What the HTML pages share: the template environment, escaping of model text, writing the file."""
 
 from __future__ import annotations
 
-import base64
 import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from coordexp.files import write_text
@@ -32,14 +31,11 @@ def format_measure(value: float | None, decimals: int) -> str:
     return "–" if value is None else f"{value:.{decimals}f}"
 
 
-def data_uri(content: bytes, media_type: str) -> str:
-    """The content as a URI that needs no fetching."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
-
-
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("coordexp.eval.report", "templates"),
+        loader=ChoiceLoader(
+            [PackageLoader(f"coordexp.eval.{name}", "templates") for name in ("report", "gallery")]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

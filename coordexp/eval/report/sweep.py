@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.errors import RecordError
+from coordexp.eval.gallery.thumbnails import data_uri
 from coordexp.eval.predictions.scored import recorded_image_root
-from coordexp.eval.report.page import data_uri, write_page
+from coordexp.eval.report.page import write_page
 from coordexp.eval.report.pictures import LabeledBox, Role, draw_boxes
 from coordexp.eval.sweep import holds_sweep, oracle_table, read_sweep, way_table
 from coordexp.pictures import open_picture

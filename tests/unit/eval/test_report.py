@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,12 +17,14 @@ from support.browser import Browser, needs_chromium
 from support.images import image_result
 from support.lvis_reference import random_lvis
 
+from coordexp.codec.records import read_jsonl
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.box_matching import BoxSet
 from coordexp.eval.coco.annotations import read_dataset, read_results
 from coordexp.eval.coco.evaluate import run_coco, run_lvis
 from coordexp.eval.detection import Counts, match_boxes
-from coordexp.eval.evaluate import evaluate_directory
+from coordexp.eval.errors.tide import ErrorKind, tide_errors
+from coordexp.eval.evaluate import ScoredSet, evaluate, evaluate_directory
 from coordexp.eval.predictions.artifacts import RUN_META, SCORED, TOKEN_TRACE
 from coordexp.eval.predictions.image_result import ImageResult, Objects
 from coordexp.eval.report.bootstrap import (
@@ -33,10 +36,12 @@ from coordexp.eval.report.bootstrap import (
     resampled_f1,
 )
 from coordexp.eval.report.data import load_run
-from coordexp.eval.report.gallery import select_images
+from coordexp.eval.report.headline import MEASURES
+from coordexp.eval.report.intervals import bootstrap, resampled_numbers
 from coordexp.eval.report.numbers import compute_numbers, confidence_curve, size_rows
-from coordexp.eval.report.write import MEASURES, ReportOptions, bootstrap, write_report
+from coordexp.eval.report.write import ReportOptions, write_report
 from coordexp.files import write_json, write_jsonl
+from coordexp.geometry import dequantize_boxes
 
 COCO_FIXTURE = Path(__file__).resolve().parents[2] / "fixtures" / "coco_val2014_100"
 CLASSES = ("cat", "dog", "bird")
@@ -78,6 +83,18 @@ class Page(HTMLParser):
             for name, values in self.elements
             if name == tag and css_class in [*(values.get("class") or "").split(" "), ""]
         ]
+
+
+def cards_of(page: Path) -> list[dict]:
+    """What the page's gallery draws."""
+    return gallery_of(page)["cards"]
+
+
+def gallery_of(page: Path) -> dict:
+    found = re.search(
+        r'<script type="application/json" id="gallery-data">(.*?)</script>', page.read_text(), re.S
+    )
+    return json.loads(found[1])
 
 
 def make_run(
@@ -155,6 +172,12 @@ def compared(runs, tmp_path_factory) -> Path:
     return write_report(runs, tmp_path_factory.mktemp("page") / "r.html", options=QUICK).path
 
 
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("browser")) as started:
+        yield started
+
+
 def test_headline_numbers_are_those_of_evaluation(runs, compared, tmp_path):
     page = Page(compared.read_text())
     metrics = [evaluate_directory(shutil.copytree(run, tmp_path / run.name)) for run in runs]
@@ -187,8 +210,9 @@ def test_a_missing_picture_has_a_placeholder_and_is_counted(runs, tmp_path):
     written = write_report(runs[:1], tmp_path / "r.html", options=every)
     page = Page((tmp_path / "r.html").read_text())
     assert written.num_missing == 1
-    assert len(page.all("rect", "placeholder")) == 1
-    assert len(page.all("image")) == written.num_pictures - 1
+    pictures = {card["title"]: card["src"] for card in cards_of(tmp_path / "r.html")}
+    assert len(pictures) == written.num_pictures == 12
+    assert [title for title, source in pictures.items() if source is None] == ["3.png"]
     assert next(v for _, v in page.elements if v.get("id") == "missing")["data-missing"] == "1"
     elsewhere = write_report(runs[:1], tmp_path / "s.html", image_root=tmp_path, options=every)
     assert elsewhere.num_missing == elsewhere.num_pictures
@@ -197,22 +221,19 @@ def test_a_missing_picture_has_a_placeholder_and_is_counted(runs, tmp_path):
 def test_every_box_is_drawn_under_its_role(runs, tmp_path):
     everything = ReportOptions(num_worst=12, num_best=12, num_resamples=0)
     write_report(runs[:1], tmp_path / "r.html", options=everything)
-    page = Page((tmp_path / "r.html").read_text())
     numbers = compute_numbers(load_run(runs[0]))
-    shown = select_images([numbers], 12, 12)
-    tp, fp, fn = np.sum([numbers.matches[i].counts for i in shown], axis=0)
-    drawn = {
-        role: sum((values.get("class") or "") == role for values in page.all("g"))
-        for role in ("gt", "tp", "fp", "fn")
-    }
+    tp, fp, fn = np.sum([match.counts for match in numbers.matches], axis=0)
+    gallery = gallery_of(tmp_path / "r.html")
+    boxes = [box for card in gallery["cards"] for box in card["panels"][0]["boxes"]]
+    drawn = Counter(gallery["roles"][box[0]] for box in boxes)
     assert drawn == {"gt": tp, "tp": tp, "fp": fp, "fn": fn}
+    names = Counter(gallery["descs"][box[1]] for box in boxes if gallery["roles"][box[0]] in ("gt", "fn"))
+    assert names == Counter(desc for image in numbers.images for desc in image.gt.descs)
 
 
 def test_gallery_is_bounded_and_starts_with_the_worst(runs, tmp_path):
-    written = write_report(runs[:1], tmp_path / "r.html", options=QUICK)
-    f1 = [
-        float(values["data-f1"]) for values in Page((tmp_path / "r.html").read_text()).all("figure", "shot")
-    ]
+    written = write_report(runs[:1], tmp_path / "r.html", options=replace(QUICK, num_thumbnails=0))
+    f1 = [card["values"]["f1"] for card in cards_of(tmp_path / "r.html")]
     assert len(f1) == written.num_pictures <= 6
     all_f1 = sorted(match.scores.f1 for match in compute_numbers(load_run(runs[0])).matches)
     assert f1[:4] == pytest.approx(all_f1[:4], abs=1e-6)
@@ -230,6 +251,7 @@ def test_f1_intervals_equal_a_loop_over_resamples(runs):
             "f1_50_95": summary.f1_50_95,
             "precision_at_50": summary.at(0.5).micro.precision,
             "recall_at_50": summary.at(0.5).micro.recall,
+            "f1_at_95": summary.f1_at(0.95),
         }
         assert {key: values[b] for key, values in fast.items()} == pytest.approx(expected, abs=1e-12)
 
@@ -268,7 +290,23 @@ def test_ap_of_a_resample_is_pycocotools_on_the_drawn_images(constant):
     for b, drawn in enumerate(indices):
         expected = run_coco(*coco_copies(gt, preds, drawn)).metrics
         for key, values in fast.items():
-            assert values[b] == pytest.approx(expected[key], abs=1e-12), (key, b)
+            assert values[b] == pytest.approx(expected["AR100" if key == "AR" else key], abs=1e-12), (key, b)
+
+
+def test_every_headline_number_of_a_resample_is_that_of_evaluating_the_drawn_images(runs):
+    numbers = compute_numbers(load_run(runs[0]))
+    drawn = resample_indices(12, 1, seed=3)[0]
+    found = resampled_numbers(numbers.evaluation, image_weights(drawn[None]), 1, 1)
+    copies = [replace(numbers.images[i], image_id=n) for n, i in enumerate(sorted(drawn))]
+    again = evaluate(ScoredSet("copies", copies))
+    resampled = {measure.key for measure in MEASURES} - {"ece_isotonic_at_50", "ece_isotonic_at_75"}
+    assert resampled < found.keys()  # the isotonic ones keep the fits of all images
+    ties = {"AP", "AP50", "AP75", "AR", "AP_const"}  # see the test above
+    for key in resampled - ties:
+        assert found[key][0] == pytest.approx(again.metrics[key], abs=1e-12), key
+    everything = resampled_numbers(numbers.evaluation, np.ones((1, 12), dtype=np.int64), 1, 1)
+    for key, values in everything.items():
+        assert values[0] == pytest.approx(numbers.evaluation.metrics[key], abs=1e-12), key
 
 
 def test_intervals_of_differences_are_paired(runs):
@@ -356,7 +394,7 @@ def test_coco_files_of_any_detector(tmp_path):
     page = Page((tmp_path / "r.html").read_text())
     expected = {"AP": 0.505, "AP50": 0.697, "AP75": 0.573, "AR": 0.595}
     assert {key: round(page.headline[key][0], 3) for key in expected} == expected
-    assert written.num_missing == written.num_pictures == 6  # the fixture holds no pictures
+    assert written.num_missing == written.num_pictures == 100  # the fixture holds no pictures
 
 
 def test_lvis_data_are_reported_by_the_rules_of_lvis(tmp_path):
@@ -406,16 +444,121 @@ def test_no_object_and_no_prediction_at_all(tmp_path):
     write_jsonl(run / SCORED, lines)
     written = write_report([run], tmp_path / "r.html", options=QUICK)
     page = Page((tmp_path / "r.html").read_text())
-    assert written.num_pictures == 0
+    assert written.num_pictures == 2
     assert page.headline["AP"] == []  # a dash: there is nothing to measure AP on
     assert page.headline["f1_at_50"] == [1.0]
 
 
+def test_json_holds_the_numbers_of_the_page(runs, tmp_path):
+    page, path = tmp_path / "r.html", tmp_path / "r.json"
+    written = write_report(runs, page, options=QUICK, json_path=path)
+    content = json.loads(path.read_text())
+    for key, values in Page(page.read_text()).headline.items():
+        assert [run["headline"][key]["value"] for run in content["runs"]] == values
+        for run in content["runs"]:
+            low, high = run["headline"][key]["interval"]
+            assert low <= high
+        assert content["runs"][1]["headline"][key]["difference"]["value"] == pytest.approx(
+            values[1] - values[0]
+        )
+    for folder, run in zip(runs, content["runs"], strict=True):
+        numbers = compute_numbers(load_run(folder))
+        counts = numbers.evaluation.f1.at(0.5).per_class
+        assert {
+            row["name"]: (row["tp"], row["fp"], row["fn"]) for row in run["classes"] if row["tp"] is not None
+        } == (counts)
+        assert run["tide"]["errors"]["Missed"]["num"] == tide_errors(numbers.images).count[ErrorKind.MISSED]
+        assert sum(cell["num"] for cell in run["confusion"]["cells"] if cell["annotated"] is not None) == sum(
+            len(image.gt) for image in numbers.images
+        )
+    assert len(content["label_errors"]) == written.num_label_errors > 0
+
+
+def test_numbers_of_errors_lead_to_their_images(runs, tmp_path):
+    """A link's number is that of cards with its tag."""
+    write_report(runs[:1], tmp_path / "r.html", options=QUICK, json_path=tmp_path / "r.json")
+    [run] = json.loads((tmp_path / "r.json").read_text())["runs"]
+    gallery = gallery_of(tmp_path / "r.html")
+    page = Page((tmp_path / "r.html").read_text())
+    tag_of = {values["title"]: int(values["data-tag"]) for values in page.all("a") if "data-tag" in values}
+    images = {
+        words: [card["title"] for card in gallery["cards"] if tag in card["tags"]]
+        for words, tag in tag_of.items()
+    }
+    zebras = [cell for cell in run["confusion"]["cells"] if cell["predicted"] == "zebra"]
+    assert zebras
+    for cell in zebras:
+        words = f"{cell['annotated']} predicted as zebra"
+        if cell["annotated"] is not None:
+            assert sorted(images[words]) == sorted(f"{row}.png" for row in cell["images"])
+    missed = run["tide"]["errors"]["Missed"]["images"]
+    assert sorted(images["Missed errors"]) == sorted(f"{row}.png" for row in missed)
+
+
+def test_label_errors_are_records_that_our_own_tools_read(runs, tmp_path):
+    written = write_report(runs[:1], tmp_path / "r.html", options=QUICK)
+    records = read_jsonl(written.label_errors, require_images=False)
+    assert len(records) == written.num_label_errors > 0
+    numbers = compute_numbers(load_run(runs[0]))
+    by_name = {image.file_name: image for image in numbers.images}
+    for record in records:
+        [path] = record.image_paths()
+        image = by_name[path.name]
+        assert path.is_file() == (path.name != "3.png")
+        [obj] = record.objects
+        box = dequantize_boxes(obj.bins, image.width, image.height)
+        assert box == pytest.approx(np.clip(record.metadata["box_xyxy"], 0, 319), abs=0.5)
+        assert record.metadata["kind"] in ("unannotated", "not_found", "wrong_name")
+        assert record.metadata["reason"]
+    scores = [record.metadata["score"] for record in records]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_outlines_are_drawn_of_predictions_files_and_of_coco_files(tmp_path):
+    run = make_run(tmp_path / "run", seed=1, noise=0.1, num_images=2)
+    lines = [json.loads(text) for text in (run / SCORED).read_text().splitlines()]
+    triangle = [10.0, 20.0, 170.0, 20.0, 170.0, 100.0]
+    lines[0] |= {"gt": [{"type": "poly", "points": triangle, "desc": "cat"}], "pred": []}
+    write_jsonl(run / SCORED, lines)
+    write_report([run], tmp_path / "r.html", options=QUICK)
+    card = next(card for card in cards_of(tmp_path / "r.html") if card["title"] == "0.png")
+    [box] = card["panels"][0]["boxes"]
+    assert box[8] == [[31, 62, 531, 62, 531, 312]]  # thousandths of 320 pixels
+    shutil.copy(COCO_FIXTURE / "instances_val2014_100.json", tmp_path / "coco_gt.json")
+    shutil.copy(COCO_FIXTURE / "instances_val2014_fakebbox100_results.json", tmp_path / "coco_preds.json")
+    write_report([tmp_path], tmp_path / "s.html", options=QUICK)
+    gallery = gallery_of(tmp_path / "s.html")
+    boxes = [box for card in gallery["cards"] for box in card["panels"][0]["boxes"]]
+    with_outline = Counter(gallery["roles"][box[0]] for box in boxes if len(box) == 9)
+    assert with_outline["gt"] + with_outline["fn"] == sum(
+        gallery["roles"][box[0]] in ("gt", "fn") for box in boxes
+    )
+    assert not with_outline["tp"]  # results without segmentation
+
+
 @pytest.mark.slow
 @needs_chromium
-def test_a_browser_shows_it_on_screens_wide_and_narrow(compared, tmp_path):
-    with Browser(tmp_path) as browser:
-        for width in (1280, 390):
-            seen = browser.visit(compared.as_uri(), width=width)
-            assert (width, seen.complaints, seen.outside, seen.overflow) == (width, [], [], 0)
-        assert browser.evaluate("document.querySelectorAll('[tabindex=\"0\"]').length") > 0  # the script ran
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_at_both_widths(browser, compared, width):
+    seen = browser.visit(f"file://{compared}", width=width)
+    assert (seen.complaints, seen.outside, seen.overflow) == ([], [], 0)
+    drawn = "document.querySelectorAll('#cards figure').length"
+    assert browser.evaluate(drawn) == 12
+    [chosen] = [tag for tag in gallery_of(compared)["tags"] if tag == "Missed errors of tight"]
+    link = f"[...document.querySelectorAll('a[data-tag]')].find(a => a.title === {json.dumps(chosen)})"
+    tag = gallery_of(compared)["tags"].index(chosen)
+    browser.evaluate(f"{link}.click()")
+    expected = sum(tag in card["tags"] for card in cards_of(compared))
+    assert browser.evaluate(drawn) == expected < 12
+    assert browser.evaluate("document.getElementById('all').textContent") == (
+        f"{chosen}: {expected} of 12 images. Show all"
+    )
+    browser.evaluate("document.getElementById('all').click()")
+    assert browser.evaluate(drawn) == 12
+    browser.evaluate("document.getElementById('least').value = 4")
+    browser.evaluate("document.getElementById('least').dispatchEvent(new Event('change'))")
+    many = sum(card["values"]["objects"] >= 4 for card in cards_of(compared))
+    assert browser.evaluate(drawn) == many > 0
+    shown = browser.evaluate("document.querySelectorAll('#cards svg > g:not(.label)').length")
+    boxes = [card["panels"] for card in cards_of(compared) if card["values"]["objects"] >= 4]
+    assert shown == sum(len(panel["boxes"]) for panels in boxes for panel in panels)
