@@ -26,6 +26,7 @@ COMMANDS = {
     "score": "evaluation",
     "eval": "evaluation",
     "report": "evaluation",
+    "compare": "evaluation",
     "sweep": "evaluation",
     "doctor": "training",
     "metrics": "training",

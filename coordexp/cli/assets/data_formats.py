@@ -1,4 +1,4 @@
-"""`coordexp data check`, `convert`, `from-coco`, `from-lvis` and `to-coco`."""
+"""`coordexp data check`, `view`, `convert`, `from-coco`, `from-lvis` and `to-coco`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _MAX_CLASSES = 20
 def add_parsers(commands: Commands) -> None:
     """Register the subcommands."""
     _add_check_parser(commands)
+    _add_view_parser(commands)
     _add_convert_parser(commands)
     _add_import_parser(commands, "from-coco", "COCO annotations (instances) -> JSONL")
     lvis = _add_import_parser(commands, "from-lvis", "LVIS v1 annotations -> JSONL")
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the chosen subcommand; returns the process exit code."""
     commands = {
         "check": _run_check,
+        "view": _run_view,
         "convert": _run_convert,
         "from-coco": _run_import,
         "from-lvis": _run_import,
@@ -84,6 +86,39 @@ def _add_check_parser(commands: Commands) -> None:
         help="also draw N samples of each source as custom.augmentation of a run changes them (--config)",
     )  # fmt: skip
     parser.add_argument("--config", type=Path, metavar="YAML", help="the run file for --augment")
+
+
+def _add_view_parser(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "view",
+        help="a page with every picture of a data set and its objects, by description, size and number",
+        description="Write a page of all images with their boxes and outlines, which filters them and asks nothing of "
+        "a network. A source of several splits gives a page for each.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="file or folder, as for `data check`")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("data_view"),
+        metavar="DIR",
+        help="where to write (default data_view)",
+    )
+    parser.add_argument("--images", type=positive_int, metavar="N", help="the first N images only")
+    _add_source_arguments(parser)
+
+
+def _run_view(args: argparse.Namespace) -> int:
+    from coordexp.data.formats.options import ImportOptions
+    from coordexp.data.formats.readers.sources import read_sources
+    from coordexp.data.view.gallery import write_view
+
+    options = ImportOptions(image_root=args.image_root, find_pictures=True, allow_outside=args.allow_outside)
+    for source in read_sources(args.source, options, format_name=args.format):
+        output = args.out / f"{source.split or source.path.stem}.html"
+        gallery = write_view(source, output, most=args.images)
+        missing = f", {gallery.num_missing} pictures could not be read" if gallery.num_missing else ""
+        print(f"wrote {output}: {len(gallery.cards)} images{missing}")
+    return EXIT_OK
 
 
 def _add_convert_parser(commands: Commands) -> None:

@@ -43,7 +43,11 @@ def _parts(objects: Objects, index: int, segmentations: Sequence[Any] | None) ->
     if segmentations is None:
         points = objects.points[index]
         return [points] if len(points) > 4 else []
-    found = segmentations[index]
+    return outline_parts(segmentations[index])
+
+
+def outline_parts(found: Any) -> Outlines:
+    """Parts of a segmentation of a COCO file; empty for run lengths, for nothing, and for what is no outline."""
     if not found or is_run_length(found):
         return []
     try:

@@ -17,6 +17,7 @@ from support.browser import Browser, needs_chromium
 from support.images import image_result
 from support.lvis_reference import random_lvis
 
+from coordexp.cli.main import main
 from coordexp.codec.records import read_jsonl
 from coordexp.errors import ConfigError, RecordError
 from coordexp.eval.box_matching import BoxSet
@@ -472,6 +473,19 @@ def test_json_holds_the_numbers_of_the_page(runs, tmp_path):
             len(image.gt) for image in numbers.images
         )
     assert len(content["label_errors"]) == written.num_label_errors > 0
+
+
+def test_compare_prints_paired_differences(runs, tmp_path, capsys):
+    argv = ["compare", *map(str, runs), "--bootstrap", "50", "--json", str(tmp_path / "c.json")]
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    content = json.loads((tmp_path / "c.json").read_text())
+    found = content["runs"][1]["headline"]["f1_50_95"]
+    assert f"{found['difference']['value']:+.3f}" in printed
+    assert found["difference"]["leaves_zero_out"]
+    assert found["value"] == compute_numbers(load_run(runs[1])).evaluation.f1.f1_50_95
+    assert main(["compare", str(runs[0])]) == 2
+    assert "two run folders or more" in capsys.readouterr().err
 
 
 def test_numbers_of_errors_lead_to_their_images(runs, tmp_path):
