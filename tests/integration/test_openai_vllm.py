@@ -5,15 +5,9 @@ answers as CoordExp and plain transformers do.
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 from support.audit import run_file
-from support.processes import ROOT, free_port, run_coordexp, swift_environment
+from support.processes import run_coordexp
+from support.rollout_server import is_healthy, openai_server
 from support.vllm import require_vllm
 
 import coordexp
@@ -95,40 +90,18 @@ def served(exported: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     for file in exported.iterdir():
         if file.name != PROMPT_FILE:
             (bare / file.name).symlink_to(file)
-    url, log = f"http://127.0.0.1:{free_port()}", folder / "log.txt"
-    command = [
-        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(exported), "--served-model-name",
-        "nano", "--host", "127.0.0.1", "--port", url.rpartition(":")[2], "--dtype", "float32", "--max-model-len", "512",
-        "--max-num-seqs", "4", "--enforce-eager",
-    ]  # fmt: skip
-    environment = swift_environment(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-            env=environment,
-            start_new_session=True,
-        )
-    try:
-        wait_until_healthy(url, process, log)
+    log = folder / "log.txt"
+    with openai_server(exported, log, "--max-num-seqs", 4) as url:
+        wait_until_healthy(url, log)
         yield Served(url, exported, bare)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
-def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_healthy(url: str, log: Path) -> None:
     end = time.monotonic() + START_S
     while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()[-4000:]
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=2)
+        if is_healthy(url):
             return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
+        time.sleep(0.5)
     raise AssertionError(f"no answer in {START_S} s\n{log.read_text()[-4000:]}")
 
 
@@ -155,7 +128,7 @@ def test_an_exported_folder_answers_token_for_token_alike_in_three_loaders(
     served: Served, pictures: Path, tmp_path: Path
 ) -> None:
     """CoordExp, vLLM's server and plain transformers, on 16 images; `coordexp.Detector` too."""
-    to_server = ("--backend", "openai", "--base-url", f"{served.url}/v1", "--served-model", "nano")
+    to_server = ("--backend", "openai", "--base-url", f"{served.url}/v1", "--served-model", "model")
     for name, flags in (("hf", ()), ("openai", to_server)):
         done = infer(served, pictures, tmp_path / name, *flags)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -189,7 +162,7 @@ def test_the_audit_asks_the_server_too(served: Served, scenes: Path, tmp_path: P
         output = tmp_path / name / "findings.json"
         done = run_coordexp(
             "audit", run_file(tmp_path / name, model), scenes / "train.jsonl", "--samples", 4, "--recipe-only",
-            "--max-new-tokens", 16, "--base-url", f"{served.url}/v1", "--served-model", "nano", "--output", output,
+            "--max-new-tokens", 16, "--base-url", f"{served.url}/v1", "--served-model", "model", "--output", output,
         )  # fmt: skip
         assert done.returncode == (0 if name == "same" else 1), done.stdout[-3000:] + done.stderr[-3000:]
         lines = json.loads(output.read_text())["findings"]
