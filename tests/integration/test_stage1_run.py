@@ -58,7 +58,8 @@ def run(nano_model: Path, scenes: Path, hub: Hub, tmp_path_factory: pytest.TempP
         coordexp=json.dumps({"custom": MIX, "telemetry": {"console": {"every_steps": {"level_2": 2, "level_3": 3}}}}),
         use_hf=True, push_to_hub=True, hub_model_id="team/detector", hub_token=TOKEN,
     )  # fmt: skip
-    done = run_swift("sft", *flags, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+    # in a new interpreter: what has imported huggingface_hub keeps its endpoint, and stays offline
+    done = run_fresh_swift("sft", *flags, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return output
 

@@ -258,8 +258,11 @@ APPENDING = {
     "study/processes.py",
     "cli/demo/demo_cmd.py",
     "audit/subject.py",
+    "inference/detect/kept_answers.py",
+    "machine/gather/answers.py",
+    "machine/gather/places.py",
 }
-"""Files that write a stream as it comes: the answers of a run, the output of a process."""
+"""Files that write a stream as it comes: the answers of a run, the output of a process, bytes that are timed."""
 
 
 @pytest.mark.parametrize(
