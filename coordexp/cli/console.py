@@ -49,7 +49,7 @@ def show_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     console.print(f"\n[bold]{title}")
     table = Table()
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)

@@ -44,7 +44,7 @@ class Detections:
         dropped: How many objects of the answer are not among the N, by reason: those of the parser
             (`coordexp.codec.schema.DropReason`), those of scoring (`ScoreFailure`), and `not_in_classes`.
         score_source: How the scores were made, such as `expected_iou_times_desc_probability`.
-        truncated: Whether the answer was cut before its end.
+        truncated: Whether the answer was cut before its end; a guided one is closed where it is cut.
         invalid: Whether the answer cannot be read at all.
         points: Of each object its flat pixel coordinates: those of the box, or of the outline where the model wrote one
             (`xyxy` is then the box around it).
@@ -245,7 +245,7 @@ def detections_of(
         text=trace["text"],
         dropped=dropped,
         score_source=scored["pred_score_source"],
-        truncated=TRUNCATED in errors,
+        truncated=TRUNCATED in errors or trace["finish_reason"] == "length",
         invalid=INVALID_ROLLOUT in errors,
         points=tuple(tuple(map(float, obj["points"])) for obj in kept),
         picture=picture,

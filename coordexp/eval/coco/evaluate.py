@@ -194,16 +194,23 @@ def run_lvis(dataset: Dataset, results: Results, *, iou_type: str = "bbox") -> C
     At most 300 detections of an image count, the most confident of all classes. Crowd regions are ordinary objects.
     Raises RecordError for a data set that does not say what LVIS needs.
     """
-    import hotcoco
-
     federation = read_federation(dataset)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth, found = _hotcoco_pair(dataset, results, iou_type, federation)
-        evaluator = hotcoco.LVISEval(truth, found, iou_type)
-        evaluator.evaluate()
+        evaluator = lvis_evaluator(dataset, results, federation, iou_type=iou_type)
         evaluator.accumulate()
     frequencies = [federation.frequencies[row] for row in np.argsort(dataset.category_rank_K).tolist()]
     return replace(_evaluation(evaluator, dataset, (LVIS_MAX_DETS,)), frequencies=tuple(frequencies))
+
+
+def lvis_evaluator(
+    dataset: Dataset, results: Results, federation: Federation, *, iou_type: str = "bbox"
+) -> Any:
+    """hotcoco's evaluator by the rules of LVIS, with the detections of every image matched."""
+    import hotcoco
+
+    evaluator = hotcoco.LVISEval(*_hotcoco_pair(dataset, results, iou_type, federation), iou_type)
+    evaluator.evaluate()
+    return evaluator
 
 
 def _evaluation(evaluator: Any, dataset: Dataset, max_dets: tuple[int, ...]) -> CocoEvaluation:

@@ -21,12 +21,15 @@ from pycocotools.cocoeval import COCOeval
 from coordexp.eval.calibration import NUM_SCORE_BINS, score_bins
 from coordexp.eval.coco.annotations import Results
 from coordexp.eval.coco.engine_input import engine_dataset, engine_results
+from coordexp.eval.coco.evaluate import lvis_evaluator
+from coordexp.eval.coco.federation import read_federation
 from coordexp.eval.detection import scores_of
 from coordexp.geometry import FloatArray, IntArray
 
 LEVEL = 0.95
-MAX_AP_WORK = 100_000_000
-"""Detections x IoU thresholds that all resamples of AP may look at: about ten seconds on one core."""
+MAX_AP_WORK, MOST_AP_WORK = 100_000_000, 1_500_000_000
+"""Detections x IoU thresholds that all resamples of AP may look at; and where that is not enough for an interval: some
+7,000 images with 100 detections each."""
 MIN_AP_RESAMPLES = 200
 """Fewer than this give no useful interval."""
 _MOST_DETECTIONS = 100
@@ -156,10 +159,26 @@ def coco_matches(results: Results) -> list[CategoryMatches]:
     return [_category_matches(images, num_thresholds) for images in per_category]
 
 
-def resampled_ap(weights_BN: IntArray, categories: Sequence[CategoryMatches]) -> dict[str, FloatArray]:
-    """AP over IoU 0.50:0.05:0.95, AP50, AP75 and AR of every resample, by pycocotools' rules. Each [B], -1: undefined.
+def lvis_matches(results: Results) -> list[CategoryMatches]:
+    """The same by the rules of LVIS; RecordError for a data set that does not say what they need."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator = lvis_evaluator(results.dataset, results, read_federation(results.dataset))
+    image_rows = {image_id: row for row, image_id in enumerate(evaluator.params.imgIds)}
+    category_rows = {category_id: row for row, category_id in enumerate(evaluator.params.catIds)}
+    every_area = tuple(evaluator.params.areaRng[0])
+    per_category: list[list[dict[str, Any] | None]] = [[None] * len(image_rows) for _ in category_rows]
+    for found in evaluator.eval_imgs:
+        if found is not None and tuple(found["aRng"]) == every_area:
+            per_category[category_rows[found["category_id"]]][image_rows[found["image_id"]]] = found
+    num_thresholds = len(evaluator.params.iouThrs)
+    return [_category_matches(images, num_thresholds) for images in per_category]
 
-    An image drawn twice counts as two images whose detections stand beside each other in the ranking.
+
+def resampled_ap(weights_BN: IntArray, categories: Sequence[CategoryMatches]) -> dict[str, FloatArray]:
+    """AP over IoU 0.50:0.05:0.95, AP50, AP75 and AR of every resample, each [B], by the rules of the matches.
+
+    -1 where a number is not defined. An image drawn twice counts as two images whose detections stand beside each other
+    in the ranking.
     """
     values_KBT, recall_KBT = np.full((2, len(categories), len(weights_BN), 10), np.nan)
     for k, category in enumerate(categories):
@@ -178,11 +197,13 @@ def resampled_ap(weights_BN: IntArray, categories: Sequence[CategoryMatches]) ->
 
 
 def affordable_resamples(num_resamples: int, num_detections: int, num_categories: int) -> int:
-    """How many of the resamples AP can take in a few seconds; 0 where those are too few for an interval."""
+    """How many of the resamples AP can take in a few seconds, or as few as give an interval; 0: those take too long."""
     per_category = 60  # detections that the fixed work for a category costs as much as (measured)
     work = 10 * max(1, num_detections + per_category * num_categories)
-    affordable = min(num_resamples, MAX_AP_WORK // work)
-    return affordable if affordable >= min(num_resamples, MIN_AP_RESAMPLES) else 0
+    least = min(num_resamples, MIN_AP_RESAMPLES)
+    if least * work > MOST_AP_WORK:
+        return 0
+    return max(least, min(num_resamples, MAX_AP_WORK // work))
 
 
 def interval(values_B: FloatArray) -> Interval:

@@ -18,6 +18,7 @@ from coordexp.eval.report.bootstrap import (
     coco_matches,
     image_weights,
     interval,
+    lvis_matches,
     resample_indices,
     resampled_ap,
     resampled_calibration_error,
@@ -90,15 +91,14 @@ def resampled_numbers(
             values[f"ece_isotonic_{at}"] = resampled_calibration_error(weights_BN, mapped, is_right, image)
     if num_ap:
         constant = replace(evaluation.results, score_M=np.ones_like(evaluation.results.score_M))
-        values |= resampled_ap(weights_BN[:num_ap], coco_matches(evaluation.results))
-        values["AP_const"] = resampled_ap(weights_BN[:num_ap], coco_matches(constant))["AP"]
+        matches_of = lvis_matches if evaluation.is_lvis else coco_matches
+        values |= resampled_ap(weights_BN[:num_ap], matches_of(evaluation.results))
+        values["AP_const"] = resampled_ap(weights_BN[:num_ap], matches_of(constant))["AP"]
     return values
 
 
 def _ap_resamples(evaluation: Evaluation, num_resamples: int) -> int:
-    if (
-        evaluation.metrics["AP"] < 0 or evaluation.is_lvis
-    ):  # no ground truth, or other rules than the resamples have
+    if evaluation.metrics["AP"] < 0:  # no ground truth
         return 0
     return affordable_resamples(num_resamples, len(evaluation.results), len(evaluation.dataset.category_ids))
 

@@ -242,10 +242,7 @@ def _method(runs: Sequence[RunNumbers], intervals: Intervals, options: ReportOpt
         text += "; runs share the resamples, so changes are paired, and the range of a coloured change leaves zero out"
     num_ap = intervals.num_ap_resamples
     if not num_ap:
-        is_lvis = runs[0].evaluation.is_lvis
-        return text + (
-            "; not for AP by LVIS." if is_lvis else "; not for AP, which has too many detections to resample."
-        )
+        return text + "; not for AP, which has too many detections to resample."
     fewer = f", AP from {num_ap} of them" if num_ap < options.num_resamples else ""
     return f"{text}{fewer}. Where classes have few images, AP of a resample runs high, and its range with it."
 

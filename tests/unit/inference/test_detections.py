@@ -23,7 +23,7 @@ PICTURE = AskedPicture.of(np.full((1000, 1000, 3), 255, dtype=np.uint8), name="w
 OBJECTS = (("Cat", [10, 20, 110, 220]), ("dog", [0, 0, 999, 500]), ("cat", [600, 600, 700, 650]))
 
 
-def answered(objects=OBJECTS, errors=None, classes=None) -> Detections:
+def answered(objects=OBJECTS, errors=None, classes=None, finish_reason="stop") -> Detections:
     """An answer of a server without log-probabilities: every score is 1.0."""
     pred = [{"type": "bbox_2d", "points": list(map(float, points)), "desc": desc} for desc, points in objects]
     line = {
@@ -33,6 +33,7 @@ def answered(objects=OBJECTS, errors=None, classes=None) -> Detections:
     trace = {
         "image_id": 0, "image": "white.png", "text": "…", "generated_token_text": ["{"], "token_logprobs": [],
         "object_token_positions": [[0]] * len(pred), "object_desc_token_positions": [[0]] * len(pred),
+        "finish_reason": finish_reason,
     }  # fmt: skip
     return detections_of(PICTURE, line, trace, classes)
 
@@ -58,6 +59,10 @@ def test_other_classes_are_dropped_and_counted_beside_what_the_parser_dropped():
     assert found.dropped == {"bbox_invalid": 2, "not_in_classes": 1}
     assert found.truncated
     assert found.class_ids() == {"cat": 0, "bird": 1}
+
+
+def test_a_guided_answer_that_was_closed_at_its_limit_was_cut():
+    assert answered(finish_reason="length").truncated
 
 
 def test_coco_results_have_corners_as_sizes_and_the_ids_that_are_asked_for():
