@@ -26,7 +26,8 @@ from coordexp.eval.coco.from_images import coco_of
 from coordexp.eval.predictions.image_result import objects_of
 from coordexp.inference.detections import Detections
 from coordexp.inference.detector import Detector
-from coordexp.matching import MatchResult, match_objects
+from coordexp.matching import MatchResult
+from coordexp.matching import match_objects as match
 
 __all__ = [
     "BoxObject",
@@ -56,36 +57,6 @@ def load_records(path: str | os.PathLike[str], *, check_pictures: bool = False) 
         RecordError: A line breaks the contract; names file, line and object.
     """
     return read_jsonl(path, require_images=check_pictures)
-
-
-def match(
-    preds: Sequence[BoxObject],
-    gts: Sequence[BoxObject],
-    *,
-    top_k: int = 10,
-    gate: float = 0.3,
-    resolution: int = 256,
-    fp_cost: float = 1.0,
-    fn_cost: float = 1.0,
-) -> MatchResult:
-    """Pair predictions with ground truth as stage-2 training does: Hungarian matching on mask IoU.
-
-    Args:
-        preds: Predicted objects, in bins.
-        gts: Ground truth, in bins.
-        top_k: Candidates of a prediction, by box IoU.
-        gate: Smallest mask IoU of a pair.
-        resolution: Side of the canvas that masks are drawn on.
-        fp_cost: Of a prediction without a partner.
-        fn_cost: Of an object that nothing finds.
-
-    Returns:
-        Pairs of indices (`.matched`), and what has no partner (`.unmatched_pred`, `.unmatched_gt`). Names are not
-        looked at.
-    """
-    return match_objects(
-        preds, gts, top_k=top_k, gate=gate, resolution=resolution, fp_cost=fp_cost, fn_cost=fn_cost
-    )
 
 
 def parse(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from coordexp.config.run.resolved import RESOLVED_FILE
+from coordexp.errors import CoordExpError
 from coordexp.files import read_json
 from coordexp.handover.card import CARD, write_card
 from coordexp.handover.facts import CardFacts, facts_of
+
+logger = logging.getLogger(__name__)
 
 
 class HubCard(TrainerCallback):
@@ -28,8 +32,12 @@ class HubCard(TrainerCallback):
         """model_in: the folder of the weights that are uploaded; None: the checkpoint of this step, if there is one."""
         run = Path(args.output_dir)
         checkpoint = Path(model_in) if model_in else run / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if state.is_world_process_zero and checkpoint.is_dir():
+        if not (state.is_world_process_zero and checkpoint.is_dir()):
+            return
+        try:
             write_card(card_facts(run, checkpoint, args.hub_model_id), run / CARD)
+        except (CoordExpError, OSError) as error:  # an upload without a card is better than a run that ends
+            logger.warning("coordexp: the model is uploaded without a card: %s", error)
 
 
 def card_facts(run: Path, checkpoint: Path, hub_model_id: str | None) -> CardFacts:
