@@ -8,7 +8,7 @@ matrix is often padded beyond the tokenizer; it only ever grows. Tied embeddings
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,29 +55,56 @@ def add_coord_tokens(
         ConfigError: `model_dir` is no checkpoint, `output_dir` holds something else, or the tokenizer cannot
             encode coordinate tokens as single ids even after they were added.
     """
+    return add_tokens(
+        model_dir,
+        output_dir,
+        NewTokens(COORD_TOKENS, STAMP_NAME, "coordexp.models.coord_tokens/1", CoordVocab.from_tokenizer),
+        seed=seed,
+        pad_to_multiple_of=pad_to_multiple_of,
+    )
+
+
+class NewTokens(NamedTuple):
+    """Tokens that a checkpoint is given.
+
+    texts: each becomes one id.  stamp, generator: of the folder that is written.
+    check: raises ConfigError for a tokenizer that cannot encode them, after they were added.
+    """
+
+    texts: tuple[str, ...]
+    stamp: str
+    generator: str
+    check: Callable[[PreTrainedTokenizerBase], object]
+
+
+def add_tokens(
+    model_dir: str | Path, output_dir: str | Path, tokens: NewTokens, *, seed: int, pad_to_multiple_of: int
+) -> Expansion:
+    """Copy a checkpoint with those of `tokens` that it lacks; as `add_coord_tokens`, which see."""
     model_dir, output_dir = Path(model_dir), Path(output_dir)
     _check_checkpoint(model_dir)
     processor = AutoProcessor.from_pretrained(model_dir)
     tokenizer = processor.tokenizer if isinstance(processor, ProcessorMixin) else processor
-    missing = [text for text in COORD_TOKENS if len(tokenizer.encode(text, add_special_tokens=False)) != 1]
+    missing = [text for text in tokens.texts if len(tokenizer.encode(text, add_special_tokens=False)) != 1]
     if not missing:
         return Expansion(num_added=0, written=False)
     stamp = {
-        "generator": "coordexp.models.coord_tokens/1",
+        "generator": tokens.generator,
         "source": {
             p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in model_dir.iterdir() if p.is_file()
         },
         "seed": seed,
         "pad_to_multiple_of": pad_to_multiple_of,
     }
-    if is_up_to_date(output_dir, STAMP_NAME, stamp):
+    if is_up_to_date(output_dir, tokens.stamp, stamp):
         return Expansion(num_added=len(missing), written=False)
     with staged_directory(output_dir) as staging_dir:
         old_vocab = tokenizer.get_vocab()
         tokenizer.add_tokens(added_coord_tokens(missing))
-        coord_vocab = CoordVocab.from_tokenizer(tokenizer)
+        tokens.check(tokenizer)
         model = AutoModelForImageTextToText.from_pretrained(model_dir, dtype="auto")
-        new_ids = [coord_vocab.ids[k] for k, text in enumerate(COORD_TOKENS) if text not in old_vocab]
+        ids = tokenizer.convert_tokens_to_ids(list(tokens.texts))
+        new_ids = [i for i, text in zip(ids, tokens.texts, strict=True) if text not in old_vocab]
         expand_embeddings(
             model,
             tokenizer,
@@ -89,7 +116,7 @@ def add_coord_tokens(
         model.save_pretrained(staging_dir)
         save_processor(processor, staging_dir)
         carry_prompt([model_dir], staging_dir)
-        write_stamp(staging_dir, STAMP_NAME, stamp)
+        write_stamp(staging_dir, tokens.stamp, stamp)
     return Expansion(num_added=len(missing), written=True)
 
 

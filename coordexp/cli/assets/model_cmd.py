@@ -18,6 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     commands = parser.add_subparsers(dest="model_command", metavar="COMMAND", required=True)
     _add_tiny_parser(commands)
     _add_coord_tokens_parser(commands)
+    _add_latent_tokens_parser(commands)
     _add_merge_parser(commands)
     add_export_parser(commands)
     add_card_parser(commands)
@@ -28,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     commands = {
         "tiny": _run_tiny,
         "add-coord-tokens": _run_add_coord_tokens,
+        "add-latent-tokens": _run_add_latent_tokens,
         "merge": _run_merge,
         "merge-offset": _run_merge,
         "export": run_export,
@@ -59,6 +61,22 @@ def _add_coord_tokens_parser(commands: argparse._SubParsersAction[argparse.Argum
         description="Copy a checkpoint, add the coordinate tokens its tokenizer lacks and grow its "
         "embeddings. Existing rows keep their values and the padded matrix never shrinks.",
     )
+    _add_expansion_arguments(parser)
+
+
+def _add_latent_tokens_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "add-latent-tokens",
+        help="add tokens that hold the places of a latent prefix to a checkpoint",
+        description="Copy a checkpoint and add <|latent_0|>, <|latent_1|>, ... to it, which stand where the prompt's "
+        "text stood when a latent prefix is trained (trainer variant latent_prefix). Existing rows keep their values; "
+        "rows that the padded matrix has to spare are used before it grows.",
+    )
+    parser.add_argument("--num", type=int, default=16, metavar="M", help="how many tokens (default 16)")
+    _add_expansion_arguments(parser)
+
+
+def _add_expansion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="checkpoint directory to read")
     parser.add_argument("--output", type=Path, required=True, help="directory to create")
     parser.add_argument("--seed", type=int, default=0, help="of the noise on the new rows (default 0)")
@@ -104,6 +122,21 @@ def _run_add_coord_tokens(args: argparse.Namespace) -> int:
         print(f"nothing to do: {args.model} already holds all coordinate tokens; use it as it is")
     elif written:
         print(f"added {num_added} coordinate tokens; wrote {args.output}")
+    else:
+        print(f"up to date: {args.output}")
+    return EXIT_OK
+
+
+def _run_add_latent_tokens(args: argparse.Namespace) -> int:
+    from coordexp.models.latent_prefix.vocabulary import add_latent_tokens
+
+    num_added, written = add_latent_tokens(
+        args.model, args.output, args.num, seed=args.seed, pad_to_multiple_of=args.pad_to_multiple_of
+    )
+    if not num_added:
+        print(f"nothing to do: {args.model} already holds {args.num} latent tokens; use it as it is")
+    elif written:
+        print(f"added {num_added} latent tokens; wrote {args.output}")
     else:
         print(f"up to date: {args.output}")
     return EXIT_OK
