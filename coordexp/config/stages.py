@@ -56,6 +56,11 @@ class Stage(Section):
         default=None, description="null: from the model that the run file names."
     )
     accept: list[AcceptRule] = Field(default=[], description="What it must reach; all of it.")
+    stop_when_accepted: bool = Field(
+        default=False,
+        description="End it at the first evaluation that meets all of `accept` (as `training.stop_when`), which then "
+        "may hold numbers of evaluations only, without `window` and `by_step`.",
+    )
 
 
 class StagesFile(Section):

@@ -50,6 +50,18 @@ def evaluation_keys(variant: str, sections: Sections) -> tuple[str, ...]:
     return known + _of_datasets(sections, (DATASET_LOSS, *STAGE1_BY_DATASET)) + asked
 
 
+def why_not_reported(logged: str, variant: str, sections: Sections) -> str | None:
+    """What is wrong with `logged` as the key of an evaluation's number; None where evaluation reports it."""
+    if lookup(logged) is None:
+        return f"not in the catalogue of metrics (runbooks/metrics.md){known_instead(logged)}"
+    known, name = evaluation_keys(variant, sections), logged.removeprefix(EVAL_PREFIX)
+    if logged.startswith(EVAL_PREFIX) and name in known:
+        return None
+    near = closest(name, known)
+    hint = f"; did you mean {EVAL_PREFIX}{near}?" if near else "."
+    return f"the evaluation of trainer variant {variant} reports no such number" + hint
+
+
 def _rollout_keys(settings: RolloutMatching | RolloutEval, sections: Sections) -> tuple[str, ...]:
     detection = settings.eval_detection
     coco = keys_rollout.EVALUATION_DETECTION[detection.metrics] if detection.enabled else ()

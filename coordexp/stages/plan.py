@@ -17,8 +17,8 @@ from coordexp.config.run.run_problems import RunCheck
 from coordexp.config.stages import AcceptRule, Stage, StagesFile
 from coordexp.control.acceptance import VERDICT_FILE, Criterion, OnFail
 from coordexp.errors import ConfigError
-from coordexp.metrics.best import evaluation_keys
-from coordexp.metrics.catalog import EVAL_PREFIX, known_instead, lookup
+from coordexp.metrics.best import why_not_reported
+from coordexp.metrics.catalog import EVAL_PREFIX, lookup
 from coordexp.shipped import recipe_file
 
 STAGES_KEY = "stages"
@@ -132,6 +132,9 @@ def _planned(
 ) -> PlannedStage:
     run, folder = Path(os.path.normpath(path.parent / stage.run)), output / stage.name
     words = [word for name, value in stage.overrides.items() for word in ("--set", _assignment(name, value))]
+    if stage.stop_when_accepted:
+        goals = [rule.model_dump(include={"metric", "op", "value"}) for rule in stage.accept]
+        words += ["--set", _assignment("training.stop_when", goals)]
     words += [*more, "--output_dir", str(folder), "--add_version", "false"]
     coming: list[str] = []
     if stage.start_from is not None:
@@ -217,6 +220,7 @@ def _run_problems(stage: Stage, index: int, stages: Mapping[str, PlannedStage], 
             place = tree.place(("stages", index, "accept", number, "on_fail"))
             text = "the stage has no best checkpoint: it needs evaluations and a save_strategy."
             problems.append(Problem(f"{path}.on_fail", text, rule.on_fail, place))
+    problems += _goal_problems(stage, index, tree)
     start = stage.start_from
     if start is not None:
         source, path = stages[start.stage].config, f"stages[{index}].start_from.checkpoint"
@@ -230,21 +234,28 @@ def _run_problems(stage: Stage, index: int, stages: Mapping[str, PlannedStage], 
     return problems
 
 
+def _goal_problems(stage: Stage, index: int, tree: Tree) -> list[Problem]:
+    """Criteria that one evaluation cannot meet by itself."""
+    if not stage.stop_when_accepted:
+        return []
+    path, place = f"stages[{index}].stop_when_accepted", tree.place(("stages", index, "stop_when_accepted"))
+    if not stage.accept:
+        return [Problem(path, "there is nothing to accept: `accept` is empty.", True, place)]
+    return [
+        Problem(path, f"accept[{number}] is not met by one evaluation: it needs a key of `eval_`, window 1, and no "
+                "by_step.", True, place)
+        for number, rule in enumerate(stage.accept)
+        if not rule.metric.startswith(EVAL_PREFIX) or rule.window != 1 or rule.by_step is not None
+    ]  # fmt: skip
+
+
 def _unknown_metric(key: str, config: RunConfig) -> str | None:
     """What is wrong with the metric of a criterion, None where nothing is."""
-    if lookup(key) is None:
-        return f"not in the catalogue of metrics (runbooks/metrics.md){known_instead(key)}"
-    if not key.startswith(EVAL_PREFIX):
+    if lookup(key) is not None and not key.startswith(EVAL_PREFIX):
         return None
-    if not _evaluates(config):
+    if lookup(key) is not None and not _evaluates(config):
         return "the stage has no evaluation (eval_strategy, custom.rollout_eval.every_steps)."
-    known = evaluation_keys(config.variant, config.sections)
-    name = key.removeprefix(EVAL_PREFIX)
-    if name in known:
-        return None
-    near = closest(name, known)
-    hint = f"; did you mean {EVAL_PREFIX}{near}?" if near else "."
-    return f"the evaluation of trainer variant {config.variant} reports no such number" + hint
+    return why_not_reported(key, config.variant, config.sections)
 
 
 def _evaluates(config: RunConfig) -> bool:

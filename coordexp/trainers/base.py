@@ -329,7 +329,7 @@ class CoordTrainer(SwiftTrainerBridge):
             # Save it now: with save_steps other than eval_steps the weights would be gone by the next save. Rotation
             # spares the checkpoint of the best step.
             self.control.should_save = True
-        # under save_strategy: best this is what saves
+        self._watch.evaluated(int(self.state.global_step), metrics, self.control)
         return is_best or self._saves.must_save(self.state) or self._watch.is_stopping
 
     def add_metrics(self, metrics: Mapping[str, tuple[Tensor | float, Tensor | float]]) -> None:

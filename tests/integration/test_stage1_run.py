@@ -173,6 +173,10 @@ def test_the_best_checkpoint_is_announced_recorded_and_linked(run: Path):
     assert run_coordexp("doctor", run).returncode == 0
 
 
+GOAL = 13.0
+"""Of the loss on validation scenes: an untrained model starts above it."""
+
+
 def test_saving_starts_late_and_includes_the_last_step(nano_model: Path, scenes: Path, tmp_path: Path):
     """A learning rate that wrecks the model: the last step is not the best, and is saved all the same."""
     flags = sft_flags(
@@ -195,6 +199,31 @@ def test_saving_starts_late_and_includes_the_last_step(nano_model: Path, scenes:
     assert min(saved) >= 2
     assert (tmp_path / "run" / "best").resolve().name == f"checkpoint-{best}"
     assert console.count("picks no best checkpoint: it comes before training.save_delay_steps") == 1
+
+
+def test_a_run_that_has_reached_its_goal_ends_there_saved(nano_model: Path, scenes: Path, tmp_path: Path):
+    goals = [
+        {"metric": "eval_loss", "op": "<", "value": GOAL},
+        {"metric": "eval_loss", "op": ">", "value": 0},
+    ]
+    flags = sft_flags(
+        nano_model, scenes, tmp_path / "run", max_steps=6, learning_rate=0.01, per_device_train_batch_size=2,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=100, save_only_model=True,
+        coordexp=json.dumps({"training": {"stop_when": goals}}),
+    )  # fmt: skip
+    done = run_swift("sft", *flags)
+    console = done.stdout + done.stderr
+    assert done.returncode == 0, console[-3000:]
+    losses = {
+        record["global_step"]: record["metrics"]["eval_loss"]
+        for record in payloads(tmp_path / "run")[1]
+        if "eval_loss" in record["metrics"]
+    }
+    last = max(losses)
+    assert 1 < last < 6, losses
+    assert [step for step, loss in losses.items() if loss < GOAL] == [last]
+    assert (tmp_path / "run" / f"checkpoint-{last}").is_dir()
+    assert f"Step {last} reached eval_loss < {GOAL:g} ({losses[last]:.6g})" in console
 
 
 def test_logged_terms_add_up_to_the_logged_loss(run: Path):

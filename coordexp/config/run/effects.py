@@ -149,6 +149,7 @@ def _ours_without_effect(
     yield from _rows_trained_twice(sections, swift)
     stage2 = variant != "stage1_coord"
     yield from _rollout_eval(stage2, sections, swift)
+    yield from _goals(sections, swift)
     yield from _objective_of_stage1(variant, sections)
     yield from form_problems(sections, variant)
     yield from _watching(sections, swift)
@@ -276,6 +277,19 @@ def _rollout_eval(
         yield (
             here,
             "has no effect with eval_strategy: no; set eval_strategy, or custom.rollout_eval.every_steps.",
+        )
+
+
+def _goals(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    if not sections.training.stop_when:
+        return
+    strategy = swift.get("eval_strategy") or swift.get("save_strategy")
+    own = sections.custom.rollout_eval
+    if not _validation(sections, swift) or (strategy == "no" and not (own.enabled and own.every_steps)):
+        yield (
+            ("training", "stop_when"),
+            "is judged at evaluations, and there are none; set eval_strategy and validation records "
+            "(custom.val_jsonl, or val_dataset), or remove it.",
         )
 
 

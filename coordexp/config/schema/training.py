@@ -23,6 +23,14 @@ _AUDIT = (
 )
 
 
+class Goal(Section):
+    """A number of an evaluation that is enough."""
+
+    metric: str = Field(description="A number that evaluation reports, as it is logged: with `eval_`.")
+    op: Literal[">=", ">", "<=", "<"] = Field(description="How it has to stand to the value.")
+    value: float = Field(description="What it is compared with.")
+
+
 class Training(Section):
     """Keys of `training` that CoordExp adds to ms-swift's arguments."""
 
@@ -55,6 +63,11 @@ class Training(Section):
         default=None,
         description="true: the last step is saved under every save_strategy. false: it is saved only where save_steps "
         "asks for it or it is the best. null: as the HF Trainer does (saved unless save_strategy is no or best).",
+    )
+    stop_when: list[Goal] = Field(
+        default=[],
+        description="The run ends, saved and with exit code 0, at the first evaluation in which all of these hold. "
+        "[]: after its last step.",
     )
 
 

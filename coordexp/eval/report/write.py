@@ -36,6 +36,7 @@ from coordexp.eval.report.tables import (
 from coordexp.files import write_json
 
 LABEL_ERRORS = "label_errors.jsonl"
+"""After the name of the page, so that two pages of one folder keep theirs: `report.label_errors.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def write_report(
     compared = compare_runs(directories, image_root=image_root, options=options)
     runs, intervals, options = compared.runs, compared.intervals, compared.options
     errors = ReportErrors([RunErrors.of(numbers, options.min_score) for numbers in runs])
-    findings_path = output.with_name(LABEL_ERRORS)
+    findings_path = output.with_suffix(f".{LABEL_ERRORS}")
     error_values = {
         "tide": errors.tide_table(),
         "confusion": errors.confusion_tables(),

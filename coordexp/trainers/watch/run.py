@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 from coordexp.config import Sections, mask_secrets
 from coordexp.telemetry import run_log
@@ -18,7 +18,7 @@ from coordexp.telemetry.life.beats import STOPPED, TRAINED
 from coordexp.telemetry.life.keeper import RankLife
 from coordexp.trainers.watch.life import TRAINING, LifeOfSteps
 from coordexp.trainers.watch.records import RecordWatch
-from coordexp.trainers.watch.stop import StopOnRule
+from coordexp.trainers.watch.stop import StopOnRule, StopWhenReached
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class RunWatch:
         self._telemetry, self._variant = sections.telemetry, variant
         self._life = RankLife(Path(args.output_dir), args.process_index, args.world_size)
         self._stop = StopOnRule(sections.telemetry.stop_on)
+        self._goal = StopWhenReached.of_run(sections, variant)
+        self._saves = args.save_strategy != "no"
         self._records = RecordWatch(sections.telemetry, variant, None)
         if sections.custom.dry_run is None:
             run_log.open_in(
@@ -81,10 +83,14 @@ class RunWatch:
         """The largest `asks_to_stop` of all ranks."""
         self._stop.agree(asked)
 
+    def evaluated(self, step: int, metrics: Mapping[str, float], control: TrainerControl) -> None:
+        """An evaluation is over. metrics: as logged, the same on all ranks."""
+        self._goal.look(step, metrics, control, saves=self._saves)
+
     @property
     def is_stopping(self) -> bool:
-        """Whether a rule ends the run after this step."""
-        return self._stop.rule is not None
+        """Whether the run ends after this step, by a rule or since it has reached its goal."""
+        return self._stop.rule is not None or self._goal.is_reached
 
     @contextmanager
     def training(self, step: Callable[[], int]) -> Iterator[None]:
@@ -94,7 +100,7 @@ class RunWatch:
         """
         try:
             yield
-            self._life.ends(STOPPED if self.is_stopping else TRAINED, self._stop.rule or "")
+            self._life.ends(STOPPED if self._stop.rule else TRAINED, self._stop.rule or "")
             self._stop.raise_if_stopped(step())
         except BaseException as error:
             self._life.fails(error)

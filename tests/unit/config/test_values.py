@@ -67,6 +67,10 @@ NOT_MEANT = [
     ("training: {save_steps: 2.5}\n", "expected whole steps, or a share of the run below 1."),
     ("training: {effective_batch_size: 7, per_device_train_batch_size: 2}\n", "expected a multiple of"),
     ("training: {effective_batch_size: 0}\n", "training.effective_batch_size = 0 in run.yaml:1: expected"),
+    (
+        "training: {stop_when: [{metric: eval_loss, op: '<', value: 2}], eval_strategy: 'no'}\n",
+        "training.stop_when in run.yaml:1: is judged at evaluations, and there are none",
+    ),
     ("training: {save_delay_steps: -1}\n", "training.save_delay_steps = -1 in run.yaml:1: expected"),
     ("training: {lr_scheduler_type: cosin}\n", "greedy (did you mean cosine?)."),
     ("training: {lr_scheduler_type: cosine_with_min_lr}\n", "needs one of min_lr and min_lr_rate"),

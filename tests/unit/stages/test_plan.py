@@ -68,7 +68,20 @@ def test_an_adapter_is_trained_on_as_an_adapter(tmp_path):
         start_words(one, "checkpoint-3", "base")
 
 
+def test_a_stage_that_stops_when_accepted_hands_its_criteria_to_the_training(tmp_path):
+    enough = GOOD.replace(", window: 2, by_step: 9", "").replace(
+        "    accept:", "    stop_when_accepted: true\n    accept:"
+    )
+    one, two = load_stages(written(tmp_path, enough)).stages
+    assert [goal.model_dump() for goal in one.config.sections.training.stop_when] == [
+        {"metric": "eval_loss", "op": "<", "value": 2.0}
+    ]
+    assert two.config.sections.training.stop_when == []
+
+
 MISTAKES = [
+    ("accept:", "stop_when_accepted: true\n    accept:", r"stop_when_accepted .*accept\[0\] is not met by one"),
+    ("start_from", "stop_when_accepted: true\n    start_from", r"stages\[1\].stop_when_accepted .*`accept` is empty"),
     ("name: two", "name: one", r"stages\[1\].name = .one. in .*stages.yaml:7: another stage has this name"),
     ("stage: one", "stage: oen", r"stages\[1\].start_from.stage = .oen. in .*:10: .*did you mean one"),
     ("eval_loss", "eval_los", r"stages\[0\].accept\[0\].metric = .eval_los. in .*:6: .*did you mean eval_loss"),

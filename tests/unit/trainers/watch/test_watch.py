@@ -106,7 +106,7 @@ class OnlyEvaluates(CoordTrainer):
         sections = parse_sections({"custom": {"evaluate_only": 7}})
         self.settings = SimpleNamespace(sections=sections)
         self.args = SimpleNamespace(
-            output_dir=run_dir, process_index=0, world_size=1, resume_from_checkpoint=None
+            output_dir=run_dir, process_index=0, world_size=1, resume_from_checkpoint=None, save_strategy="no"
         )
         self.state, self.control = TrainerState(), TrainerControl()
         self.callback_handler = CallbackHandler([], None, None, None, None)
