@@ -15,13 +15,13 @@ from typing import Any
 
 from coordexp.config import Sections, check_variant, swift_not_built
 from coordexp.config.checks.problems import COMMAND_LINE, Place, Problem, dotted, raise_problems
+from coordexp.config.contradictions.answer_forms import number_problems
 from coordexp.config.exit_code import leave_exit_code
 from coordexp.config.prompt import with_prompt
 from coordexp.config.run.advice import untrained_rows
 from coordexp.config.run.dotted import sections_of_flags
 from coordexp.config.run.machine import package_problems
 from coordexp.config.run.run_problems import run_problems
-from coordexp.config.schema.form_problems import number_problems
 from coordexp.config.schema.sections import check_sections_fit
 from coordexp.data.dataset import RowMaker
 from coordexp.errors import ConfigError, CoordExpError

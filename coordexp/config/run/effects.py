@@ -7,12 +7,12 @@ from typing import Any
 
 from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf, closest, dotted, one_of
 from coordexp.config.contradictions import rlhf
+from coordexp.config.contradictions.answer_forms import form_problems
 from coordexp.config.contradictions.controllers import control_problems
 from coordexp.config.contradictions.rollouts import contradictions
 from coordexp.config.run.data_files import files_of_mixture, files_of_sources
 from coordexp.config.run.optimizers import has_other_plugins, optimizer_problems, options_without_effect
 from coordexp.config.schema.custom import RLHF
-from coordexp.config.schema.form_problems import form_problems
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.sections import Sections
 
