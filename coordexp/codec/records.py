@@ -3,7 +3,8 @@
     {"images": ["a.jpg"], "width": 640, "height": 480,
      "objects": [{"desc": "cat", "bbox_2d": [10, 20, 300, 400]}]}
 
-Optional keys: `summary` (text) and `metadata` (an object). Bins may also be written `"<|coord_10|>"`.
+Optional keys: `classes` (what the picture is asked for: a list of names, among which are those of all its objects),
+`summary` (text) and `metadata` (an object). Bins may also be written `"<|coord_10|>"`.
 Descriptions are read in Unicode's form NFC.
 Every error names the file, the line (1-based), the object index (0-based) where one is at fault, what was
 found, what was expected and what to do.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from coordexp.codec.coord_vocab import coord_token_bin
+from coordexp.codec.descs import canonical_desc
 from coordexp.codec.schema import (
     GEOMETRY_KINDS,
     KIND_BBOX,
@@ -39,7 +41,7 @@ from coordexp.pictures import check_picture, looks_whole, open_picture, picture_
 OBJECT_ORDERINGS = ("sorted", "random")
 
 _REQUIRED_KEYS = ("images", "width", "height", "objects")
-_RECORD_KEYS = (*_REQUIRED_KEYS, "summary", "metadata")
+_RECORD_KEYS = (*_REQUIRED_KEYS, "classes", "summary", "metadata")
 _MAX_SIDE = 2**31 - 1
 _OBJECT_KEYS = ("desc", *GEOMETRY_KINDS, "poly_points")
 
@@ -50,6 +52,7 @@ class Record:
 
     images: paths as written, relative to the folder of `file`.
     width, height: pixels of the upright picture (`coordexp.pictures`), which the bins refer to.
+    classes: names that the picture is asked for, where a prompt says `{classes}`; None: no such list.
     file, line: where the record was read (line is 1-based); None when it did not come from a file.
     """
 
@@ -61,6 +64,7 @@ class Record:
     metadata: Mapping[str, Any] | None = None
     file: str | None = None
     line: int | None = None
+    classes: tuple[str, ...] | None = None
 
     def image_paths(self) -> tuple[Path, ...]:
         """Image paths resolved against the folder of the data file (absolute ones stay as they are)."""
@@ -116,15 +120,17 @@ def parse_record(
             f"the line holds {_type_name(obj)}, expected a JSON object with {', '.join(_REQUIRED_KEYS)}"
         )
     _check_keys(obj, where)
+    objects = _objects(obj["objects"], where)
     return Record(
         images=_images(obj["images"], where),
         width=_size(obj, "width", where),
         height=_size(obj, "height", where),
-        objects=_objects(obj["objects"], where),
+        objects=objects,
         summary=_summary(obj.get("summary"), where),
         metadata=_metadata(obj.get("metadata"), where),
         file=where.file,
         line=line,
+        classes=_classes(obj.get("classes"), objects, where),
     )
 
 
@@ -252,6 +258,29 @@ def _summary(value: Any, where: _Place) -> str | None:
     if value is not None:
         _check_unicode(value, "summary", where)
     return value
+
+
+def _classes(value: Any, objects: Sequence[BoxObject], where: _Place) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, (list, tuple)) or not value:
+        where.fail(f"classes is {_shown(value)}, expected a list of names (or leave the key out)")
+    for index, name in enumerate(value):
+        if not isinstance(name, str) or is_blank(name):
+            where.fail(f"classes[{index}] is {_shown(name)}, expected a name with something to read")
+        _check_unicode(name, f"classes[{index}]", where)
+    names = tuple(canonical_desc(name) for name in value)
+    if len(set(names)) < len(names):
+        repeated = next(name for name, number in Counter(names).items() if number > 1)
+        where.fail(f"classes names {repeated!r} more than once. Keep one of them")
+    known = set(names)
+    for index, obj in enumerate(objects):
+        if canonical_desc(obj.desc) not in known:
+            _Place(where.file, where.line, index).fail(
+                f"desc {_shown(obj.desc)} is not among the {len(names)} classes that the picture is asked for"
+                f"{_nearest(obj.desc, names)}. Name it there, or leave the object out"
+            )
+    return names
 
 
 def _metadata(value: Any, where: _Place) -> Mapping[str, Any] | None:

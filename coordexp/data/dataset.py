@@ -15,15 +15,24 @@ from coordexp.config.schema.prompt import Prompt
 from coordexp.data.source import SOURCE_COLUMN, source_of
 from coordexp.data.store.columns import record_from_text, record_of, record_text
 from coordexp.data.store.open import open_records
+from coordexp.errors import RecordError
 
 RECORD_COLUMN = "coordexp_record"
 """Where a row carries its record (see `record_in`), objects in the order in which they are taught."""
 
 
 def conversation(record: Record, prompt: Prompt) -> dict[str, Any]:
-    """The question about one record: `{"messages": [system and user turn], "images": [absolute paths]}`."""
+    """The question about one record: `{"messages": [system and user turn], "images": [absolute paths]}`.
+
+    Raises RecordError for a prompt with a place for the names that are asked for, and a record that names none.
+    """
+    if prompt.names_classes and record.classes is None:
+        raise RecordError(
+            f"{record.file}:{record.line}: names no classes, and the prompt has a place for them ({prompt.user!r}). "
+            'Write "classes": [names], or ask with a prompt without {classes}'
+        )
     images = [str(path.resolve()) for path in record.image_paths()]
-    return {"messages": prompt.messages(len(images)), "images": images}
+    return {"messages": prompt.messages(len(images), record.classes), "images": images}
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def most_tokens(rows: Dataset, rule: LengthRule) -> npt.NDArray[np.int64]:
     width, height = (columns[name][:].to_numpy() for name in ("width", "height"))
     sizes, which = np.unique(np.stack([width, height], axis=1), axis=0, return_inverse=True)
     pictures = np.array([_picture_tokens(rule, int(w), int(h)) for w, h in sizes], dtype=np.int64)
-    most: npt.NDArray[np.int64] = rule.question + pictures[which.ravel()] + _most_answer_tokens(rows)
+    question = rule.rest + rule.longest_text + columns["class_bytes"][:].to_numpy().astype(np.int64)
+    most: npt.NDArray[np.int64] = question + pictures[which.ravel()] + _most_answer_tokens(rows)
     return most
 
 
@@ -230,10 +231,11 @@ def _use_kept(indices: Sequence[int]) -> list[int]:
 def _told(rows: Dataset, rule: LengthRule, indices: Sequence[int]) -> list[int]:
     batch = rows.select(indices)[:]
     answers = rule.answer_tokens([messages[-1]["content"] for messages in batch["messages"]])
+    questions = rule.question_tokens(batch["messages"])
     records = map(record_from_text, batch[RECORD_COLUMN])
     return [
-        rule.question + _picture_tokens(rule, record.width, record.height) + answer
-        for record, answer in zip(records, answers, strict=True)
+        rule.rest + question + _picture_tokens(rule, record.width, record.height) + answer
+        for question, record, answer in zip(questions, records, answers, strict=True)
     ]
 
 

@@ -30,6 +30,7 @@ from coordexp.data.scene_config import (
     Scene,
     SceneObject,
     ShapesConfig,
+    asked_classes,
     background,
     jittered,
     no_room,
@@ -45,6 +46,7 @@ __all__ = [
     "KINDS",
     "PRESETS",
     "ShapesConfig",
+    "asked_classes",
     "generate_shapes",
     "render_scene",
     "scene_record",
@@ -53,7 +55,7 @@ __all__ = [
 
 STAMP_NAME = "shapes.json"
 _PLACEMENT_TRIES = 40
-_LATER = ("real_valued", "unlabelled", "name_skew")
+_LATER = ("real_valued", "unlabelled", "name_skew", "asked_colors", "num_lists")
 
 Mask = NDArray[np.bool_]
 PixelBox = tuple[int, int, int, int]
@@ -146,6 +148,9 @@ def _write_split(
             image_path = image_dir / f"{index:06d}.png"
             Image.fromarray(scene.pixels).save(image_path, compress_level=1)
             record = scene_record(scene, image_path.relative_to(root).as_posix())
+            if config.asked_colors:
+                record["classes"] = asked_classes(config, seed=seed, split=split, index=index)
+                record["objects"] = [o for o in record["objects"] if o["desc"] in record["classes"]]
             if split == "train" and config.unlabelled:
                 label_rng = random.Random(f"coordexp-shapes/labels/{seed}/{index}")
                 record["objects"] = [o for o in record["objects"] if label_rng.random() >= config.unlabelled]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from coordexp.codec.coord_vocab import CoordVocab, has_coord_tokens
 from coordexp.codec.forms.base import AnswerForm
+from coordexp.codec.records import Record
 from coordexp.errors import ConfigError
 from coordexp.files import read_json
 from coordexp.image_size import PixelLimits
@@ -47,10 +49,12 @@ class CheckedModel:
         )
         return cls(model, asked, tokenizer, settings.max_model_len or model_length(model), limits)
 
-    def room(self, max_new_tokens: int) -> PictureRoom:
-        """What answers of that length leave to pictures."""
+    def room(self, max_new_tokens: int, records: Sequence[Record] = ()) -> PictureRoom:
+        """What answers of that length leave to pictures.  records: whose classes the prompt may name."""
         prompt = self.asking.prompt
-        question = len((prompt.system or "").encode()) + len(prompt.user.encode())
+        lists = {record.classes for record in records if prompt.names_classes} | {None}
+        longest = max(len(prompt.user_text(classes).encode()) for classes in lists)
+        question = len((prompt.system or "").encode()) + longest
         return PictureRoom(
             self.limits,
             self.length - max_new_tokens - question - _TEMPLATE_TOKENS,

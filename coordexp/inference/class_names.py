@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from coordexp.codec.descs import folded_desc
-from coordexp.config.schema.prompt import DEFAULT_PROMPT, Prompt
+from coordexp.config.schema.prompt import CLASSES_PLACE, DEFAULT_PROMPT, Prompt
 from coordexp.errors import ConfigError
 from coordexp.inference.asking import QWEN_QUESTION
 
-PLACE = "{classes}"
-"""Where a prompt of the caller's own takes the names."""
 NOT_IN_CLASSES = "not_in_classes"
 """Why a detection of another class is dropped."""
 
 _SENTENCES = {
-    DEFAULT_PROMPT: f"Detect all objects in the image that belong to these classes: {PLACE}.",
-    QWEN_QUESTION: f"Locate every object in the image that belongs to the following categories: {PLACE}. Report bbox "
-    "coordinates in JSON format.",
+    DEFAULT_PROMPT: f"Detect all objects in the image that belong to these classes: {CLASSES_PLACE}.",
+    QWEN_QUESTION: "Locate every object in the image that belongs to the following categories: "
+    f"{CLASSES_PLACE}. Report bbox coordinates in JSON format.",
 }
 
 
@@ -54,8 +52,10 @@ def prompt_for(prompt: Prompt, user: str | None, classes: Sequence[str] | None) 
             "prompt is empty: expected a user message, or None for the one the model was trained with"
         )
     if classes is None:
-        if PLACE in text:
-            raise ConfigError(f"prompt has a place for {PLACE}, but no classes are given")
+        if CLASSES_PLACE in text:
+            raise ConfigError(f"prompt has a place for {CLASSES_PLACE}, but no classes are given")
         return prompt if user is None else prompt.model_copy(update={"user": text, "rendered": None})
-    sentence = text if PLACE in text else _SENTENCES.get(text, f"{text} Classes: {PLACE}.")
-    return prompt.model_copy(update={"user": sentence.replace(PLACE, ", ".join(classes)), "rendered": None})
+    sentence = text if CLASSES_PLACE in text else _SENTENCES.get(text, f"{text} Classes: {CLASSES_PLACE}.")
+    return prompt.model_copy(
+        update={"user": sentence.replace(CLASSES_PLACE, ", ".join(classes)), "rendered": None}
+    )

@@ -56,7 +56,7 @@ class Inference:
             answer_limit(records, checked.tokenizer, form=checked.asking.form),
             checked.length // 2,
         )
-        pictures = PictureCheck.of(records, checked.room(limit), skip=settings.bad_images == "skip")
+        pictures = PictureCheck.of(records, checked.room(limit, records), skip=settings.bad_images == "skip")
         return cls(model, data, output, settings, records, checked, limit, pictures)
 
     @property

@@ -67,6 +67,8 @@ class StudyShapes(Section):
     real_valued: bool | None = None
     unlabelled: float | None = None
     name_skew: float | None = None
+    asked_colors: int | None = None
+    num_lists: int | None = None
 
 
 class StudyData(Section):

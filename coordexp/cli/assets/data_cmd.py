@@ -38,7 +38,7 @@ def _add_shapes_parser(commands: argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--preset",
-        choices=("demo", "few", "crowded", "partial", "long_tail", "pixels", "medium", "hard"),
+        choices=("demo", "few", "crowded", "partial", "long_tail", "asked", "pixels", "medium", "hard"),
         default="demo",
         help="pixels, medium, hard: on whole pixels; the others between them, with soft edges (default demo)",
     )
@@ -61,6 +61,11 @@ def _add_shapes_parser(commands: argparse._SubParsersAction[argparse.ArgumentPar
     scene.add_argument(
         "--name-skew", type=float, metavar="X", help="how rare the rarest names are; 0: all alike"
     )
+    scene.add_argument(
+        "--asked-colors", type=int, metavar="N",
+        help="every record names the classes it is asked for, those of N colours, and holds their objects alone",
+    )  # fmt: skip
+    scene.add_argument("--lists", type=int, metavar="N", help="of such classes; 0: one for every picture")
     scene.add_argument("--plain-background", action="store_true", help="one flat background colour")
 
 
@@ -87,6 +92,8 @@ def _run_shapes(args: argparse.Namespace) -> int:
             "empty_fraction": args.empty_fraction,
             "unlabelled": args.unlabelled,
             "name_skew": args.name_skew,
+            "asked_colors": args.asked_colors,
+            "num_lists": args.lists,
             "varied_background": False if args.plain_background else None,
         },
     )

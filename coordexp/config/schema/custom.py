@@ -168,7 +168,10 @@ class Custom(Section):
     )
     fusion: Fusion | None = Field(default=None, description="Several data sets, each with its share.")
     prompt: str = Field(
-        default=DEFAULT_PROMPT, min_length=1, description="User message that asks for the objects."
+        default=DEFAULT_PROMPT,
+        min_length=1,
+        description="User message that asks for the objects. `{classes}` in it stands for the names of a record's "
+        "`classes`, with a comma and a blank between them; then every record needs them.",
     )
     teacher_prompt: str | None = Field(
         default=None,

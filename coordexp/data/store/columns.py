@@ -24,13 +24,16 @@ SCHEMA = pa.schema(
         ("bins", pa.list_(pa.list_(pa.int16()))),
         ("summary", pa.string()),
         ("metadata", pa.string()),
+        ("classes", pa.list_(pa.string())),
         ("num_coords", pa.int32()),
         ("desc_bytes", pa.int32()),
+        ("class_bytes", pa.int32()),
     ]
 )
 """file: absolute path.  images: as written.  metadata: JSON text.
 
-num_coords: of all objects.  desc_bytes: of all descriptions in JSON, with their quotation marks.
+num_coords: of all objects.  desc_bytes: of all descriptions in JSON, with their quotation marks.  class_bytes: of the
+classes in a question, a comma and a blank between them.
 """
 
 
@@ -48,8 +51,10 @@ def batch_of(records: Sequence[Record], datasets: Sequence[str]) -> pa.RecordBat
         "bins": [[obj.bins for obj in record.objects] for record in records],
         "summary": [record.summary for record in records],
         "metadata": [None if record.metadata is None else json.dumps(record.metadata) for record in records],
+        "classes": [record.classes for record in records],
         "num_coords": [sum(len(obj.bins) for obj in record.objects) for record in records],
         "desc_bytes": [sum(_json_bytes(obj.desc) for obj in record.objects) for record in records],
+        "class_bytes": [len(", ".join(record.classes or ()).encode()) for record in records],
     }
     return pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
@@ -69,6 +74,7 @@ def record_of(row: Mapping[str, Any]) -> Record:
         metadata=None if row["metadata"] is None else json.loads(row["metadata"]),
         file=row["file"],
         line=row["line"],
+        classes=None if row["classes"] is None else tuple(row["classes"]),
     )
 
 
@@ -82,7 +88,15 @@ def record_from_text(text: str) -> Record:
     """The record that `record_text` wrote."""
     fields = json.loads(text)
     objects = tuple(BoxObject(desc, kind, tuple(bins)) for desc, kind, bins in fields["objects"])
-    return Record(**{**fields, "images": tuple(fields["images"]), "objects": objects})
+    classes = fields.get("classes")
+    return Record(
+        **{
+            **fields,
+            "images": tuple(fields["images"]),
+            "objects": objects,
+            "classes": None if classes is None else tuple(classes),
+        }
+    )
 
 
 def _json_bytes(desc: str) -> int:

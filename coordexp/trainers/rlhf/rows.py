@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from coordexp.codec.records import Record
 from coordexp.config.contradictions.rlhf import ANSWER
-from coordexp.data.dataset import RowMaker
+from coordexp.data.dataset import RECORD_COLUMN, RowMaker
+from coordexp.data.store.columns import record_from_text
 
 TEACHER_COLUMN = "teacher_prompt"
 """ms-swift's name for the user message that a teacher sees in place of the student's."""
@@ -26,13 +28,14 @@ class TaughtRows:
         """As `RowMaker`, a transform of a `datasets.Dataset`."""
         rows = self.maker(columns)
         if "messages" in rows:
-            pairs = zip(rows["messages"], rows["images"], strict=True)
+            records = map(record_from_text, rows[RECORD_COLUMN])
             rows[TEACHER_COLUMN] = [
-                self._message(turns[-1]["content"], len(images)) for turns, images in pairs
+                self._message(turns[-1]["content"], record)
+                for turns, record in zip(rows["messages"], records, strict=True)
             ]
         return rows
 
-    def _message(self, answer: str, num_images: int) -> str:
+    def _message(self, answer: str, record: Record) -> str:
         text = self.teacher_prompt.replace(ANSWER, answer)
         prompt = self.maker.prompt.model_copy(update={"user": text})
-        return prompt.messages(num_images)[-1]["content"]
+        return prompt.messages(len(record.images), record.classes)[-1]["content"]

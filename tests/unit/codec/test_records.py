@@ -49,6 +49,13 @@ def test_a_record_is_read_as_written():
     )
 
 
+def test_classes_are_read_in_one_form_and_in_their_order():
+    source = record(objects=[{**CAT, "desc": "caf\u00e9"}], classes=["zebra", " cafe\u0301 ", "ant"])
+    assert parse_record(source).classes == ("zebra", "caf\u00e9", "ant")
+    assert parse_record(record(objects=[], classes=["ant"])).classes == ("ant",)
+    assert parse_record(record()).classes is None
+
+
 def test_bins_may_be_coordinate_tokens():
     tokens = ["<|coord_1|>", 2, "<|coord_30|>", 40]
     assert parse_record(with_object(bbox_2d=tokens)).objects[1] == BoxObject("cat", "bbox_2d", (1, 2, 30, 40))
@@ -101,6 +108,12 @@ RECORD_FAULTS = [
     (record(objects=None), "objects is None, expected a list"),
     (record(objects={"desc": "cat"}), "objects is {'desc': 'cat'}, expected a list"),
     (record(summary=3), "summary is 3, expected text"),
+    (record(classes="cat"), "classes is 'cat', expected a list of names"),
+    (record(classes=[]), r"classes is \[\], expected a list of names"),
+    (record(classes=["cat", 3]), r"classes\[1\] is 3, expected a name with something to read"),
+    (record(classes=["cat", " "]), r"classes\[1\] is ' ', expected a name with something to read"),
+    (record(classes=["cat", "\udcff"]), r"classes\[1\] .* holds half of a surrogate pair"),
+    (record(classes=["cat", "dog", "cat "]), "classes names 'cat' more than once"),
     (record(metadata=[1]), r"metadata is \[1\], expected a JSON object"),
 ]
 
@@ -119,6 +132,7 @@ OBJECT_FAULTS = [
     (with_object(bbox_2d=..., polygon=[1, 2, 3, 4]), r"unknown key 'polygon' \(did you mean 'poly'\?\)"),
     (with_object(bbox_2d=..., line=[1, 2, 3, 4]), "unknown key 'line'.* exactly one geometry: bbox_2d"),
     (with_object(score=0.5), "unknown key 'score'"),
+    (with_object(desc="cot") | {"classes": ["cat"]}, "desc 'cot' is not among the 1 classes .* mean 'cat'"),
     (with_object(bbox_2d="1, 2, 3, 4"), "bbox_2d is '1, 2, 3, 4', expected a list of bins"),
     (with_object(bbox_2d=None), "bbox_2d is None, expected a list of bins"),
     (with_object(bbox_2d=[1, 2, 3]), r"bbox_2d has 3 values, expected 4 values \(x1, y1, x2, y2\)"),

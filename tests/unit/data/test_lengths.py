@@ -81,6 +81,22 @@ def test_told_lengths_are_those_of_encoded_samples(
     assert EncodedSamples(ShownRows(rows), template)["lengths"] == told.tolist()
 
 
+def test_questions_that_name_classes_count_each_for_itself(template: Any, data: Path):
+    """Lists of 1 to 30 names: told lengths are those of encoded samples, and no bound is below."""
+    names = [*DESCS, *(f"name {n}" for n in range(24))]
+    lists = [names[: 6 + 2 * n] for n in range(30)]
+    lines = [json.loads(line) for line in data.read_text(encoding="utf-8").splitlines()]
+    written = [{**line, "classes": classes} for line, classes in zip(lines, lists, strict=True)]
+    file = data.with_name("asked.jsonl")
+    file.write_text("".join(json.dumps(line) + "\n" for line in written), encoding="utf-8")
+    rows = read_training_rows(file, Prompt(user="Only {classes}.", system="Be brief."))
+    told = sample_lengths(rows, template)
+    assert told.tolist() == encoded_lengths(rows, template)
+    rule = module._rule(rows, template)
+    assert rule is not None
+    assert (most_tokens(rows, rule) >= told).all()
+
+
 @pytest.mark.parametrize("form", ["coordjson", "qwen"])
 def test_the_bound_is_never_below(template: Any, data: Path, form: Any):
     rows = read_training_rows(data, Prompt(user="Detect.", answer_form=form))

@@ -48,6 +48,25 @@ def test_a_row_asks_about_the_image_and_answers_in_coordjson(data: Path):
     assert empty["messages"][1]["content"] == '{"objects": []}'
 
 
+def test_a_row_asks_for_the_classes_of_its_record(data: Path):
+    """Where the prompt has a place for them; a prompt without one asks every record alike."""
+    lines = [json.loads(line) for line in data.read_text().splitlines()]
+    lists = [["high", "low", "other"], ["none of them"]]
+    written = [json.dumps({**line, "classes": names}) for line, names in zip(lines, lists, strict=True)]
+    data.write_text("\n".join(written))
+
+    def asked(user: str) -> list[str]:
+        return [row["messages"][0]["content"] for row in read_training_rows(data, Prompt(user=user))]
+
+    assert asked("Find {classes}!") == ["<image>Find high, low, other!", "<image>Find none of them!"]
+    assert asked("Find all.") == ["<image>Find all."] * 2
+    data.write_text("\n".join([written[0], json.dumps(lines[1])]))
+    with pytest.raises(
+        RecordError, match=r"d.jsonl:2: names no classes, and the prompt has a place for them"
+    ):
+        asked("Find {classes}!")
+
+
 @pytest.mark.parametrize(
     ("form", "answers"),
     [

@@ -18,6 +18,7 @@ from coordexp.data.shapes import (
     KINDS,
     PRESETS,
     ShapesConfig,
+    asked_classes,
     generate_shapes,
     render_scene,
     scene_record,
@@ -257,3 +258,47 @@ def test_presets_use_image_sides_that_the_tiny_model_takes_without_resizing():
     for config in PRESETS.values():
         assert config.width % 16 == config.height % 16 == 0
     assert set(PRESETS["hard"].kinds) == set(KINDS)
+
+
+def test_a_picture_is_asked_for_the_shapes_of_some_colors(tmp_path):
+    """Its objects are those of the whole scene whose names are on its list; the others are in the picture alone."""
+    config = replace(PIXELS, min_objects=2, max_objects=3, max_side=24, asked_colors=2, colors=tuple(COLORS))
+    generate_shapes(tmp_path / "asked", config, num_train=40, num_val=5)
+    generate_shapes(tmp_path / "all", replace(config, asked_colors=0), num_train=40, num_val=5)
+    num_left_out = 0
+    for asked, everything in zip(
+        _records(tmp_path / "asked", "train"), _records(tmp_path / "all", "train"), strict=True
+    ):
+        names = set(asked["classes"])
+        assert len(asked["classes"]) == len(names) == 2 * len(config.kinds)
+        assert {name.split()[1] for name in names} == set(config.kinds)
+        assert len({name.split()[0] for name in names}) == 2
+        assert asked["objects"] == [obj for obj in everything["objects"] if obj["desc"] in names]
+        num_left_out += len(everything["objects"]) - len(asked["objects"])
+    assert num_left_out > 20
+    pictures = [(tmp_path / name / "images/train/000003.png").read_bytes() for name in ("asked", "all")]
+    assert pictures[0] == pictures[1]
+
+
+def test_lists_are_new_for_every_picture_or_as_many_as_asked_for():
+    config = replace(PIXELS, colors=tuple(COLORS), asked_colors=4)
+
+    def lists(config: ShapesConfig) -> list[tuple[str, ...]]:
+        return [
+            asked_classes(config, seed=1, split=split, index=n)
+            for split in ("train", "val")
+            for n in range(40)
+        ]
+
+    assert len(set(lists(config))) == 80
+    assert len(set(lists(replace(config, num_lists=3)))) == 3
+    assert set(lists(replace(config, num_lists=3))[:40]) == set(lists(replace(config, num_lists=3))[40:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [({"asked_colors": 5}, r"asked_colors = 5: expected 0..4"), ({"num_lists": 2}, "0 without asked_colors")],
+)
+def test_lists_that_cannot_be_drawn_are_refused(changes, fault):
+    with pytest.raises(ConfigError, match=fault):
+        replace(PIXELS, **changes)
