@@ -16,9 +16,11 @@ from pathlib import Path
 _HERE = str(Path(__file__).resolve().parent)
 sys.path[:] = [entry for entry in sys.path if str(Path(entry or ".").resolve()) != _HERE]
 
+from coordexp.config.exit_code import leave_exit_code  # noqa: E402
 from coordexp.errors import CoordExpError  # noqa: E402
 from coordexp.telemetry import run_log  # noqa: E402
 from coordexp.trainers.activate import activate_from_argv, trains  # noqa: E402
+from coordexp.trainers.start.meeting.ranks import tell_failure  # noqa: E402
 
 if trains(sys.argv):
     run_log.start(int(os.environ.get("RANK") or 0))
@@ -26,5 +28,7 @@ try:
     if not activate_from_argv(sys.argv[1:]):
         run_log.stop()
 except CoordExpError as error:
+    tell_failure(error)
+    leave_exit_code(error.exit_code)
     print(f"coordexp: {error}", file=sys.stderr)
     raise SystemExit(error.exit_code) from None

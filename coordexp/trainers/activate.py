@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,10 @@ from coordexp.telemetry.rules.check import rule_problems
 from coordexp.trainers.offset_training import preparation, refuse_unmerged, restore_for_inference
 from coordexp.trainers.optimizers import register_optimizers
 from coordexp.trainers.runtime import RunSettings, activate
+from coordexp.trainers.start.launchers import check_launcher
 from coordexp.trainers.start.leave_nothing import leave_nothing
+from coordexp.trainers.start.meeting.hold import meet
+from coordexp.trainers.start.meeting.ranks import of_launcher, tell_failure
 from coordexp.trainers.start.prompt import prompt_of_run, use_prompt_of
 from coordexp.trainers.start.register import checked_tokenizer, register_datasets, warn_if_no_type_counts
 
@@ -85,6 +89,8 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
         use_prompt_of((*load.adapters, load.model))
         prepare_loaded_models(restore_for_inference, trust_remote_code=trusted)
         return False
+    sys.excepthook = end_in_one_line
+    ranks = of_launcher()
     flags = read_plugin_flags(argv)
     sections = _sections(flags)
     trusted = sections.custom.trust_remote_code
@@ -96,7 +102,10 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
         return False
     if sections.custom.dry_run is not None:
         leave_nothing(argv, flags.swift["output_dir"])
+    check_launcher(os.environ)
     raise_problems(_problems(variant, sections, flags.swift))
+    if ranks is not None:
+        meet(ranks, flags, sections)
     for sentence in untrained_rows(flags.swift, coord_offset=sections.custom.coord_offset.enabled):
         logger.warning(sentence)
     start = (flags.swift["resume_from_checkpoint"], *(flags.swift["adapters"] or ()))
@@ -114,13 +123,13 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
             variant, sections, {**flags.swift, "strict": flags.strict, "data_seed": flags.data_seed}, prompt
         )
     )
-    sys.excepthook = end_in_one_line
     return True
 
 
 def _start_rlhf(argv: Sequence[str]) -> None:
     from coordexp.trainers.rlhf.start import activate_rlhf  # loads trl, which swift sft has no use for
 
+    check_launcher(os.environ)
     flags = read_plugin_flags(argv, rlhf=True)
     sections = _sections(flags)
     refuse_unmerged(flags.swift["adapters"] or ())
@@ -137,6 +146,7 @@ def end_in_one_line(kind: type[BaseException], error: BaseException, trace: Trac
     of_first_record = first_too_long(error)
     if of_first_record is not None:
         error = of_first_record
+    tell_failure(error)
     if not isinstance(error, CoordExpError):
         sys.__excepthook__(kind, error, trace)
         return

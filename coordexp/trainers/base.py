@@ -60,6 +60,8 @@ from coordexp.trainers.runtime import active
 from coordexp.trainers.saving import SaveSchedule
 from coordexp.trainers.start import determinism
 from coordexp.trainers.start.evaluate_only import evaluate_only
+from coordexp.trainers.start.launchers import check_started
+from coordexp.trainers.start.meeting.ranks import training_begins
 from coordexp.trainers.start.precision import lost_updates
 from coordexp.trainers.start.schedule import lr_schedule
 from coordexp.trainers.step import ranks
@@ -94,7 +96,7 @@ class CoordTrainer(SwiftTrainerBridge):
         forget_loading(template.tokenizer)
         super().__init__(*args, **kwargs)
         self.prompt = complete_prompt(self.settings.prompt, template)
-        self._refuse_ignored_deepspeed()
+        check_started(self.accelerator.num_processes, self.args.deepspeed, self.is_deepspeed_enabled)
         self._is_deterministic = determinism.settle(
             self.settings.sections.custom.deterministic,
             self.model,
@@ -137,6 +139,7 @@ class CoordTrainer(SwiftTrainerBridge):
         if self.is_world_process_zero():
             self._best.announce()
             write_resolved(self.args.output_dir, self._resolved)
+        training_begins()
 
     def prepare_datasets(self, arguments: dict[str, Any]) -> None:
         """Replace the data sets among the arguments of the trainer by what the variant trains on."""
@@ -416,13 +419,6 @@ class CoordTrainer(SwiftTrainerBridge):
         return resolved_config(
             settings.variant, settings.sections, settings.swift, derived=derived, context=context
         )
-
-    def _refuse_ignored_deepspeed(self) -> None:
-        if self.args.deepspeed and not self.is_deepspeed_enabled:
-            raise ConfigError(
-                "deepspeed is set, but transformers ignores it on a CPU (use_cpu: true, or ACCELERATE_USE_CPU=true); "
-                "remove one of them."
-            )
 
     def _guard_loss(self) -> FiniteLossGuard:
         on_nonfinite = self.settings.sections.custom.on_nonfinite_loss

@@ -17,13 +17,14 @@ from coordexp.config.checks.yaml_tree import Tree
 class Feature:
     """A key, what it would turn on, and the values that ask for it.
 
-    values: none means any value but null.  unless: values that ask for nothing.
+    values: none means any value but null.  unless: values that ask for nothing.  instead: what to use.
     """
 
     path: KeyPath
     what: str
     values: tuple[Any, ...] = ()
     unless: tuple[Any, ...] = (None,)
+    instead: str = ""
 
     def asked_for(self, value: Any) -> bool:
         """Whether a value of the key asks for the feature."""
@@ -40,9 +41,15 @@ FEATURES_NOT_BUILT: tuple[Feature, ...] = (
     Feature(("custom", "coord_tokens", "skip_bbox_norm"), "normalising boxes at load time", (False,)),
 )
 
+_DEEPSPEED = "Use deepspeed: zero2, or zero3 for a model that does not fit on a device."
+
 SWIFT_NOT_BUILT: tuple[Feature, ...] = (
     Feature(("streaming",), "streaming of data files", (True,)),
     Feature(("sequence_parallel_size",), "sequence parallelism", unless=(None, 1)),
+    Feature(("fsdp",), "sharding by FSDP", unless=(None, ""), instead=_DEEPSPEED),
+    Feature(
+        ("deepspeed_autotp_size",), "tensor parallelism of DeepSpeed", unless=(None, 1), instead=_DEEPSPEED
+    ),
 )
 """ms-swift arguments that our trainers do not handle yet."""
 
@@ -50,6 +57,7 @@ SWIFT_NOT_BUILT: tuple[Feature, ...] = (
 def refuse(path: str, feature: Feature, value: Any, place: Place | None) -> Problem:
     """The refusal of a key whose feature is not built."""
     text = f"a valid key, but {feature.what} is not built yet in this version of coordexp."
+    text += f" {feature.instead}" if feature.instead else ""
     if isinstance(value, Mapping):
         return Problem(path, text, place=place)
     return Problem(path, text, value=value, place=place)
