@@ -55,8 +55,9 @@ class ShapesConfig:
         pixels, which on small pictures leaves most bins unused.
     unlabelled: share of the objects of training scenes that stand in the picture and not in the labels.
     name_skew: how uneven names are: the n-th most frequent has a weight of n ** -name_skew (real-valued scenes).
-    asked_colors: every record names the `classes` that its picture is asked for, those of so many colours in any order,
-        and holds the objects of these alone; what else stands in the picture is not to be reported. 0: all is reported.
+    asked_colors: every record names the `classes` that its picture is asked for: all shapes in so many of the colours that
+        are drawn, and in as many that are not, in any order. It holds the objects of these names alone; what else stands
+        in the picture is not to be reported. 0: all is reported.
     num_lists: how many lists of classes there are; 0: one drawn anew for every picture.
 
     Sizes are in pixels. `max_overlap` is the largest share of an object's pixels that later objects may hide;
@@ -128,14 +129,13 @@ PRESETS: dict[str, ShapesConfig] = {
         real_valued=True, name_skew=1.2,
     ),
     "asked": ShapesConfig(
-        width=32, height=32, min_side=10, max_side=16, kinds=("box", "circle", "triangle", "cross"),
-        colors=tuple(COLORS), max_overlap=0.02, real_valued=True, asked_colors=4,
+        min_objects=2, min_side=20, max_side=36, max_overlap=0.02, real_valued=True, asked_colors=2, num_lists=6,
     ),
 }  # fmt: skip
 """`pixels`, `medium`, `hard` lie on whole pixels, where 64 of the 1000 bins occur and there is no order to learn. The
 others have real-valued places: `demo` is small and fast, `few` is the same task from few scenes with smaller objects,
 `crowded` has many small ones, `partial` lacks a share of its training labels, `long_tail` has 48 names of which most
-are rare. The records of `asked` each name the 16 of 32 names that they are asked for; half of the shapes are not to be
+are rare. Each record of `asked` holds one of six lists of 24 names that it is asked for; half of the shapes are not to be
 reported.
 
 A reader who sees all that the pixels show reaches an mAP of 1 on the scenes of whole pixels, and above .98 on the
@@ -165,14 +165,15 @@ class Scene:
 
 
 def asked_classes(config: ShapesConfig, *, seed: int, split: str, index: int) -> tuple[str, ...]:
-    """The names that scene `index` of `split` is asked for: all shapes of `asked_colors` colours, shuffled."""
+    """The names that scene `index` of `split` is asked for, shuffled."""
     which = f"{split}/{index}"
     if config.num_lists:
         which = str(random.Random(f"coordexp-shapes/asked/{seed}/{which}").randrange(config.num_lists))
     rng = random.Random(f"coordexp-shapes/list/{seed}/{which}")
-    names = [
-        f"{color} {kind}" for color in rng.sample(config.colors, config.asked_colors) for kind in config.kinds
-    ]
+    never = [color for color in COLORS if color not in config.colors]
+    number = min(config.asked_colors, len(never))
+    colors = [*rng.sample(config.colors, config.asked_colors), *rng.sample(never, number)]
+    names = [f"{color} {kind}" for color in colors for kind in KINDS]
     rng.shuffle(names)
     return tuple(names)
 

@@ -63,7 +63,7 @@ def _add_shapes_parser(commands: argparse._SubParsersAction[argparse.ArgumentPar
     )
     scene.add_argument(
         "--asked-colors", type=int, metavar="N",
-        help="every record names the classes it is asked for, those of N colours, and holds their objects alone",
+        help="every record names the classes it is asked for, in N of the colours, and holds their objects alone",
     )  # fmt: skip
     scene.add_argument("--lists", type=int, metavar="N", help="of such classes; 0: one for every picture")
     scene.add_argument("--plain-background", action="store_true", help="one flat background colour")
