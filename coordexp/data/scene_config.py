@@ -55,9 +55,9 @@ class ShapesConfig:
         pixels, which on small pictures leaves most bins unused.
     unlabelled: share of the objects of training scenes that stand in the picture and not in the labels.
     name_skew: how uneven names are: the n-th most frequent has a weight of n ** -name_skew (real-valued scenes).
-    asked_colors: every record names the `classes` that its picture is asked for: all shapes in so many of the colours that
-        are drawn, and in as many that are not, in any order. It holds the objects of these names alone; what else stands
-        in the picture is not to be reported. 0: all is reported.
+    asked_colors: every record names the `classes` that its picture is asked for: all shapes in so many of the colours
+        that are drawn, and in as many that are not, in any order. It holds the objects of these names alone; what else
+        stands in the picture is not to be reported. 0: all is reported.
     num_lists: how many lists of classes there are; 0: one drawn anew for every picture.
 
     Sizes are in pixels. `max_overlap` is the largest share of an object's pixels that later objects may hide;
@@ -135,8 +135,8 @@ PRESETS: dict[str, ShapesConfig] = {
 """`pixels`, `medium`, `hard` lie on whole pixels, where 64 of the 1000 bins occur and there is no order to learn. The
 others have real-valued places: `demo` is small and fast, `few` is the same task from few scenes with smaller objects,
 `crowded` has many small ones, `partial` lacks a share of its training labels, `long_tail` has 48 names of which most
-are rare. Each record of `asked` holds one of six lists of 24 names that it is asked for; half of the shapes are not to be
-reported.
+are rare. Each record of `asked` holds one of six lists of 24 names that it is asked for; half of the shapes are not to
+be reported.
 
 A reader who sees all that the pixels show reaches an mAP of 1 on the scenes of whole pixels, and above .98 on the
 others, where shapes may hide 2 % of a neighbour's box (tests/unit/data/test_real_scenes.py)."""

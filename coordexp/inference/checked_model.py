@@ -15,6 +15,7 @@ from coordexp.files import read_json
 from coordexp.image_size import PixelLimits
 from coordexp.inference.asking import Asking, asking
 from coordexp.inference.fingerprint import model_fingerprint
+from coordexp.inference.latents import Latents, check_backend
 from coordexp.inference.picture_room import PictureRoom
 from coordexp.inference.settings import PROMPT_SETTINGS, InferSettings
 
@@ -27,6 +28,7 @@ class CheckedModel:
 
     model: the folder.
     length: the most tokens of a question with its answer.  limits: of its pictures.
+    latents: what is read in the place of a question's text; None: the text.
     """
 
     model: Path
@@ -34,6 +36,7 @@ class CheckedModel:
     tokenizer: Any
     length: int
     limits: PixelLimits
+    latents: Latents | None = None
 
     @classmethod
     def of(cls, model: Path, settings: InferSettings) -> CheckedModel:
@@ -41,13 +44,18 @@ class CheckedModel:
         check_checkpoint(model, settings.backend)
         flags = {name: flag for name, (_, flag) in PROMPT_SETTINGS.items()}
         tokenizer = load_tokenizer(model)
+        latents = Latents.of(model, settings.prompt_latents, settings.keep_prob)
+        check_backend(latents, settings.backend)
         asked = asking(model, settings.given, flags=flags, has_coord_tokens=has_coord_tokens(tokenizer))
+        if latents is not None and settings.prompt is None:
+            asked = latents.asked(asked)
         check_form(asked.form, tokenizer, settings)
         folder = holder_of(model, "processor_config.json", "preprocessor_config.json")
         limits = PixelLimits.of_folder(folder).within(
             min_pixels=asked.prompt.min_pixels, max_pixels=asked.prompt.max_pixels
         )
-        return cls(model, asked, tokenizer, settings.max_model_len or model_length(model), limits)
+        length = settings.max_model_len or model_length(model)
+        return cls(model, asked, tokenizer, length, limits, latents)
 
     def room(self, max_new_tokens: int, records: Sequence[Record] = ()) -> PictureRoom:
         """What answers of that length leave to pictures.  records: whose classes the prompt may name."""
@@ -67,6 +75,8 @@ class CheckedModel:
         return {
             "model_hash": model_fingerprint(self.model),
             **self._question(),
+            **({} if settings.cut_prompt is None else {"cut_prompt": settings.cut_prompt}),
+            **({} if self.latents is None else {"latents": self.latents.decisive}),
             "backend": settings.backend,
             "decoding": {
                 "temperature": settings.temperature,

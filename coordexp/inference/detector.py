@@ -131,7 +131,7 @@ class Detector:
         """As `from_pretrained`, from settings; `checked` where the folder has been looked at already."""
         checked = checked or CheckedModel.of(model, settings)
         settings = settled(settings, checked)
-        loaded, tokenizer = load_backend(model, settings, checked.asking)
+        loaded, tokenizer = load_backend(model, settings, checked.asking, checked.latents)
         return cls(model, settings, checked, loaded, tokenizer)
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from coordexp.codec.coord_vocab import CoordVocab
@@ -25,6 +27,7 @@ from coordexp.inference.asking import Asking
 from coordexp.inference.bad_pictures import PictureCheck
 from coordexp.inference.checked_model import CheckedModel, check_checkpoint, check_form
 from coordexp.inference.fingerprint import file_fingerprint
+from coordexp.inference.latents import Latents
 from coordexp.inference.settings import InferSettings
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.types import RolloutRequest
@@ -56,6 +59,8 @@ class Inference:
             answer_limit(records, checked.tokenizer, form=checked.asking.form),
             checked.length // 2,
         )
+        if checked.latents is not None:
+            checked.latents.check_records(records, checked.asking.prompt)
         pictures = PictureCheck.of(records, checked.room(limit, records), skip=settings.bad_images == "skip")
         return cls(model, data, output, settings, records, checked, limit, pictures)
 
@@ -94,7 +99,7 @@ class Inference:
     def load_backend(self) -> tuple[RolloutBackend, Any]:
         """The backend with the model loaded, and its tokenizer."""
         settings = replace(self.settings, max_new_tokens=self.max_new_tokens)
-        return load_backend(self.model, settings, self.asking)
+        return load_backend(self.model, settings, self.asking, self.checked.latents)
 
     def answer(
         self,
@@ -124,7 +129,7 @@ class Inference:
 
     def requests(self) -> list[RolloutRequest]:
         """What the backend is asked, one question per record."""
-        questions = [conversation(record, self.asking.prompt) for record in self.records]
+        questions = [self._asked(record) for record in self.records]
         base = rollout_seed_base(0, self.settings.seed)  # far from those of the next seed
         return [
             RolloutRequest(
@@ -132,6 +137,14 @@ class Inference:
             )
             for index, (q, record) in enumerate(zip(questions, self.records, strict=True))
         ]
+
+    def _asked(self, record: Record) -> dict[str, Any]:
+        limit = self.settings.cut_prompt
+        if limit is None:
+            return conversation(record, self.asking.prompt)
+        tokenizer, text = self.checked.tokenizer, self.asking.prompt.user_text(record.classes)
+        kept = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[:limit])
+        return conversation(record, self.asking.prompt.model_copy(update={"user": kept, "rendered": None}))
 
     def _notes(self) -> dict[str, Any]:
         return {
@@ -163,21 +176,26 @@ def infer_file(
     return read_predictions(output / GT_VS_PRED, scored=False)
 
 
-def load_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[RolloutBackend, Any]:
+def load_backend(
+    model: Path, settings: InferSettings, asking: Asking, latents: Latents | None = None
+) -> tuple[RolloutBackend, Any]:
     """The backend with the model loaded, and its tokenizer.
+
+    latents: what it reads in the place of a question's text.
 
     Raises ConfigError when the tokenizer lacks coordinate tokens that the answers need, or the template writes another
     prompt than trained.
     """
     if settings.backend == "hf":
-        return _hf_backend(model, settings, asking)
+        return _hf_backend(model, settings, asking, latents)
     from coordexp.swift_bridge.checkpoint import load_template, quiet
 
     quiet()
     template = load_template(model, prompt=asking.prompt, trust_remote_code=settings.trust_remote_code)
     _check_template(template, asking)
     if settings.backend == "vllm":
-        return _vllm_backend(model, template, settings, asking.form), template.tokenizer
+        with _baked(model, latents) as folder:
+            return _vllm_backend(folder, template, settings, asking.form, latents), template.tokenizer
     from coordexp.rollout.backends.openai_client import OpenAiBackend
 
     key = api_key_from("--api-key-env", settings.api_key_env) or "none"
@@ -203,11 +221,27 @@ def _check_template(template: Any, asking: Asking) -> None:
         check_rendering(template, asking.record)
 
 
-def _hf_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[RolloutBackend, Any]:
+@contextmanager
+def _baked(model: Path, latents: Latents | None) -> Iterator[Path]:
+    """The folder that an engine loads: the model's own, or for as long as that takes one with the vectors as rows."""
+    if latents is None:
+        yield model
+        return
+    from coordexp.models.latent_prefix.bake import bake_prefix
+
+    with TemporaryDirectory() as folder:
+        bake_prefix(model, latents.saved, Path(folder) / model.name)
+        yield Path(folder) / model.name
+
+
+def _hf_backend(
+    model: Path, settings: InferSettings, asking: Asking, latents: Latents | None
+) -> tuple[RolloutBackend, Any]:
     import torch
 
     from coordexp.models.merge_offset import base_model, is_adapter, with_adapter
     from coordexp.rollout.backends.hf import HfBackend
+    from coordexp.rollout.backends.latent import LatentHfBackend
     from coordexp.swift_bridge.checkpoint import load_model, quiet
 
     quiet()
@@ -219,20 +253,24 @@ def _hf_backend(model: Path, settings: InferSettings, asking: Asking) -> tuple[R
         trust_remote_code=settings.trust_remote_code,
     )
     _check_template(template, asking)
-    backend = HfBackend(
-        settings.decoding,
-        loaded,
-        template,
-        form=asking.form,
-        token_logprobs=True,
-        coord_distributions=asking.form.has_coord_tokens,
-    )
-    return backend, template.tokenizer
+    made: dict[str, Any] = {
+        "form": asking.form,
+        "token_logprobs": True,
+        "coord_distributions": asking.form.has_coord_tokens,
+    }
+    if latents is None:
+        return HfBackend(settings.decoding, loaded, template, **made), template.tokenizer
+    vectors = latents.vectors_for(loaded, template.tokenizer)
+    return LatentHfBackend(settings.decoding, loaded, template, vectors=vectors, **made), template.tokenizer
 
 
-def _vllm_backend(model: Path, template: Any, settings: InferSettings, form: AnswerForm) -> RolloutBackend:
+def _vllm_backend(
+    model: Path, template: Any, settings: InferSettings, form: AnswerForm, latents: Latents | None
+) -> RolloutBackend:
+    """latents: whose vectors are rows of the model; questions are asked with the latent tokens then."""
     import torch
 
+    from coordexp.rollout.backends.latent import latent_request
     from coordexp.rollout.backends.vllm_offline import VllmOfflineBackend
 
     return VllmOfflineBackend(
@@ -242,4 +280,7 @@ def _vllm_backend(model: Path, template: Any, settings: InferSettings, form: Ans
         dtype=getattr(torch, settings.torch_dtype),
         form=form,
         max_model_len=settings.max_model_len,
+        asked_as=None
+        if latents is None
+        else partial(latent_request, num_latents=latents.saved.settings.num_latents),
     )

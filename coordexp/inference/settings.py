@@ -40,6 +40,10 @@ class InferSettings:
         `guided_max_objects` objects.
     max_model_len: of the vllm backend; None takes the model's own.
     trust_remote_code: run Python code that comes with the checkpoint; without it such a checkpoint is refused.
+    cut_prompt: ask with the first so many tokens of the user message alone, to see what the rest of it is worth.
+    prompt_latents: folder with a latent prefix that is read in the place of the prompt's text; None takes that of the
+        checkpoint where it holds one, "none" asks in text.
+    keep_prob: of its vectors, in place of the one it was trained with.
     bad_images: "skip" answers nothing for pictures that cannot be used, and records them.
     base_url, served_model, api_key_env: of the openai backend; the key is read from that environment variable.
     """
@@ -68,6 +72,9 @@ class InferSettings:
     api_key_env: str | None = None
     trust_remote_code: bool = False
     bad_images: str = "error"
+    cut_prompt: int | None = None
+    prompt_latents: str | None = None
+    keep_prob: float | None = None
 
     def __post_init__(self) -> None:
         if self.bad_images not in BAD_IMAGES:
@@ -91,6 +98,8 @@ class InferSettings:
             )
         if self.guided_max_objects is not None and not self.guided:
             raise ConfigError("--guided-max-objects belongs to --guided.")
+        if self.keep_prob is not None and not 0 < self.keep_prob <= 1:
+            raise ConfigError(f"--keep-prob {self.keep_prob:g}: expected a probability above 0, at most 1.")
         if self.backend != "vllm" and self.max_model_len is not None:
             raise ConfigError("--max-model-len belongs to --backend vllm.")
         api_key_from("--api-key-env", self.api_key_env)  # before anything is loaded

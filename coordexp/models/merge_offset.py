@@ -11,6 +11,7 @@ and a copy of one of them that was trained (`modules_to_save`) make two matrices
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +51,16 @@ def merge_offset(checkpoint: str | Path, output_dir: str | Path, *, base: str | 
         return write_merged(checkpoint, source, staging_dir)
 
 
-def write_merged(checkpoint: Path, source: str | Path, folder: Path) -> bool:
+def write_merged(
+    checkpoint: Path,
+    source: str | Path,
+    folder: Path,
+    change: Callable[[PreTrainedModel], object] = lambda _model: None,
+) -> bool:
     """Write a checkpoint as a whole model, whatever there is to fold into it, with the files of its processor.
 
-    source: the model that its weights belong to, or itself. Returns whether embedding and head became two matrices.
+    source: the model that its weights belong to, or itself.  change: done to the whole model before it is written.
+    Returns whether embedding and head became two matrices.
     """
     model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(source, dtype="auto")
     was_tied = is_tied(model)
@@ -61,6 +68,7 @@ def write_merged(checkpoint: Path, source: str | Path, folder: Path) -> bool:
     if is_adapter(checkpoint):
         model = _merged(model, checkpoint)
     fold_coord_offset(model)
+    change(model)
     unties = was_tied and not is_tied(model)
     if unties:
         untie_config(model)

@@ -79,11 +79,14 @@ def start_model(study: Study, cell: Cell) -> StartModel:
             raise ConfigError(f"{study.path}: model {path} is not a model folder (no config.json).")
         return StartModel(path, {"fingerprint": model_fingerprint(path)})
     made_from = {"preset": model.preset, "coord_tokens": model.coord_tokens, "seed": cell.seed}
+    if model.latent_tokens:
+        made_from["latent_tokens"] = model.latent_tokens
     return StartModel(study.folder / ASSETS / "models" / _name(model, cell.seed), made_from)
 
 
 def make_models(study: Study, cells: Iterable[Cell], *, say: Callable[[str], object]) -> None:
     """Make the tiny models that these cells start from and that are not there yet."""
+    from coordexp.models.latent_prefix.vocabulary import add_latent_tokens
     from coordexp.models.tiny import build_tiny_model
 
     for cell in cells:
@@ -92,7 +95,11 @@ def make_models(study: Study, cells: Iterable[Cell], *, say: Callable[[str], obj
         if study.start_of(cell) is not None or model.path is not None:
             continue
         folder = start_model(study, cell).path
-        if build_tiny_model(folder, preset=model.preset, seed=cell.seed, coord_tokens=model.coord_tokens):
+        plain = folder if not model.latent_tokens else folder.with_name(f"{folder.name}_plain")
+        made = build_tiny_model(plain, preset=model.preset, seed=cell.seed, coord_tokens=model.coord_tokens)
+        if model.latent_tokens:
+            made = add_latent_tokens(plain, folder, model.latent_tokens).written
+        if made:
             say(f"model {folder.name}: made in {folder.parent}")
 
 
@@ -113,7 +120,8 @@ def check_assets(study: Study) -> None:
 
 
 def _name(model: StudyModel, seed: int) -> str:
-    return f"{model.preset}{'' if model.coord_tokens else '_digits'}_seed{seed}"
+    latents = f"_latents{model.latent_tokens}" if model.latent_tokens else ""
+    return f"{model.preset}{'' if model.coord_tokens else '_digits'}{latents}_seed{seed}"
 
 
 def _config(shapes: StudyShapes) -> Any:

@@ -38,11 +38,13 @@ class EvaluationJob:
     max_new_tokens: int | None
     batch_size: int
     limit: int | None
+    cut_prompt: int | None = None
 
     def made_from(self, coord: str) -> dict[str, Any]:
         """What decides the numbers of one readout."""
         keys = ("identity", "checkpoint", "max_new_tokens", "limit")
-        return {key: value for key, value in asdict(self).items() if key in keys} | {"coord": coord}
+        made = {key: value for key, value in asdict(self).items() if key in keys} | {"coord": coord}
+        return made if self.cut_prompt is None else {**made, "cut_prompt": self.cut_prompt}
 
     def found(self, coord: str) -> dict[str, Any] | None:
         """The numbers of a readout that is there, None where some are missing or are of something else."""
@@ -84,7 +86,7 @@ def _evaluate_readout(job: EvaluationJob, coord: str) -> None:
     _start_anew_unless(folder, job.made_from(coord))
     images = infer_file(
         Path(job.checkpoint), Path(job.data), folder, overwrite=False, coord=coord, batch_size=job.batch_size,
-        max_new_tokens=job.max_new_tokens, limit=job.limit,
+        max_new_tokens=job.max_new_tokens, limit=job.limit, cut_prompt=job.cut_prompt,
     )  # fmt: skip
     answers: dict[str, Any] = on_policy_numbers(images, gate=GATES[0])
     answers |= {f"rollout_f1@{gate}": on_policy_numbers(images, gate=gate)["rollout_f1"] for gate in GATES}
@@ -94,9 +96,10 @@ def _evaluate_readout(job: EvaluationJob, coord: str) -> None:
         evaluation = evaluate(from_run(folder))
         traces = load_scored_run(folder).traces
         tokens = sum(trace.num_tokens or 0 for trace in traces.values())
+        asked = sum(trace.num_prompt_tokens or 0 for trace in traces.values())
         write_evaluation(evaluation, folder / method)
         (folder / SCORED).replace(folder / method / SCORED)
-        scores[method] = _numbers({**evaluation.metrics, **answers}, tokens)
+        scores[method] = _numbers({**evaluation.metrics, **answers}, tokens, asked)
     write_json(folder / READOUT, {"made_from": job.made_from(coord), "scores": scores})
 
 
@@ -109,11 +112,14 @@ def _start_anew_unless(folder: Path, made_from: Mapping[str, Any]) -> None:
         write_json(begun, made_from)
 
 
-def _numbers(metrics: Mapping[str, Any], tokens: int) -> dict[str, Any]:
-    """What `cell.json` keeps: the columns, and counts."""
+def _numbers(metrics: Mapping[str, Any], tokens: int, asked: int) -> dict[str, Any]:
+    """What `cell.json` keeps: the columns, and counts.  tokens: of the answers.  asked: of the prompts."""
     num_pred = metrics["num_pred"]
     kept = {name: metrics.get(name) for name in METRICS}
     kept["tokens_per_object"] = tokens / num_pred if num_pred else None
+    num_images = metrics["num_images"]
+    kept["prompt_tokens"] = asked / num_images if num_images else None
+    kept["seconds_per_image"] = metrics["rollout_seconds"] / num_images if num_images else None
     counts = {name: metrics[name] for name in ("num_images", "num_gt", "num_pred", "rollout_seconds")}
     return {**kept, **counts, "tokens_generated": tokens}
 

@@ -98,6 +98,7 @@ def evaluation_job(study: Study, cell: Cell, job: TrainingJob) -> EvaluationJob:
         max_new_tokens=recipe.max_new_tokens or settings.max_new_tokens,
         batch_size=settings.batch_size,
         limit=settings.limit,
+        cut_prompt=recipe.cut_prompt,
     )
 
 

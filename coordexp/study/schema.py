@@ -33,9 +33,13 @@ METRICS = {
     "duplicate_rate_mean": "duplicates",
     "boxes_per_second": "boxes/s",
     "tokens_per_object": "tokens/object",
+    "prompt_tokens": "prompt tokens",
+    "seconds_per_image": "s/image",
 }
 """Numbers of a cell's evaluation -> head of their column."""
-LOWER_IS_BETTER = frozenset({"bin_error", "duplicate_rate_mean", "tokens_per_object"})
+LOWER_IS_BETTER = frozenset(
+    {"bin_error", "duplicate_rate_mean", "tokens_per_object", "prompt_tokens", "seconds_per_image"}
+)
 
 
 def _listed(value: object) -> object:
@@ -100,14 +104,15 @@ class StudyModel(Section):
         description="As in `coordexp model tiny --preset`; the seed of the cell makes its weights.",
     )
     coord_tokens: bool = Field(default=True, description="Whether it has the coordinate tokens.")
+    latent_tokens: int = Field(
+        default=0, ge=0, description="Latent tokens that it is given, for recipes of variant latent_prefix."
+    )
     path: str | None = Field(default=None, description="A model folder, the same for all seeds.")
 
     @model_validator(mode="after")
     def _path_alone(self) -> StudyModel:
         if self.path is not None and self.model_fields_set != {"path"}:
-            raise ValueError(
-                "path names a model that is there; preset and coord_tokens belong to one that is made"
-            )
+            raise ValueError("path names a model that is there; preset and tokens belong to one that is made")
         return self
 
 
@@ -190,6 +195,9 @@ class StudyRecipe(Section):
     )
     score: Annotated[list[ScoreMethod] | None, BeforeValidator(_listed)] = Field(
         default=None, description="Only these of the study's scores."
+    )
+    cut_prompt: int | None = Field(
+        default=None, gt=0, description="Evaluated with the first so many tokens of its prompt alone."
     )
     max_new_tokens: int | None = Field(
         default=None, gt=0, description="Of an answer, where its form needs more than the study says."

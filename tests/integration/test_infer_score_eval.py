@@ -15,6 +15,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from support.latents import asked_scenes, latent_checkpoint
 from support.processes import ROOT, run_coordexp
 from support.vllm import require_vllm
 
@@ -150,12 +151,21 @@ def test_a_killed_run_goes_on_where_it_was(nano_model: Path, scenes: Path, tmp_p
 
 @pytest.mark.vllm
 def test_vllm_predicts_what_transformers_predicts(nano_model: Path, scenes: Path, tmp_path: Path):
-    """Greedy in float32: the same prompts, tokens and log-probabilities."""
+    """Greedy in float32: the same prompts, tokens and log-probabilities.
+
+    Both read exported vectors of a latent prefix: transformers puts them in the place of the latent tokens' embeddings,
+    the engine loads a model in which they are rows.
+    """
     require_vllm()
+    model, names = tmp_path / "model", ["red box", "blue circle", "green triangle"]
+    latent_checkpoint(nano_model, model, "Detect {classes}.", 8)
+    data = asked_scenes(scenes, tmp_path / "data", [names])
+    done = run_coordexp("model", "export-prefix", model, "--classes", *names, "--out", tmp_path / "vectors")
+    assert done.returncode == 0, done.stderr[-3000:]
     for backend in ("hf", "vllm"):
         done = run_coordexp(
-            "infer", "--model", nano_model, "--data", scenes / "val.jsonl", "--output", tmp_path / backend,
-            "--max-new-tokens", 48, "--backend", backend,
+            "infer", "--model", model, "--data", data, "--output", tmp_path / backend, "--max-new-tokens", 48,
+            "--backend", backend, "--prompt-latents", tmp_path / "vectors",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
     assert lines(tmp_path / "hf" / "gt_vs_pred.jsonl") == lines(tmp_path / "vllm" / "gt_vs_pred.jsonl")

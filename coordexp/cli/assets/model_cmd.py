@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from coordexp.cli.assets.model_handover import add_card_parser, add_export_parser, run_card, run_export
+from coordexp.cli.assets.model_prefix import add_prefix_parser, run_export_prefix
 from coordexp.errors import EXIT_OK, ConfigError
 
 
@@ -21,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     _add_latent_tokens_parser(commands)
     _add_merge_parser(commands)
     add_export_parser(commands)
+    add_prefix_parser(commands)
     add_card_parser(commands)
 
 
@@ -33,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         "merge": _run_merge,
         "merge-offset": _run_merge,
         "export": run_export,
+        "export-prefix": run_export_prefix,
         "card": run_card,
     }
     return commands[args.model_command](args)

@@ -78,6 +78,21 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         "By default as it was trained; where a flag says otherwise, a warning shows both.",
     )
     group.add_argument("--prompt", metavar="TEXT", help="user message")
+    group.add_argument(
+        "--cut-prompt",
+        type=positive_int,
+        metavar="N",
+        help="ask with the first N tokens of the user message alone",
+    )
+    group.add_argument(
+        "--prompt-latents", metavar="FOLDER",
+        help="read the user message as the vectors of this latent prefix: a checkpoint of variant latent_prefix, or "
+        "what `coordexp model export-prefix` wrote (default: that of the checkpoint where it holds one; `none` asks in "
+        "text)",
+    )  # fmt: skip
+    group.add_argument(
+        "--keep-prob", type=float, metavar="P", help="of these vectors (default: as trained at last)"
+    )
     group.add_argument("--system", metavar="TEXT", help="system message, or a .txt file; '' for none")
     group.add_argument(
         "--media-order", choices=("media_first", "text_first"), help="picture before or after the text"
@@ -128,6 +143,9 @@ def run(args: argparse.Namespace) -> int:
         api_key_env=args.api_key_env,
         trust_remote_code=args.trust_remote_code,
         bad_images=args.bad_images,
+        cut_prompt=args.cut_prompt,
+        prompt_latents=args.prompt_latents,
+        keep_prob=args.keep_prob,
     )
     job = Inference.prepare(args.model, args.data, args.output, settings)
     if args.max_new_tokens is None:

@@ -32,6 +32,7 @@ class AnswerTrace(NamedTuple):
     text: str | None
     num_tokens: int | None
     seconds: float | None
+    num_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def _read_traces(path: Path) -> dict[ImageId, AnswerTrace]:
             entry.get("text"),
             len(entry["generated_token_text"]) if "generated_token_text" in entry else None,
             entry.get("seconds"),
+            entry.get("num_prompt_tokens"),
         )
         for entry in read_jsonl_lines(path, ("image_id",))
     }

@@ -96,10 +96,19 @@ def facts(numbers: RunNumbers) -> dict[str, str]:
         facts |= verdict_facts(Path(str(recorded["model"])))
         decoding = recorded_decoding(run.directory) or {}
         facts["decoding"] = ", ".join(f"{name} {value}" for name, value in decoding.items())
+        if "latents" in recorded:
+            facts["latent prefix"] = ", ".join(
+                f"{name} {value}" for name, value in recorded["latents"].items()
+            )
+        if "cut_prompt" in recorded:
+            facts["prompt cut to"] = f"{recorded['cut_prompt']} tokens"
     seconds = run.detections.seconds
     if seconds:
         num_pred, num_images = (numbers.evaluation.metrics[key] for key in ("num_pred", "num_images"))
         facts["speed"] = f"{num_pred / seconds:.1f} boxes/s, {num_images / seconds:.2f} images/s"
+    asked = [trace.num_prompt_tokens for trace in run.traces.values() if trace.num_prompt_tokens is not None]
+    if asked:
+        facts["prompt"] = f"{sum(asked) / len(asked):.1f} tokens an image, its picture's among them"
     return facts | _other_metrics(numbers)
 
 

