@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from coordexp.errors import RecordError
 from coordexp.swift_bridge.draws import Draw, DrawnDataset
 from coordexp.swift_bridge.prompts import encode_sample
 
+MarkSample = Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]]
 MAX_TRIES = 10
 """Samples that are tried in place of one that cannot be encoded."""
 
@@ -22,12 +24,21 @@ class EncodedSamples(DrawnDataset):
     """Samples as the template encodes them.
 
     shown: rows with their pictures.  template: ms-swift's, in train mode.
+    also: adds to an encoded sample what is known from its row.
     strict: a sample that cannot be encoded is an error. False: another one takes its place, the same in every run with
         this `seed`; the sample's source names what it stands for, so that it can be counted.
     """
 
-    def __init__(self, shown: ShownRows, template: Any, *, strict: bool = True, seed: int = 0) -> None:
-        self._shown, self._template = shown, template
+    def __init__(
+        self,
+        shown: ShownRows,
+        template: Any,
+        *,
+        strict: bool = True,
+        seed: int = 0,
+        also: MarkSample | None = None,
+    ) -> None:
+        self._shown, self._template, self._also = shown, template, also
         self._strict, self._seed = strict, seed
 
     def __len__(self) -> int:
@@ -48,6 +59,10 @@ class EncodedSamples(DrawnDataset):
                 raise
             return self._another(draw, error)
 
+    def row_at(self, index: int) -> Mapping[str, Any]:
+        """The row behind an index, without its picture."""
+        return self._shown.row_at(index)
+
     def lengths_in(self, epoch: int) -> list[int] | None:
         return self._lengths(epoch) if self._shown.order.differs_by_epoch else None
 
@@ -66,7 +81,8 @@ class EncodedSamples(DrawnDataset):
     def _encoded(self, draw: Draw) -> dict[str, Any]:
         shown = self._shown[draw]
         with naming_sample(shown.row):
-            return {**encode_sample(self._template, shown.row), SIDES: coord_sides(shown.record.objects)}
+            sample = {**encode_sample(self._template, shown.row), SIDES: coord_sides(shown.record.objects)}
+            return sample if self._also is None else self._also(shown.row, sample)
 
     def _another(self, draw: Draw, first_error: RecordError) -> dict[str, Any]:
         """The first sample that can be encoded of a few drawn for this index."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from coordexp.config.checks.problems import Place, Problem, closest
-from coordexp.config.schema.custom import RLHF
+from coordexp.config.schema.custom import RLHF, STAGE1_VARIANTS
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.rollout_eval import RolloutEval
 from coordexp.config.schema.sections import Sections
@@ -20,8 +20,6 @@ from coordexp.metrics.keys_datasets import (
     STAGE1_BY_DATASET,
     dataset_key,
 )
-
-STAGE1 = "stage1_coord"
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,16 @@ class BestMetric:
 
 def evaluation_keys(variant: str, sections: Sections) -> tuple[str, ...]:
     """The keys, without `eval_`, that evaluation under a trainer variant can report."""
-    if variant != STAGE1 and sections.rollout_matching is not None:
+    if variant not in STAGE1_VARIANTS and sections.rollout_matching is not None:
         return _rollout_keys(sections.rollout_matching, sections)
     groups = [keys_stage1.BASE_CE, keys_stage1.COORD_DIAG, keys_stage1.COORD_ALIAS]
+    latent = keys_stage1.LATENT_EVALUATION if sections.custom.latent_prefix is not None else ()
     if sections.custom.token_type_metrics.enabled:
         groups += keys_tokens.SECTIONS
     known = (keys_run.LOSS, keys_tokens.TOKEN_ACC, *(spec.key for group in groups for spec in group))
     rollout_eval = sections.custom.rollout_eval
     asked = _rollout_keys(rollout_eval, sections) if rollout_eval.enabled else ()
-    return known + _of_datasets(sections, (DATASET_LOSS, *STAGE1_BY_DATASET)) + asked
+    return known + latent + _of_datasets(sections, (DATASET_LOSS, *STAGE1_BY_DATASET)) + asked
 
 
 def why_not_reported(logged: str, variant: str, sections: Sections) -> str | None:
@@ -91,7 +90,7 @@ def choose_best_metric(
         ValueError: a number that evaluation does not report or that has no better direction, or a contradiction.
     """
     if asked_for is None:
-        writes = variant != STAGE1 or sections.custom.rollout_eval.enabled
+        writes = variant not in STAGE1_VARIANTS or sections.custom.rollout_eval.enabled
         key = keys_rollout.F1 if writes else keys_run.LOSS
     else:
         key = asked_for.removeprefix(EVAL_PREFIX)

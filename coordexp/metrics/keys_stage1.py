@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from coordexp.config.schema.latent_prefix import LATENT_MODULES
 from coordexp.metrics.spec import Better, KeySection, Kind, Reduce
 
 COORD_STEPS = "steps with at least one supervised coordinate token"
@@ -267,4 +268,170 @@ ACCUM_CURRENT_GRAD_STEPS = STEP_HELPERS.define(
     unit="micro-steps",
 )
 
-SECTIONS = (BASE_CE, COORD_DIAG, COORD_ALIAS, STEP_HELPERS)
+LATENT = KeySection(
+    "Latent prefix (`latent/*`)",
+    "The model reads the vectors of the prefix in place of the prompt's text. Tokens are those of the answer. In "
+    "evaluation the prefix is that of the step, with the latent dropout that `custom.latent_prefix.keep` says.",
+)
+_LATENT = "trainer variant latent_prefix"
+_LATENT_STEPS = f"{_LATENT}: steps of kind L, and evaluation"
+LATENT_FIRST_TOKEN_ACC = LATENT.define(
+    "latent/first_token_acc",
+    Kind.RATE,
+    "First tokens of answers that the model puts first; first: of those that its form leaves open.",
+    unit="fraction",
+    when=_LATENT_STEPS,
+    over="answers",
+    better="higher",
+)
+LATENT_FIRST_TOKEN_ACC_TOP5 = LATENT.define(
+    "latent/first_token_acc_top5",
+    Kind.RATE,
+    "First tokens of answers among the five that the model puts first.",
+    unit="fraction",
+    when=_LATENT_STEPS,
+    over="answers",
+    better="higher",
+)
+LATENT_MAJORITY_FIRST_TOKEN = LATENT.define(
+    "latent/majority_first_token",
+    Kind.GAUGE,
+    "`latent/first_token_acc` of a model that always writes the most frequent first token of the evaluation set.",
+    unit="fraction",
+    when=f"{_LATENT}: evaluation",
+    over="evaluations",
+)
+LATENT_NLL = LATENT.define(
+    "latent/nll_per_token",
+    Kind.LOSS,
+    "Cross-entropy of the answer's tokens over the whole vocabulary, read after the latent vectors.",
+    unit="nats",
+    when=_LATENT_STEPS,
+    over="tokens of answers",
+)
+LATENT_TEXT_NLL = LATENT.define(
+    "latent/text_nll_per_token",
+    Kind.LOSS,
+    "The same, read after the text of the prompt.",
+    unit="nats",
+    when=f"{_LATENT}: steps of kind T that read the text, and evaluation",
+    over="tokens of answers",
+)
+LATENT_PREFIX_RMS = LATENT.define(
+    "latent/prefix_rms",
+    Kind.GAUGE,
+    "Root mean square of the prefix's vectors, before latent dropout.",
+    when=_LATENT,
+    over="prompts",
+)
+LATENT_TEXT_RMS = LATENT.define(
+    "latent/text_rms",
+    Kind.GAUGE,
+    "Root mean square of the embeddings of the prompt's text, which the prefix is calibrated to.",
+    when=_LATENT,
+    over="prompts",
+)
+LATENT_KEEP_PROB = LATENT.define(
+    "latent/keep_prob",
+    Kind.GAUGE,
+    "Probability that latent dropout keeps a vector.",
+    unit="fraction",
+    when=_LATENT,
+    over="micro-steps",
+)
+LATENT_TEXT_STEPS = LATENT.define(
+    "latent/text_steps",
+    Kind.GAUGE,
+    "Share of text-prompted steps; the record's tag under this key says T, L, or TL where the window had both.",
+    unit="fraction",
+    when=f"{_LATENT}: training records",
+    over="optimizer steps",
+)
+_LATENT_TERMS = {
+    "latent_first_token_ce": (
+        "latent/first_token_ce",
+        "nats",
+        "answers",
+        "Cross-entropy of the first open token",
+    ),
+    "latent_k_ce": ("latent/k_ce", "nats", "tokens", "Cross-entropy of the first K open tokens"),
+    "latent_kd": (
+        "latent/kd",
+        "nats",
+        "tokens",
+        "T^2 times the KL divergence from the model reading the text",
+    ),
+    "latent_state_kd": (
+        "latent/state_kd",
+        "1",
+        "tokens and layers",
+        "Squared distance of hidden states to those of the model reading the text, relative to their squared length",
+    ),
+    "latent_align": (
+        "latent/align",
+        "1",
+        "prompts",
+        "Squared distance of the vectors to the means of the text's embeddings, relative to their squared length",
+    ),
+}
+LATENT_RAW: dict[str, str] = {
+    module: LATENT.define(
+        key,
+        Kind.LOSS,
+        f"{what}, without weight.",
+        unit=unit,
+        when=f"{_LATENT}: where {module} acts",
+        over=over,
+    )
+    for module, (key, unit, over, what) in _LATENT_TERMS.items()
+}
+"""Module of the objective -> key of its term without weight."""
+LATENT_GRAD_NORM: dict[str, str] = {
+    module: LATENT.define(
+        f"latent/grad_norm/{module}",
+        Kind.GAUGE,
+        "Length of the gradient of a module's part of the loss at the vectors of the prefix.",
+        when=f"{_LATENT}: every `telemetry.gradient_probe.every_steps` steps, where the module acts",
+        over="micro-batches of probed steps",
+        pattern="latent/grad_norm/<module>",
+    )
+    for module in LATENT_MODULES
+}
+LATENT_WEIGHT: dict[str, str] = {
+    module: LATENT.define(
+        f"latent/weight/{module}",
+        Kind.GAUGE,
+        "Weight of a module in the steps of the window in which it acts.",
+        when=f"{_LATENT}: modules whose weight has points",
+        over="optimizer steps",
+        pattern="latent/weight/<module>",
+    )
+    for module in LATENT_MODULES
+}
+LATENT_LOSS = KeySection(
+    "Objective of a latent prefix (`loss/latent/*`)",
+    "What each module of `custom.latent_prefix.objective` adds to the loss of a step, after its weight; the parts of a "
+    "step sum to its loss.",
+)
+LATENT_SHARE: dict[str, str] = {
+    module: LATENT_LOSS.define(
+        f"loss/latent/{module}",
+        Kind.LOSS,
+        f"Weighted mean of `{module}`.",
+        when=f"{_LATENT}: where the module acts",
+        in_loss=True,
+        over="optimizer steps in which it acts",
+        pattern="loss/latent/<module>",
+    )
+    for module in LATENT_MODULES
+}
+LATENT_EVALUATION: tuple[str, ...] = (
+    LATENT_FIRST_TOKEN_ACC,
+    LATENT_FIRST_TOKEN_ACC_TOP5,
+    LATENT_NLL,
+    LATENT_TEXT_NLL,
+    *LATENT_RAW.values(),
+)
+"""What evaluation reports (without `eval_`), where the module behind it acts."""
+
+SECTIONS = (BASE_CE, COORD_DIAG, COORD_ALIAS, STEP_HELPERS, LATENT, LATENT_LOSS)

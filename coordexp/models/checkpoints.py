@@ -13,6 +13,8 @@ from coordexp.files import atomic_link, read_json
 BEST_LINK = "best"
 TRAINER_STATE = "trainer_state.json"
 """The last file of a checkpoint that the HF Trainer writes."""
+PREFIX_FILE, PREFIX_WEIGHTS = "latent_prefix.json", "latent_prefix.safetensors"
+"""Of a latent prefix (`models.latent_prefix.folder`)."""
 _ADAPTER_CONFIG = "adapter_config.json"
 _OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "global_step*")
 
@@ -99,6 +101,10 @@ def missing_files(checkpoint: Path, resolved: Mapping[str, Any]) -> list[str]:
         found.append(f"{config}: the configuration of the {kind}")
     if resolved.get("custom", {}).get("coord_offset", {}).get("enabled"):
         found += _tensor_faults(checkpoint / OFFSET_FILE, "the offsets of the coordinate tokens")
+    if resolved.get("custom", {}).get("latent_prefix") is not None:
+        found += _tensor_faults(checkpoint / PREFIX_WEIGHTS, "the weights of the latent prefix")
+        if not (checkpoint / PREFIX_FILE).is_file():
+            found.append(f"{PREFIX_FILE}: the settings of the latent prefix")
     if not (checkpoint / PROMPT_FILE).is_file():
         found.append(f"{PROMPT_FILE}: the prompt it was trained with")
     folder, where = checkpoint, ""

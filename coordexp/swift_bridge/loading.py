@@ -40,6 +40,16 @@ class PreparingLoader(CoordQwen3VLLoader):
         return model, processor
 
 
+def in_turn(*preparations: PrepareModel) -> PrepareModel:
+    """One function for several, called one after another."""
+
+    def prepare(model: Any, tokenizer: Any, model_dir: Path) -> None:
+        for preparation in preparations:
+            preparation(model, tokenizer, model_dir)
+
+    return prepare
+
+
 def use_safe_loader() -> None:
     """From here on models of type `qwen3_vl` are loaded without their own code, unless something was chosen before."""
     if MODEL_MAPPING[MLLMModelType.qwen3_vl].loader is Qwen3VLLoader:

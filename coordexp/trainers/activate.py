@@ -28,7 +28,7 @@ from coordexp.data.dataset import RowMaker
 from coordexp.errors import ConfigError, CoordExpError
 from coordexp.metrics.best import best_metric_problems, steered_metric_problems
 from coordexp.swift_bridge.arguments import LoadFlags, PluginFlags, read_load_flags, read_plugin_flags
-from coordexp.swift_bridge.loading import prepare_loaded_models
+from coordexp.swift_bridge.loading import in_turn, prepare_loaded_models
 from coordexp.swift_bridge.prompts import first_too_long
 from coordexp.swift_bridge.registry.factory import use_trainer
 from coordexp.swift_bridge.remote_code import TRUST_SETTING, check_models
@@ -38,6 +38,7 @@ from coordexp.telemetry.rules.check import rule_problems
 from coordexp.trainers.offset_training import preparation, refuse_unmerged, restore_for_inference
 from coordexp.trainers.optimizers import register_optimizers
 from coordexp.trainers.runtime import RunSettings, activate
+from coordexp.trainers.start.latent import prefix_preparation
 from coordexp.trainers.start.launchers import check_launcher
 from coordexp.trainers.start.leave_nothing import leave_nothing
 from coordexp.trainers.start.meeting.hold import meet
@@ -52,6 +53,7 @@ VARIANTS = {
     "stage1_coord": "coordexp.trainers.stage1.Stage1CoordTrainer",
     "stage2_rollout_aligned": "coordexp.trainers.stage2.Stage2RolloutAlignedTrainer",
     "stage2_two_channel": "coordexp.trainers.stage2.Stage2TwoChannelTrainer",
+    "latent_prefix": "coordexp.trainers.latent.trainer.LatentPrefixTrainer",
 }
 
 
@@ -115,7 +117,13 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
     checked_tokenizer(flags.model, prompt)
     names = register_datasets(flags, sections, RowMaker(prompt, flags.data_seed))
     warn_if_no_type_counts(sections, names)
-    prepare_loaded_models(preparation(sections.custom.coord_offset, start), trust_remote_code=trusted)
+    prepare_loaded_models(
+        in_turn(
+            preparation(sections.custom.coord_offset, start),
+            prefix_preparation(sections.custom, prompt, start, seed=int(flags.swift["seed"])),
+        ),
+        trust_remote_code=trusted,
+    )
     register_optimizers()
     use_trainer(VARIANTS[variant])
     activate(

@@ -17,7 +17,7 @@ from coordexp.data.dataset import RowMaker
 from coordexp.data.lengths import check_lengths, warn_of_short_answers
 from coordexp.data.mixed import MixedOrder, open_mixed
 from coordexp.data.raw_samples import RawSamples
-from coordexp.data.samples import EncodedSamples
+from coordexp.data.samples import EncodedSamples, MarkSample
 from coordexp.data.shown import InTurn, Order, ShownRows
 from coordexp.swift_bridge.packing import replace_packed, unpacked
 from coordexp.swift_bridge.prompts import rows_of
@@ -27,8 +27,10 @@ TRAIN, EVAL = "train_dataset", "eval_dataset"
 """Arguments of a trainer."""
 
 
-def encode_datasets(arguments: dict[str, Any], settings: RunSettings) -> None:
+def encode_datasets(arguments: dict[str, Any], settings: RunSettings, also: MarkSample | None = None) -> None:
     """Replace the data sets among the trainer's `arguments` by `EncodedSamples` of the same rows, packed or not.
+
+    also: see `EncodedSamples`.
 
     Raises RecordError naming samples that are longer than max_length, unless the run is not strict.
     """
@@ -39,7 +41,7 @@ def encode_datasets(arguments: dict[str, Any], settings: RunSettings) -> None:
         shown = shown_rows(rows_of(lazy), settings, name, samples_per_step)
         if strict:
             check_lengths(shown.rows, template, largest_scale=_largest_scale(settings, name))
-        return EncodedSamples(shown, template, strict=strict, seed=_data_seed(settings))
+        return EncodedSamples(shown, template, strict=strict, seed=_data_seed(settings), also=also)
 
     for name in (TRAIN, EVAL):
         if arguments.get(name) is not None:

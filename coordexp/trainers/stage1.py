@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,6 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from coordexp.control.halving import Halving
 from coordexp.data.batch_meta import BatchMeta
-from coordexp.data.chosen import ChosenSamples
 from coordexp.errors import ConfigError
 from coordexp.head.run import RowsHead
 from coordexp.head.token_metrics import TokenMetrics
@@ -49,6 +49,7 @@ from coordexp.metrics.keys_control import schedule_key
 from coordexp.metrics.keys_rollout import TIME_ROLLOUT_EVAL
 from coordexp.metrics.keys_run import EVAL_LOSS, LOSS, SAMPLES_REPLACED_TOTAL, TOKEN_TYPES_SKIPPED_TOTAL
 from coordexp.metrics.keys_stage1 import BASE_CE_LOSS, COORD_DIAG_LOSS, PACK_NUM_SAMPLES
+from coordexp.rollout.types import RolloutRequest
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.telemetry.desc_monitor import DescMonitor
 from coordexp.trainers.base import CoordTrainer
@@ -68,7 +69,7 @@ COORD_LOSS_EVAL = EVAL_PREFIX + COORD_DIAG_LOSS
 class _RolloutEval(NamedTuple):
     """What `custom.rollout_eval` asks, when, and how the answers are judged."""
 
-    questions: ChosenSamples
+    questions: Any
     schedule: RolloutEvalSchedule
     evaluation: OnPolicyEvaluation
 
@@ -195,12 +196,21 @@ class Stage1CoordTrainer(CoordTrainer):
             return None
         if questions is None:
             raise ConfigError("custom.rollout_eval: there are no validation records to ask about.")
+        questions = self.asked(questions)
         schedule = RolloutEvalSchedule(settings.every_steps)
         self.add_callback(schedule)
         rollouts = settings.rollouts
-        session = make_session(self, rollouts, lambda: questions[0])
+        session = make_session(self, rollouts, lambda: questions[0], self.around_generation)
         monitor = DescMonitor(settings.desc_monitor, device=str(self.args.device))
         return _RolloutEval(questions, schedule, make_evaluation(self, rollouts, session, monitor))
+
+    def asked(self, questions: Any) -> Any:
+        """The questions as the model in training is asked them."""
+        return questions
+
+    def around_generation(self, requests: Sequence[RolloutRequest]) -> AbstractContextManager[None]:
+        """What the model in training answers some requests in."""
+        return nullcontext()
 
     def on_step(self, num_micro_steps: int) -> None:
         super().on_step(num_micro_steps)

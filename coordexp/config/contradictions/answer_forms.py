@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from coordexp.config.checks.problems import KeyPath
 from coordexp.config.schema.answer_form import settings_of, writes_numbers
-from coordexp.config.schema.custom import Custom
+from coordexp.config.schema.custom import STAGE1_VARIANTS, Custom
 from coordexp.config.schema.pipeline import Pipeline
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.sections import Sections
@@ -26,7 +26,7 @@ def number_problems(sections: Sections, variant: str) -> Iterator[tuple[KeyPath,
     custom = sections.custom
     if not writes_numbers(custom.answer_form):
         return
-    if variant == "stage1_coord" and custom.coord_soft_ce_w1.enabled:
+    if variant in STAGE1_VARIANTS and custom.coord_soft_ce_w1.enabled:
         yield (
             ("custom", "coord_soft_ce_w1"),
             "is a loss on coordinate tokens, and this answer writes numbers, which plain cross-entropy teaches; write "

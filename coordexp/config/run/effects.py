@@ -9,10 +9,11 @@ from coordexp.config.checks.problems import KeyPath, PlaceOf, Problem, WrittenOf
 from coordexp.config.contradictions import rlhf
 from coordexp.config.contradictions.answer_forms import form_problems
 from coordexp.config.contradictions.controllers import control_problems
+from coordexp.config.contradictions.latent import latent_problems
 from coordexp.config.contradictions.rollouts import contradictions
 from coordexp.config.run.data_files import files_of_mixture, files_of_sources
 from coordexp.config.run.optimizers import has_other_plugins, optimizer_problems, options_without_effect
-from coordexp.config.schema.custom import RLHF
+from coordexp.config.schema.custom import RLHF, STAGE1_VARIANTS
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.config.schema.sections import Sections
 
@@ -147,12 +148,13 @@ def _ours_without_effect(
     yield from control_problems(variant, sections, swift)
     yield from _fusion(sections, swift)
     yield from _rows_trained_twice(sections, swift)
-    stage2 = variant != "stage1_coord"
+    stage2 = variant not in STAGE1_VARIANTS
     yield from _rollout_eval(stage2, sections, swift)
     yield from _goals(sections, swift)
     yield from _objective_of_stage1(variant, sections)
     yield from form_problems(sections, variant)
     yield from _watching(sections, swift)
+    yield from latent_problems(variant, sections, swift)
     yield from _pixel_limits(sections, swift)
     if sections.rollout_matching is not None:
         yield from _rollouts(variant, sections.rollout_matching, sections.custom.prompt_variants)
@@ -167,7 +169,7 @@ def _pixel_limits(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tupl
 
 def _objective_of_stage1(variant: str, sections: Sections) -> Iterator[tuple[KeyPath, str]]:
     here, loss = ("custom", "coord_soft_ce_w1"), sections.custom.coord_soft_ce_w1
-    if variant != "stage1_coord":
+    if variant not in STAGE1_VARIANTS:
         if loss.model_fields_set:
             objective = (
                 "rollout_matching.pipeline" if variant == "stage2_rollout_aligned" else "stage2_ab.pipeline"

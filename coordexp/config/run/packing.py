@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from coordexp.config.checks.problems import PlaceOf, Problem, WrittenOf, dotted
+from coordexp.config.schema.custom import STAGE1_VARIANTS
 from coordexp.config.schema.training import Training
 
 FLASH_ATTENTION = ("flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -22,7 +23,7 @@ def packing_problems(
 
     swift: ms-swift's arguments, flat; those left out count as unset.
     """
-    ours = _stage1(training, swift) if variant == "stage1_coord" else _stage2(training)
+    ours = _stage1(training, swift) if variant in STAGE1_VARIANTS else _stage2(training)
     problems = [
         Problem(dotted(("training", key)), text, value=value, place=place(("training", key)))
         for key, (value, text) in ours.items()
@@ -65,7 +66,7 @@ def _of_swift(swift: Mapping[str, Any], training: Training, variant: str) -> dic
     for name in ("packing", "padding_free"):
         if not swift.get(name):
             continue
-        if variant != "stage1_coord":
+        if variant not in STAGE1_VARIANTS:
             found[name] = (
                 "stage 2 packs what a step teaches on, after its rollouts: rollout_matching.packing."
             )
@@ -78,7 +79,7 @@ def _of_swift(swift: Mapping[str, Any], training: Training, variant: str) -> dic
     is_packed = bool(swift.get("packing")) or training.packing
     if swift.get("packing_length") is not None and not is_packed:
         found["packing_length"] = "has no effect without packing: true" + (
-            "." if variant == "stage1_coord" else "; stage 2 reads rollout_matching.packing_length."
+            "." if variant in STAGE1_VARIANTS else "; stage 2 reads rollout_matching.packing_length."
         )
     encodes_first = _encodes_first(swift)
     if encodes_first is not None and encodes_first not in found and not swift.get("strict"):

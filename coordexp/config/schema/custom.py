@@ -18,12 +18,16 @@ from coordexp.config.schedules.points import (
 from coordexp.config.schema.answer_form import AnswerFormat, form_name
 from coordexp.config.schema.augmentation import Augmentation
 from coordexp.config.schema.fusion import Fusion, JsonlFiles
+from coordexp.config.schema.latent_prefix import LatentPrefixSettings
 from coordexp.config.schema.optimizer import OptimizerOptions
 from coordexp.config.schema.prompt import DEFAULT_PROMPT, AnswerFormName, FieldOrder, MediaOrder, Ordering
 from coordexp.config.schema.rollout_eval import GenerationSamples, RolloutEval
 from coordexp.config.schema.section import Section
 
-VARIANTS = ("stage1_coord", "stage2_two_channel", "stage2_rollout_aligned")
+LATENT_VARIANT = "latent_prefix"
+VARIANTS = ("stage1_coord", "stage2_two_channel", "stage2_rollout_aligned", LATENT_VARIANT)
+STAGE1_VARIANTS = ("stage1_coord", LATENT_VARIANT)
+"""Those that train on annotations, with the objective of stage 1, and evaluate as it does."""
 DEFAULT_VARIANT = "stage1_coord"
 RLHF = "rlhf"
 """In place of a variant: a run of `swift rlhf`, whose trainer follows from `rlhf_type`."""
@@ -35,7 +39,8 @@ def _spell_out(value: object) -> object:
 
 
 Variant = Annotated[
-    Literal["stage1_coord", "stage2_two_channel", "stage2_rollout_aligned"], BeforeValidator(_spell_out)
+    Literal["stage1_coord", "stage2_two_channel", "stage2_rollout_aligned", "latent_prefix"],
+    BeforeValidator(_spell_out),
 ]
 
 
@@ -215,6 +220,9 @@ class Custom(Section):
     optimizer: OptimizerOptions = OptimizerOptions()
     rollout_eval: RolloutEval = RolloutEval()
     generation_samples: GenerationSamples = GenerationSamples()
+    latent_prefix: LatentPrefixSettings | None = Field(
+        default=None, description="Needed by trainer variant latent_prefix."
+    )
     head: Literal["auto", "plain", "fused"] = Field(
         default="auto",
         description="How the objective meets the output head; the numbers are the same. `plain`: logits of the "

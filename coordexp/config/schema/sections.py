@@ -118,6 +118,7 @@ def check_variant(name: object) -> str:
 _SECTIONS_OF = {
     RLHF: (),
     "stage1_coord": (),
+    "latent_prefix": (),
     "stage2_rollout_aligned": ("rollout_matching",),
     "stage2_two_channel": ("stage2_ab", "rollout_matching"),
 }

@@ -7,12 +7,13 @@
     saved.vectors_MH                               # of an exported prompt
 
 The JSON file names version, M, source, settings, the prompt's text (of an exported prompt, or what static vectors were
-started from), the keep probability it was last trained with, and a hash of the base model's text embeddings.
+started from), the keep probability it was last trained with, a hash of the base model's text embeddings, and what that
+model, with its LoRA weights, answers to a fixed text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -25,18 +26,22 @@ from torch import Tensor, nn
 from coordexp.codec.coord_vocab import Tokenizer
 from coordexp.errors import ConfigError
 from coordexp.files import read_json, write_json
+from coordexp.models import checkpoints
 from coordexp.models.latent_prefix.prefix import LatentPrefix, PrefixSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PREFIX_FILE = "latent_prefix.json"
-PREFIX_WEIGHTS = "latent_prefix.safetensors"
+PREFIX_FILE, PREFIX_WEIGHTS = checkpoints.PREFIX_FILE, checkpoints.PREFIX_WEIGHTS
 PREFIX_VERSION = 1
 VECTORS = "vectors_MH"
 """Tensor of an exported prompt; those of the module begin with WEIGHT."""
 WEIGHT = "prefix."
+PROBE_TOLERANCE = 0.1
+"""Of logits, relative to their spread; another dtype moves them by a tenth of that."""
 _HASHED_ROWS = 256
+_PROBED_TOKENS = 32
+_PROBE_TEXT = "Detect all objects in the image."
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class SavedPrefix:
     """What a prefix folder holds.
 
     base_hash: of the model it was trained with (`base_hash`).
+    base_probe: what that model answered to a fixed text (`base_probe`), LoRA and offsets included; empty: not known.
     keep_prob: of latent dropout when it was saved.
     prompt: the text that `vectors_MH` stand for, or that static vectors were started from.
     weights: parameters of `LatentPrefix` by name; empty for an exported prompt alone.
@@ -56,6 +62,7 @@ class SavedPrefix:
     prompt: str | None = None
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     vectors_MH: Tensor | None = None
+    base_probe: tuple[float, ...] = ()
 
 
 def trained_state(
@@ -63,13 +70,14 @@ def trained_state(
     *,
     keep_prob: float,
     base: str,
+    probe: Sequence[float] = (),
     prompt: str | None = None,
     gathered: Mapping[str, Tensor] | None = None,
 ) -> SavedPrefix:
     """A module as it is saved.  gathered: its tensors by name, where they are partitioned."""
     state = prefix.state_dict() if gathered is None else gathered
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    return SavedPrefix(prefix.settings, base, keep_prob, prompt, weights)
+    return SavedPrefix(prefix.settings, base, keep_prob, prompt, weights, base_probe=tuple(probe))
 
 
 def write_prefix(folder: str | Path, saved: SavedPrefix) -> None:
@@ -91,6 +99,7 @@ def write_prefix(folder: str | Path, saved: SavedPrefix) -> None:
         "prompt": saved.prompt,
         "keep_prob": saved.keep_prob,
         "base_hash": saved.base_hash,
+        "base_probe": list(saved.base_probe),
     }
     write_json(folder / PREFIX_FILE, content, indent=1)
 
@@ -123,6 +132,7 @@ def read_prefix(folder: str | Path) -> SavedPrefix | None:
                 if name.startswith(WEIGHT)
             },
             vectors_MH=tensors.get(VECTORS),
+            base_probe=tuple(map(float, content.get("base_probe", ()))),
         )
     except (KeyError, TypeError, OSError) as error:
         raise ConfigError(
@@ -190,6 +200,39 @@ def check_base(saved: SavedPrefix, model: nn.Module, tok: Tokenizer, *, source: 
             f"{source}: its latent prefix was trained with another base model: the text embeddings of this one have "
             f"hash {found[:12]}, expected {saved.base_hash[:12]}. Use the model that the prefix was trained with."
         )
+    if not saved.base_probe:
+        return
+    wanted = torch.tensor(saved.base_probe, dtype=torch.float64)
+    answered = torch.tensor(base_probe(model, tok), dtype=torch.float64)
+    distance = float((answered - wanted).norm() / (wanted - wanted.mean()).norm())
+    if distance > PROBE_TOLERANCE:
+        raise ConfigError(
+            f"{source}: its latent prefix was trained with another model: this one answers a fixed text with other "
+            f"logits (relative distance {distance:.2f}, allowed {PROBE_TOLERANCE:g}). Are the LoRA weights or offsets "
+            "missing that were trained with it? Use the checkpoint that the prefix is in."
+        )
+
+
+@torch.no_grad()
+def base_probe(model: nn.Module, tok: Tokenizer) -> tuple[float, ...]:
+    """Logits of 32 tokens after a fixed text: what a model computes, whether its LoRA weights are merged or not."""
+    weight = cast("PreTrainedModel", model).get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    ids_1T = torch.tensor([tok.encode(_PROBE_TEXT, add_special_tokens=False)], device=weight.device)
+    was_training = model.training
+    model.eval()
+    try:
+        logits_V = model(input_ids=ids_1T, use_cache=False).logits[0, -1].double()
+    finally:
+        model.train(was_training)
+    chosen = torch.arange(_PROBED_TOKENS) * (_text_tokens(tok) // _PROBED_TOKENS)
+    return tuple(round(value, 6) for value in logits_V.cpu()[chosen].tolist())
+
+
+def _text_tokens(tok: Tokenizer) -> int:
+    """How many tokens from id 0 on are no coordinate tokens, whose rows may be trained on their own."""
+    first = tok.convert_tokens_to_ids("<|coord_0|>")
+    return len(tok) if first is None else int(first)
 
 
 def _check_vectors(saved: SavedPrefix, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from coordexp.config.schema.rollout import RolloutMatching, Vllm
 from coordexp.control.halving import OnRetry
 from coordexp.errors import ConfigError
 from coordexp.rollout.backend import PolicyBackend
-from coordexp.rollout.backends.hf import HfBackend
+from coordexp.rollout.backends.hf import Around, HfBackend
 from coordexp.rollout.backends.offload import offloaded
 from coordexp.rollout.weights.policy_model import unwrapped
 from coordexp.rollout.weights.sync import FoldModule, as_it_is
@@ -44,6 +44,7 @@ def build_policy_backend(
     fold: FoldModule = as_it_is,
     token_logprobs: bool = False,
     on_retry: OnRetry = lambda: None,
+    around: Around = lambda _requests: nullcontext(),
 ) -> PolicyBackend:
     """The backend that `settings` describe, around the model of a trainer. All ranks call it once.
 
@@ -58,6 +59,7 @@ def build_policy_backend(
         fold: what modules of our own (a coord-offset adapter) amount to in a plain model; vLLM needs it.
         token_logprobs: give log-probabilities of the answers.
         on_retry: told when backend hf ran out of memory and goes on with fewer questions at once.
+        around: see `HfBackend`.
 
     Raises:
         ConfigError: settings that the backend, the device or the number of processes cannot honour.
@@ -78,6 +80,7 @@ def build_policy_backend(
         return HfBackend(
             settings, inner, template, form=form,
             deepspeed_engine=engine, offload=offload, token_logprobs=token_logprobs, on_retry=on_retry,
+            around=around,
         )  # fmt: skip
     dtype = torch_dtype or template.model_info.torch_dtype
     if settings.vllm.mode == "server":

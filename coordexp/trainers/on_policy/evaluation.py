@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from coordexp.config.schema.rollout import RolloutMatching
 from coordexp.control.schedule import policy_version_at
 from coordexp.models.coord_offset import fold_module
+from coordexp.rollout.backends.hf import Around
 from coordexp.rollout.session.build import build_policy_backend
 from coordexp.rollout.session.session import RolloutQuestion, RolloutSession
 from coordexp.telemetry.desc_monitor import DescMonitor
@@ -55,9 +57,15 @@ class OnPolicyEvaluation:
 
 
 def make_session(
-    trainer: Any, settings: RolloutMatching, first_question: Callable[[], RolloutQuestion]
+    trainer: Any,
+    settings: RolloutMatching,
+    first_question: Callable[[], RolloutQuestion],
+    around: Around = lambda _requests: nullcontext(),
 ) -> RolloutSession:
-    """Rollouts of the model in training. trainer: one of ours, when its HF side is complete."""
+    """Rollouts of the model in training. trainer: one of ours, when its HF side is complete.
+
+    around: see `HfBackend`.
+    """
     return RolloutSession(
         lambda: build_policy_backend(
             settings,
@@ -68,6 +76,7 @@ def make_session(
             form=trainer.form,
             fold=fold_module,
             on_retry=trainer.count_oom_retry,
+            around=around,
             token_logprobs=settings.eval_detection.enabled
             and settings.eval_detection.score_mode == "logprob",
         ),

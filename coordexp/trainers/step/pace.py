@@ -20,6 +20,7 @@ from coordexp.metrics.keys_run import (
     TIME_STEP,
     TRAIN_TOKENS_TOTAL,
 )
+from coordexp.metrics.keys_stage1 import LATENT_TEXT_STEPS
 from coordexp.metrics.progress import Progress
 from coordexp.trainers.step.plan import StepLoad
 from coordexp.trainers.step.timer import StepTimer
@@ -106,7 +107,10 @@ class StepEnd(TrainerCallback):
 def tags_of(numbers: dict[str, float]) -> dict[str, str]:
     """In words what a record says in numbers: key -> word."""
     words = {PACKING_MODE: PACKING_MODES, LR_PHASE: LR_PHASES}
-    return {key: names[int(numbers[key])] for key, names in words.items() if key in numbers}
+    tags = {key: names[int(numbers[key])] for key, names in words.items() if key in numbers}
+    if LATENT_TEXT_STEPS in numbers:
+        tags[LATENT_TEXT_STEPS] = {0.0: "L", 1.0: "T"}.get(numbers[LATENT_TEXT_STEPS], "TL")
+    return tags
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -206,7 +206,7 @@ WRONG = {
     "misspelt variant": (
         "model: m\ncustom_trainer_variant: stage1_cord\n",
         'custom_trainer_variant = "stage1_cord" in run.yaml:2: expected one of stage1_coord, stage2_two_channel, '
-        "stage2_rollout_aligned (did you mean stage1_coord?).",
+        "stage2_rollout_aligned, latent_prefix (did you mean stage1_coord?).",
     ),
     "two ways to name the data": (
         "custom:\n  train_jsonl: a.jsonl\ndata:\n  dataset: [b.jsonl]\n",

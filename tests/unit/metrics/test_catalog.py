@@ -18,6 +18,7 @@ from coordexp.errors import ContractError
 from coordexp.metrics import catalog, keys_control, keys_rollout, keys_stage1, keys_stage2
 from coordexp.metrics.catalog import Kind, Reduce
 from coordexp.metrics.keys_run import GRADIENT, PACE, TIME_STEP, TRAJECTORY
+from coordexp.metrics.keys_stage1 import LATENT, LATENT_LOSS
 
 PACKAGE = Path(__file__).resolve().parents[3] / "coordexp"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if not path.name.startswith("keys_"))
@@ -55,7 +56,9 @@ def test_every_catalogue_key_of_ours_is_a_reference_key_or_health() -> None:
         for key, _, _ in reference_rows()
     }
     reference |= {
-        spec.key for section in (PACE, TRAJECTORY, GRADIENT, *keys_control.SECTIONS) for spec in section
+        spec.key
+        for section in (PACE, TRAJECTORY, GRADIENT, LATENT, LATENT_LOSS, *keys_control.SECTIONS)
+        for spec in section
     }  # described in their own place
     extra = {spec.key for spec in catalog.all_specs() if spec.source == "coordexp"} - reference
     assert extra == {

@@ -21,6 +21,7 @@ from coordexp.models.latent_prefix.folder import (
     PREFIX_FILE,
     SavedPrefix,
     base_hash,
+    base_probe,
     build_prefix,
     check_base,
     load_weights,
@@ -344,6 +345,26 @@ def test_another_base_is_refused(model: nn.Module, tok: Any, tmp_path: Path):
     with pytest.raises(ConfigError, match="trained with another base model"):
         check_base(saved, model, tok, source=tmp_path)
     weight.data = before
+
+
+def test_a_base_without_the_lora_weights_of_its_prefix_is_refused(folder: Path, tok: Any, tmp_path: Path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    base = AutoModelForImageTextToText.from_pretrained(folder)
+    tuned = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False)
+    )
+    settings = PrefixSettings(M, 32, **SMALL)
+    write_prefix(tmp_path, SavedPrefix(settings, base_hash(tuned, tok), base_probe=base_probe(tuned, tok)))
+    saved = read_prefix(tmp_path)
+    assert saved is not None
+    check_base(saved, tuned, tok, source=tmp_path)
+    with tuned.disable_adapter(), pytest.raises(ConfigError, match="Are the LoRA weights or offsets missing"):
+        check_base(saved, tuned, tok, source=tmp_path)
+    merged = tuned.merge_and_unload()
+    check_base(saved, merged, tok, source=tmp_path)
+    check_base(saved, merged.bfloat16(), tok, source=tmp_path)
 
 
 def test_folders_that_do_not_fit_are_refused(tmp_path: Path):

@@ -1,0 +1,179 @@
+"""Training with a latent prefix, LoRA and coordinate offsets through `swift sft`: steps, files, resuming, the best."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.processes import run_swift, sft_flags
+
+from coordexp.models.checkpoints import missing_files
+from coordexp.models.coord_offset import OFFSET_FILE
+from coordexp.models.latent_prefix.folder import PREFIX_FILE, PREFIX_WEIGHTS, read_prefix
+from coordexp.models.latent_prefix.vocabulary import add_latent_tokens
+from coordexp.stages.verify import verify_best
+
+pytestmark = pytest.mark.slow
+
+M = 7
+"""Tokens of the prompt: the vectors of a new encoder are its embeddings."""
+PREFIX: dict[str, Any] = {
+    "num_latents": M,
+    "encoder": {"width": 16, "heads": 2, "layers": 1, "mlp_width": 16},
+    "language_model": "tuned",
+    "learning_rate": 0.01,
+    "text_share": 0.5,
+    "keep": {"prob": [[0, 0.8], [4, 1.0]]},
+    "objective": [
+        {"name": "stage1", "weight": 1.0, "steps": ["T", "L"]},
+        {"name": "latent_first_token_ce", "weight": [[0, 2.0], [4, 1.0]]},
+        {"name": "latent_k_ce", "weight": 0.5, "config": {"num_tokens": 4}},
+        {"name": "latent_kd", "weight": 1.0, "config": {"temperature": 2.0, "top_k": 16, "chunk_rows": 50}},
+        {"name": "latent_state_kd", "weight": 0.5, "config": {"layers": [1]}},
+        {"name": "latent_align", "weight": 0.5},
+    ],
+}
+
+
+def train(model: Path, scenes: Path, output: Path, **more: object) -> None:
+    custom = {
+        "latent_prefix": PREFIX,
+        "coord_offset": {"enabled": True, "embed_lr": 0.01},
+        "rollout_eval": {"enabled": True, "max_new_tokens": 150},
+    }
+    sections = {
+        "custom": custom,
+        "debug": {"enabled": True},
+        "telemetry": {"gradient_probe": {"every_steps": 1}},
+    }
+    flags = sft_flags(
+        model, scenes, output, custom_trainer_variant="latent_prefix", max_steps=5, save_strategy="steps", save_steps=2,
+        eval_strategy="steps", eval_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        tuner_type="lora", lora_rank=4, lora_dropout=0, target_modules="all-linear", gradient_checkpointing=True,
+        gradient_checkpointing_kwargs='{"use_reentrant": false}', coordexp=json.dumps(sections), **more,
+    )  # fmt: skip
+    done = run_swift("sft", *flags)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def records(run: Path, mode: str) -> dict[int, dict[str, Any]]:
+    """Payloads of a run by step, those of its end left out."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()[1:]]
+    return {r["global_step"]: r for r in found if r["mode"] == mode and "train_runtime" not in r["metrics"]}
+
+
+@pytest.fixture(scope="module")
+def model(taught_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("latent") / "model"
+    add_latent_tokens(taught_model, path, M)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("latent") / "run"
+    train(model, scenes, output)
+    return output
+
+
+def test_steps_say_how_they_were_prompted_and_what_they_taught(run: Path):
+    steps = records(run, "train")
+    assert [steps[n]["tags"]["latent/text_steps"] for n in range(1, 6)] == ["L", "T", "L", "T", "L"]
+    for number, payload in steps.items():
+        metrics = payload["metrics"]
+        shares = {
+            key.removeprefix("loss/latent/"): value
+            for key, value in metrics.items()
+            if key.startswith("loss/latent/")
+        }
+        wanted = {"stage1", "latent_align"} if number % 2 == 0 else {e["name"] for e in PREFIX["objective"]}
+        assert shares.keys() == wanted
+        assert sum(shares.values()) == pytest.approx(metrics["loss"], rel=1e-5)
+        assert metrics["latent/keep_prob"] == pytest.approx(0.8 + 0.05 * min(number - 1, 4))
+        assert ("latent/nll_per_token" in metrics) == (number % 2 == 1)
+        assert ("latent/text_nll_per_token" in metrics) == (number % 2 == 0)
+        norms = {name: metrics[f"latent/grad_norm/{name}"] for name in wanted}
+        assert (norms["latent_align"] > 0) == (number > 1)  # at first the vectors are the text's
+        # stage 1 on a text-prompted step does not reach the vectors
+        assert (norms["stage1"] > 0) == (number % 2 == 1)
+    assert steps[3]["metrics"]["latent/weight/latent_first_token_ce"] == pytest.approx(1.5)
+    assert steps[1]["metrics"]["latent/align"] == pytest.approx(0, abs=1e-9)
+    assert all(steps[number]["metrics"]["latent/kd"] > 0 for number in (1, 3, 5))
+
+
+def test_evaluation_reads_the_vectors_and_the_text(run: Path):
+    evaluations = records(run, "eval")
+    assert evaluations.keys() == {2, 4, 5}
+    for payload in evaluations.values():
+        metrics = payload["metrics"]
+        assert {
+            "eval_latent/nll_per_token", "eval_latent/text_nll_per_token", "eval_latent/first_token_acc",
+            "eval_latent/first_token_acc_top5", "eval_latent/majority_first_token", "eval_rollout/f1",
+        } <= metrics.keys()  # fmt: skip
+        num_text, num_coord = (
+            metrics["eval_base_ce/noncoord_tokens"],
+            metrics["eval_coord_diag/coord_tokens"],
+        )
+        assert num_text > 0
+        assert num_coord > 0
+        assert 0 < metrics["eval_latent/majority_first_token"] <= 1
+
+
+def test_a_checkpoint_holds_everything_that_was_trained(run: Path, model: Path):
+    resolved = json.loads((run / "resolved_config.json").read_text())
+    for step in (2, 4):
+        checkpoint = run / f"checkpoint-{step}"
+        assert missing_files(checkpoint, resolved) == []
+        saved = read_prefix(checkpoint)
+        assert saved is not None
+        assert saved.keep_prob == pytest.approx(0.8 + 0.05 * step)
+        assert saved.settings.num_latents == M
+        assert any(
+            tensor.abs().max() > 0.01 for name, tensor in saved.weights.items() if "write.weight" in name
+        )
+        assert load_file(checkpoint / OFFSET_FILE)["embed"].abs().max() > 0
+        lora = load_file(checkpoint / "adapter_model.safetensors")
+        assert not any("latent_prefix" in name for name in lora)  # all-linear leaves the encoder alone
+        assert any(tensor.abs().max() > 0 for name, tensor in lora.items() if "lora_B" in name)
+        groups = torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]
+        assert (groups[-1]["lr"], len(groups[-1]["params"])) == (0.01, len(saved.weights))
+    lacking = run.parent / "lacking"
+    lacking.mkdir()
+    for path in checkpoint.iterdir():
+        if path.is_file() and path.name not in (PREFIX_FILE, PREFIX_WEIGHTS):
+            (lacking / path.name).symlink_to(path)
+    assert any("latent prefix" in what for what in missing_files(lacking, resolved))
+
+
+def test_a_run_resumed_in_the_middle_of_the_mix_goes_on_with_the_same_curve(
+    run: Path, model: Path, scenes: Path, tmp_path: Path
+):
+    again = tmp_path / "again"
+    train(model, scenes, again, resume_from_checkpoint=run / "checkpoint-2", ignore_data_skip=False)
+    ours, theirs = records(again, "train"), records(run, "train")
+    assert ours.keys() == {3, 4, 5}
+    for step, payload in ours.items():
+        wanted = theirs[step]["metrics"]
+        assert payload["tags"]["latent/text_steps"] == theirs[step]["tags"]["latent/text_steps"]
+        same = [key for key in wanted if key == "loss" or key.startswith(("latent/", "loss/latent/"))]
+        assert {key: payload["metrics"][key] for key in same} == pytest.approx(
+            {key: wanted[key] for key in same}, rel=1e-6
+        )
+    last, wanted_last = read_prefix(again / "checkpoint-4"), read_prefix(run / "checkpoint-4")
+    assert last is not None
+    assert wanted_last is not None
+    for name, tensor in wanted_last.weights.items():
+        torch.testing.assert_close(last.weights[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_the_best_checkpoint_scores_the_same_in_a_fresh_process(run: Path):
+    verdict = verify_best(run)
+    assert verdict.passed, verdict.faults
+    assert verdict.metric == "eval_rollout/f1"
+    assert verdict.logged is not None
+    assert verdict.logged > 0
+    assert verdict.scored["hf"] == verdict.logged

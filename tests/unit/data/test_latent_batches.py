@@ -1,0 +1,119 @@
+"""Where the text of a prompt stands, samples with latent tokens in its place, and batches that hold both."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from swift.model import get_model_processor
+from swift.template import get_template
+
+from coordexp.codec.coord_vocab import CoordVocab
+from coordexp.codec.latent_vocab import LatentVocab, latent_text
+from coordexp.config.schema.prompt import Prompt
+from coordexp.data.batch_meta import BatchMeta
+from coordexp.data.collator import with_meta
+from coordexp.data.dataset import read_training_rows
+from coordexp.data.latent.batches import LatentBatch, with_latents
+from coordexp.data.latent.spans import SPAN, LatentQuestions, SpanMarker, find_span, with_latent_tokens
+from coordexp.data.raw_samples import RawSamples
+from coordexp.data.samples import EncodedSamples
+from coordexp.data.shown import ShownRows
+from coordexp.errors import ConfigError, RecordError
+from coordexp.losses.columns import CoordColumns
+from coordexp.models.latent_prefix.vocabulary import add_latent_tokens
+from coordexp.swift_bridge.prompts import encode_sample
+from coordexp.swift_bridge.template import register_coord_template
+
+M = 3
+TEXT = "Find: red box, blue circle."
+
+
+@pytest.fixture(scope="module")
+def template(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    register_coord_template()
+    path = tmp_path_factory.mktemp("latent") / "model"
+    add_latent_tokens(nano_model, path, M)
+    model, processor = get_model_processor(str(path), model_type="qwen3_vl")
+    template = get_template(processor)
+    template.set_mode("train")
+    template.model = model
+    return template
+
+
+@pytest.fixture(scope="module")
+def latent_ids(template: Any) -> tuple[int, ...]:
+    return LatentVocab.from_tokenizer(template.tokenizer, M).ids
+
+
+def rows(scenes: Path, order: str, user: str = TEXT) -> ShownRows:
+    prompt = Prompt(user=user, system="You look.", media_order=order)
+    return ShownRows(read_training_rows(scenes / "train.jsonl", prompt))
+
+
+@pytest.mark.parametrize("order", ["media_first", "text_first"])
+def test_a_sample_with_latent_tokens_is_what_the_template_makes_of_them(
+    scenes: Path, template: Any, latent_ids: tuple[int, ...], order: str
+):
+    samples = EncodedSamples(rows(scenes, order), template, also=SpanMarker(template.tokenizer))
+    sample = samples[1]
+    start, stop = sample[SPAN]
+    assert template.tokenizer.decode(sample["input_ids"][start:stop]) == TEXT
+    spliced = with_latent_tokens(sample, latent_ids)
+    wanted = encode_sample(template, rows(scenes, order, latent_text(M))[1].row)
+    for key in ("input_ids", "labels", "length"):
+        assert spliced[key] == wanted[key], key
+    assert spliced["mm_token_type_ids"].tolist() == wanted["mm_token_type_ids"].tolist()
+    assert "pixel_values" not in spliced
+    assert torch.equal(spliced["image_grid_thw"], wanted["image_grid_thw"])
+
+
+def test_questions_with_latent_tokens_are_what_the_template_makes_of_them(
+    scenes: Path, template: Any, latent_ids: tuple[int, ...]
+):
+    questions = LatentQuestions(
+        RawSamples(rows(scenes, "media_first"), template), template.tokenizer, latent_ids
+    )
+    wanted = RawSamples(rows(scenes, "media_first", latent_text(M)), template)[2]
+    found = questions[2]
+    assert (found.prompt_ids, found.messages, found.objects) == (
+        wanted.prompt_ids,
+        wanted.messages,
+        wanted.objects,
+    )
+    assert template.tokenizer.decode(list(questions.text_of(found.sample_id))) == TEXT
+
+
+def test_a_batch_holds_both_forms(scenes: Path, template: Any, latent_ids: tuple[int, ...]):
+    columns = CoordColumns(CoordVocab.from_tokenizer(template.tokenizer).ids)
+    samples = EncodedSamples(rows(scenes, "media_first"), template, also=SpanMarker(template.tokenizer))
+    plain = template.data_collator
+    collate = with_latents(with_meta(plain, columns), plain, latent_ids, [], columns)
+    features = [samples[0], samples[1], samples[2]]
+    batch = collate(features)
+    meta, latent = BatchMeta.of(batch), LatentBatch.of(batch)
+    text_ids, latent_inputs = batch["input_ids"], latent.inputs["input_ids"]
+    rows_R = latent.rows(meta.rows)
+    # the same tokens are taught, from the same places of the answers
+    assert torch.equal(latent_inputs.flatten()[rows_R.positions_R + 1], rows_R.targets_R)
+    assert torch.equal(text_ids.flatten()[meta.rows.positions_R + 1], rows_R.targets_R)
+    assert latent.places_R.tolist().count(0) == 3
+    assert (latent_inputs == latent_ids[0]).sum(1).tolist() == [1, 1, 1]
+    pairs = zip(latent.text_ids_SL, latent.text_mask_SL, strict=True)
+    assert [template.tokenizer.decode(ids[mask]) for ids, mask in pairs] == [TEXT] * 3
+    inputs = latent.model_inputs(batch)
+    assert inputs["pixel_values"] is batch["pixel_values"]
+    assert inputs["position_ids"].shape[-1] == latent_inputs.shape[-1] < text_ids.shape[-1]
+    marker = pickle.loads(pickle.dumps(SpanMarker(template.tokenizer)))  # workers are given it
+    assert marker(rows(scenes, "media_first")[0].row, features[0])[SPAN] == features[0][SPAN]
+    with pytest.raises(ConfigError, match="does not train on packs"):
+        collate([features[:2]])
+
+
+def test_spans():
+    assert find_span([1, 2, 3, 2, 3, 4], [2, 3]) == (3, 5)
+    with pytest.raises(RecordError, match="other tokens in the prompt"):
+        find_span([1, 2, 3], [3, 4])
