@@ -48,7 +48,7 @@ from coordexp.models.latent_prefix.place import latents_in_place
 from coordexp.models.latent_prefix.resampler import rms, segment_means
 from coordexp.rollout.types import RolloutRequest
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
-from coordexp.trainers.datasets import encode_datasets, evaluation_questions
+from coordexp.trainers.datasets import EVAL, encode_datasets, evaluation_questions
 from coordexp.trainers.dry_run.run import EVAL_IMAGES
 from coordexp.trainers.latent.forwards import ForwardRows, language_layers, run_rows, run_teacher
 from coordexp.trainers.latent.training import PrefixTraining
@@ -84,7 +84,6 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
         self.latent = LatentObjective(self._latent)
         language_layers(self.unwrapped_model, self.latent.state_layers)
         self._refuse_reentrant()
-        self._majority = self._majority_share()
         self._has_warned = False
 
     @property
@@ -105,6 +104,7 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
         self._latent_ids = LatentVocab.from_tokenizer(template.tokenizer, self._latent.num_latents).ids
         self._opening = self._opening_of(template.tokenizer)
         encode_datasets(arguments, self.settings, SpanMarker(template.tokenizer))
+        self._majority = majority_share(arguments.get(EVAL), template.tokenizer, self._opening)
 
     def _get_data_collator(self, args: Any, template: Any) -> Any:
         collate = super()._get_data_collator(args, template)
@@ -121,18 +121,6 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
         same = next(n for n, (a, b) in enumerate(zip(*answers, strict=False)) if a != b)
         opening: list[int] = answers[0][:same]
         return opening
-
-    def _majority_share(self) -> float | None:
-        """Share of the most frequent first token among the answers of the evaluation set."""
-        rows = self.eval_dataset
-        if rows is None:
-            return None
-        tok = self.template.tokenizer
-        counts: Counter[int] = Counter()
-        for index in range(min(len(rows), MOST_MAJORITY_ROWS)):
-            answer = tok.encode(rows.row_at(index)["messages"][-1]["content"], add_special_tokens=False)
-            counts[answer[first_open(answer, self._opening)]] += 1
-        return counts.most_common(1)[0][1] / counts.total()
 
     # steps
 
@@ -468,6 +456,20 @@ def first_token_numbers(
         keys.LATENT_FIRST_TOKEN_ACC: (hits[:, 0].sum().float(), count),
         keys.LATENT_FIRST_TOKEN_ACC_TOP5: (hits.any(-1).sum().float(), count),
     }
+
+
+def majority_share(answers: Any, tok: Any, opening: Sequence[int]) -> float | None:
+    """Share of the most frequent first token among the answers of a data set; None without one.
+
+    answers: EncodedSamples.
+    """
+    if answers is None:
+        return None
+    counts: Counter[int] = Counter()
+    for index in range(min(len(answers), MOST_MAJORITY_ROWS)):
+        answer = tok.encode(answers.row_at(index)["messages"][-1]["content"], add_special_tokens=False)
+        counts[answer[first_open(answer, opening)]] += 1
+    return counts.most_common(1)[0][1] / counts.total()
 
 
 def _plain(template: Any, features: list[dict[str, Any]]) -> dict[str, Any]:
