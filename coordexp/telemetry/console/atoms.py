@@ -45,8 +45,17 @@ def atoms_of(numbers: Numbers, coord_weights: Mapping[str, float] | None) -> dic
             provenance, name = key.split("/")[1:]
             by_channel.setdefault(provenance[0], {})[key] = (name, value)
         return {channel: _with_shares(terms, numbers) for channel, terms in sorted(by_channel.items())}
-    terms = _stage1(numbers, coord_weights)
+    terms = _latent(numbers) or _stage1(numbers, coord_weights)
     return {"": _with_shares(terms, numbers)} if terms else {}
+
+
+def _latent(numbers: Numbers) -> dict[str, tuple[str, float]]:
+    """Of a run with a latent prefix: a term for each module of its objective."""
+    return {
+        key: (module.removeprefix("latent_"), numbers[key])
+        for module, key in keys_stage1.LATENT_SHARE.items()
+        if key in numbers
+    }
 
 
 def _stage1(numbers: Numbers, coord_weights: Mapping[str, float] | None) -> dict[str, tuple[str, float]]:

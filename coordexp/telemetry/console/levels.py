@@ -20,6 +20,7 @@ from coordexp.telemetry.console.words import (
     large,
     line,
     percent,
+    prompted,
     short,
 )
 
@@ -32,6 +33,11 @@ _ROLLOUT = (
     ShownNumber(keys_rollout.MATCHED_MASKIOU_MEAN, "maskIoU {}", short),
     ShownNumber(keys_rollout.PARSE_TRUNCATED_RATE, "truncated {}", percent),
     ShownNumber(keys_rollout.DUPLICATE_RATE_MEAN, "duplicates {}", percent),
+)
+_LATENT = (
+    ShownNumber(keys_stage1.LATENT_FIRST_TOKEN_ACC, "first token {}", percent),
+    ShownNumber(keys_stage1.LATENT_NLL, "nll {}", short),
+    ShownNumber(keys_stage1.LATENT_KEEP_PROB, "keep {}", percent),
 )
 _COUNTED = (
     ShownNumber(keys_run.TRAIN_TOKENS_SEEN, "{} tokens", large),
@@ -51,6 +57,7 @@ def step_line(step: int, numbers: Numbers, view: ConsoleView, remaining: str | N
         *_channel(numbers),
         *_loss(numbers, view, write),
         *write.numbers_of(*_ROLLOUT),
+        *write.numbers_of(*_LATENT),
         *_learning_rate(numbers, write),
         *write.numbers_of(ShownNumber(keys_run.GRAD_NORM, "grad norm {}", short)),
         *_pace(numbers, write),
@@ -97,7 +104,9 @@ def run_lines(
 
 
 def _channel(numbers: Numbers) -> list[Text]:
-    """Which channels the steps of the record ran."""
+    """Which channels the steps of the record ran, or how they were prompted."""
+    if keys_stage1.LATENT_TEXT_STEPS in numbers:
+        return [Text(f"prompt {prompted(numbers[keys_stage1.LATENT_TEXT_STEPS])}")]
     if keys_stage2.STAGE2_CHANNEL_B not in numbers:
         return []
     channels = list(atoms_of(numbers, None)) or ["B" if numbers[keys_stage2.STAGE2_CHANNEL_B] else "A"]

@@ -24,6 +24,11 @@ def four(value: float) -> str:
     return f"{value:.4g}"
 
 
+def prompted(text_steps: float) -> str:
+    """How the steps of a record were prompted, from `latent/text_steps`: T by text, L by latent vectors, TL by both."""
+    return {0.0: "L", 1.0: "T"}.get(text_steps, "TL")
+
+
 def short(value: float) -> str:
     """With three digits."""
     return f"{value:.3g}"

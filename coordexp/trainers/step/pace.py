@@ -22,6 +22,7 @@ from coordexp.metrics.keys_run import (
 )
 from coordexp.metrics.keys_stage1 import LATENT_TEXT_STEPS
 from coordexp.metrics.progress import Progress
+from coordexp.telemetry.console.words import prompted
 from coordexp.trainers.step.plan import StepLoad
 from coordexp.trainers.step.timer import StepTimer
 
@@ -109,7 +110,7 @@ def tags_of(numbers: dict[str, float]) -> dict[str, str]:
     words = {PACKING_MODE: PACKING_MODES, LR_PHASE: LR_PHASES}
     tags = {key: names[int(numbers[key])] for key, names in words.items() if key in numbers}
     if LATENT_TEXT_STEPS in numbers:
-        tags[LATENT_TEXT_STEPS] = {0.0: "L", 1.0: "T"}.get(numbers[LATENT_TEXT_STEPS], "TL")
+        tags[LATENT_TEXT_STEPS] = prompted(numbers[LATENT_TEXT_STEPS])
     return tags
 
 

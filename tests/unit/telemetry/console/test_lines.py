@@ -236,3 +236,22 @@ def test_the_history_keeps_what_later_lines_need():
         ("eval", 50, CHANGED),  # of one step the newest: a resumed run evaluates again
         ("train", 70, STEP),
     ]
+
+
+def test_a_latent_prefix_says_how_its_steps_were_prompted():
+    view = ConsoleView(max_steps=400, coord_weights=WEIGHTS)
+    latent = {
+        "latent/text_steps": 0.0,
+        "latent/first_token_acc": 0.25,
+        "latent/nll_per_token": 0.5,
+        "latent/keep_prob": 0.85,
+        "loss/latent/latent_kd": 0.3,
+        "loss/latent/stage1": 0.9,
+    }
+    ((line, *_),) = said([train(1, **latent)], view)
+    assert line.startswith(
+        "step 1/400 · prompt L · loss 1.235 (stage1 0.9, kd 0.3) · first token 25% · nll 0.5 · keep 85% · lr 1e-05"
+    )
+    for share, word in ((1.0, "T"), (0.5, "TL")):
+        ((line, *_),) = said([train(1, **{**latent, "latent/text_steps": share})], view)
+        assert f" · prompt {word} · " in line
