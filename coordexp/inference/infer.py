@@ -29,6 +29,7 @@ from coordexp.inference.checked_model import CheckedModel, check_checkpoint, che
 from coordexp.inference.fingerprint import file_fingerprint
 from coordexp.inference.latents import Latents
 from coordexp.inference.settings import InferSettings
+from coordexp.models.model_files import PREFIX_FILES
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.types import RolloutRequest
 
@@ -223,15 +224,25 @@ def _check_template(template: Any, asking: Asking) -> None:
 
 @contextmanager
 def _baked(model: Path, latents: Latents | None) -> Iterator[Path]:
-    """The folder that an engine loads: the model's own, or for as long as that takes one with the vectors as rows."""
-    if latents is None:
+    """The folder that an engine loads: the model's own, or for as long as that takes one with the vectors as rows.
+
+    An engine takes every safetensors file for weights of the model: where a prefix lies beside them, it is left out.
+    """
+    if latents is None and not (model / PREFIX_FILES[0]).is_file():
         yield model
         return
     from coordexp.models.latent_prefix.bake import bake_prefix
 
-    with TemporaryDirectory() as folder:
-        bake_prefix(model, latents.saved, Path(folder) / model.name)
-        yield Path(folder) / model.name
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary) / model.name
+        if latents is not None:
+            bake_prefix(model, latents.saved, folder)
+        else:
+            folder.mkdir()
+            for path in model.iterdir():
+                if path.name not in PREFIX_FILES:
+                    (folder / path.name).symlink_to(path.resolve())
+        yield folder
 
 
 def _hf_backend(

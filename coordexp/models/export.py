@@ -18,6 +18,7 @@ from coordexp.errors import ConfigError
 from coordexp.files import read_json, write_json
 from coordexp.models.coord_offset import OFFSET_FILE
 from coordexp.models.merge_offset import base_model, is_adapter, write_merged
+from coordexp.models.model_files import carry_prefix
 from coordexp.models.staging import staged_directory
 
 GENERATION_CONFIG = "generation_config.json"
@@ -58,6 +59,7 @@ def export_model(
     source = base or (base_model(checkpoint) if has_adapter else checkpoint)
     with staged_directory(Path(output_dir)) as folder:
         unties = write_merged(checkpoint, source, folder)
+        carry_prefix(checkpoint, folder)
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         AutoProcessor.from_pretrained(folder)  # it must load from there alone
         _answer_greedily(folder, tokenizer.convert_tokens_to_ids(IM_END))

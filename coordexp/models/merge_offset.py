@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from coordexp.errors import ConfigError
 from coordexp.files import read_json
 from coordexp.models.coord_offset import OFFSET_FILE, attach_saved_offset, fold_coord_offset, untie_config
-from coordexp.models.model_files import carry_prompt, copy_processor
+from coordexp.models.model_files import carry_prefix, carry_prompt, copy_processor
 from coordexp.models.staging import staged_directory
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def merge_offset(checkpoint: str | Path, output_dir: str | Path, *, base: str | 
         )
     source = base or (base_model(checkpoint) if is_adapter(checkpoint) else checkpoint)
     with staged_directory(Path(output_dir)) as staging_dir:
-        return write_merged(checkpoint, source, staging_dir)
+        unties = write_merged(checkpoint, source, staging_dir)
+        carry_prefix(checkpoint, staging_dir)
+        return unties
 
 
 def write_merged(

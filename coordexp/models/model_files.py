@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from safetensors import safe_open
 from transformers import AutoProcessor, PreTrainedTokenizerBase, ProcessorMixin
 
 from coordexp.config.prompt import read_prompt, write_prompt
@@ -23,6 +24,9 @@ TOKENIZER_FILES = (
 )
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 """Of both generations of transformers; newer releases write the first alone."""
+
+PREFIX_FILES = ("latent_prefix.json", "latent_prefix.safetensors")
+"""Of a latent prefix (`coordexp.models.latent_prefix.folder`)."""
 
 _NOTES = ("is_local", "local_files_only")
 
@@ -65,6 +69,22 @@ def carry_prompt(sources: list[str | Path], directory: Path) -> None:
         return
     write_prompt(directory, record.prompt)
     write_pixel_limits(directory, record.prompt.min_pixels, record.prompt.max_pixels)
+
+
+def carry_prefix(checkpoint: Path, directory: Path) -> None:
+    """Give `directory`, a whole model, the latent prefix of a checkpoint, where that holds one.
+
+    An index then says which file has the weights of the model: vLLM takes every safetensors file for them without.
+    """
+    if not (checkpoint / PREFIX_FILES[0]).is_file():
+        return
+    for name in PREFIX_FILES:
+        shutil.copyfile(checkpoint / name, directory / name)
+    index = directory / "model.safetensors.index.json"
+    if not index.is_file():
+        with safe_open(directory / "model.safetensors", framework="pt") as weights:
+            names = list(weights.keys())
+        write_json(index, {"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")})
 
 
 def write_pixel_limits(directory: Path, min_pixels: int | None, max_pixels: int | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from support.latents import asked_scenes, latent_checkpoint
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
@@ -18,7 +19,9 @@ from coordexp.errors import ConfigError, RecordError
 from coordexp.inference.infer import Inference, infer_file
 from coordexp.inference.latents import export_prefix
 from coordexp.inference.settings import InferSettings
-from coordexp.models.latent_prefix.folder import read_prefix
+from coordexp.models.export import export_model
+from coordexp.models.latent_prefix.folder import PREFIX_FILE, PREFIX_WEIGHTS, read_prefix
+from coordexp.models.model_files import PREFIX_FILES
 
 PROMPT = "Detect {classes}."
 NAMES = [["red box", "blue circle", "green box"], ["black triangle", "red circle"]]
@@ -98,6 +101,21 @@ def test_exported_and_baked_vectors_answer_as_the_encoder_does(
     torch.testing.assert_close(model.get_input_embeddings().weight[list(ids)], saved.vectors_MH)
     before = AutoModelForImageTextToText.from_pretrained(checkpoint).get_output_embeddings().weight
     assert torch.equal(model.get_output_embeddings().weight, before)
+
+
+def test_a_model_that_is_handed_over_keeps_its_prefix(checkpoint: Path, tmp_path: Path):
+    """Else it would be asked in text without a word."""
+    assert PREFIX_FILES == (PREFIX_FILE, PREFIX_WEIGHTS)
+    export_model(checkpoint, tmp_path / "exported", merge=False)
+    kept, theirs = read_prefix(tmp_path / "exported"), read_prefix(checkpoint)
+    assert kept is not None
+    assert theirs is not None
+    assert kept.base_hash == theirs.base_hash
+    index = json.loads((tmp_path / "exported" / "model.safetensors.index.json").read_text())
+    with safe_open(tmp_path / "exported" / "model.safetensors", framework="pt") as weights:
+        assert index["weight_map"] == dict.fromkeys(weights.keys(), "model.safetensors")
+    assert kept.weights.keys() == theirs.weights.keys()
+    assert all(torch.equal(kept.weights[name], tensor) for name, tensor in theirs.weights.items())
 
 
 def test_every_record_is_asked_with_its_own_list(
