@@ -275,7 +275,7 @@ class CoordTrainer(SwiftTrainerBridge):
         if steered := self.steering.state():
             self.state.stateful_callbacks[CONTROL_KEY] = {"args": {}, "attributes": steered}
         super()._save_checkpoint(*args, **kwargs)
-        if self.is_world_process_zero():
+        if self.args.should_save:
             link_best(Path(self.args.output_dir), self.state.best_global_step)
 
     def _sum_on_host(self, numbers: Sequence[int]) -> list[int]:
@@ -291,8 +291,11 @@ class CoordTrainer(SwiftTrainerBridge):
 
     @property
     def deepspeed_config(self) -> dict[str, Any] | None:
-        """What DeepSpeed's engine is configured with; None when it does not run."""
-        return self.args.hf_deepspeed_config.config if self.is_deepspeed_enabled else None
+        """What DeepSpeed's engine is configured with, by run file or launcher; None when it does not run."""
+        if not self.is_deepspeed_enabled:
+            return None
+        config: dict[str, Any] = self.accelerator.state.deepspeed_plugin.deepspeed_config
+        return config
 
     def create_optimizer(self, model: Any = None) -> Any:
         optimizer = super().create_optimizer(model=model)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from coordexp.errors import EXIT_OK
+from coordexp.errors import EXIT_OK, ConfigError
 
 COMMAND, STEP = "command", "step"
 """What a dry run does: print the command, or run a step of each kind."""
@@ -65,12 +65,23 @@ def run(args: argparse.Namespace) -> int:
             return EXIT_OK
         with exit_code.asked_for() as (more, told):
             environment = {**config.env, **os.environ, **more}
+            _refuse_two_launchers(environment)
             command = [sys.executable, *_program(config.command, environment), *flags]
             done = subprocess.run(command, env=environment, check=False)
             return told() or done.returncode if done.returncode else EXIT_OK
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_two_launchers(environment: Mapping[str, str]) -> None:
+    """ConfigError for a process of one launcher that would start another, and with it ranks of its own."""
+    found = [name for name in _SEVERAL if name in environment]
+    if found and "LOCAL_RANK" in environment:
+        raise ConfigError(
+            f"{' and '.join(found)}: torchrun or accelerate has started this process already, "
+            "and each rank would start ranks of its own. Unset it, or start coordexp train by itself."
+        )
 
 
 def _program(command: str, environment: Mapping[str, str]) -> list[str]:

@@ -289,7 +289,8 @@ def _effective_batch_size(swift: Mapping[str, Any], world_size: int) -> int | No
 def _world_size(env: Mapping[str, str]) -> int:
     """Ranks of the run as the environment (or the file's ENV) states them; 1 without a word."""
     known = {**env, **os.environ}
-    names = ["WORLD_SIZE"] if "WORLD_SIZE" in known else ["NPROC_PER_NODE", "NNODES"]
+    starts_ranks = "NPROC_PER_NODE" in known and "LOCAL_RANK" not in known  # WORLD_SIZE may count nodes then
+    names = ["WORLD_SIZE"] if "WORLD_SIZE" in known and not starts_ranks else ["NPROC_PER_NODE", "NNODES"]
     ranks = 1
     for name in names:
         text = known.get(name, "1")

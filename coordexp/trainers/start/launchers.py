@@ -87,7 +87,8 @@ def check_started(
             "has no device that they could meet on. On a CPU set use_cpu: true, or ACCELERATE_USE_CPU=true "
             "in the environment."
         )
-    if deepspeed and not is_deepspeed_enabled:
+    asked = bool(deepspeed) or _is_on(environ, "ACCELERATE_USE_DEEPSPEED")
+    if asked and not is_deepspeed_enabled:
         raise ConfigError(
             "deepspeed is set, but transformers ignores it on a CPU (use_cpu: true, or ACCELERATE_USE_CPU=true); "
             "remove one of them."

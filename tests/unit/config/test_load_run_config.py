@@ -244,7 +244,7 @@ def test_accumulation_steps_that_contradict_the_effective_batch(write) -> None:
 
 def test_world_size_comes_from_the_environment(write, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write("ENV: {NPROC_PER_NODE: '4'}\nmodel: {model: m}\ntraining: {effective_batch_size: 8}\n")
-    for name in ("WORLD_SIZE", "NPROC_PER_NODE", "NNODES"):
+    for name in ("WORLD_SIZE", "NPROC_PER_NODE", "NNODES", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     config = load_run_config(file)
     assert (config.env, config.world_size) == ({"NPROC_PER_NODE": "4"}, 4)
@@ -252,7 +252,11 @@ def test_world_size_comes_from_the_environment(write, monkeypatch: pytest.Monkey
     assert load_run_config(file).world_size == 8
     monkeypatch.setenv("NPROC_PER_NODE", "1")
     assert load_run_config(file).world_size == 2
-    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv(
+        "WORLD_SIZE", "8"
+    )  # of a cluster, which may count nodes; the ranks are to be started yet
+    assert load_run_config(file).world_size == 2
+    monkeypatch.setenv("LOCAL_RANK", "0")  # one of the ranks
     assert load_run_config(file).world_size == 8
     monkeypatch.setenv("WORLD_SIZE", "gpu")
     with pytest.raises(ConfigError, match="environment variable WORLD_SIZE = 'gpu': expected a number"):

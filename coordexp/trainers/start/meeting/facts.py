@@ -34,15 +34,10 @@ VARIABLES = (
 )
 """Environment variables that change what a rank trains."""
 _OF_A_MODEL = (
-    "*.safetensors",
-    "*.bin",
-    "*config.json",
-    "*tokenizer*",
-    "vocab.json",
-    "merges.txt",
-    "*.jinja",
-    "*.py",
-)
+    "*.safetensors", "*model*.bin", "*config.json", "*tokenizer*", "vocab.json", "merges.txt", "*.jinja",
+    "*prompt.json", "*.py",
+)  # fmt: skip
+"""Files of a checkpoint that are the same on every node; others tell of the rank that wrote them."""
 _READ_WHOLE = 4 << 20
 _ENDS = 1 << 20
 

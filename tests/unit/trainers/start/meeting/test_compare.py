@@ -105,7 +105,8 @@ def test_a_place_is_what_lies_there(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    (model / "trainer_state.json").write_text("of one rank")
+    for name in ("trainer_state.json", "training_args.bin", "optimizer.pt", "rng_state_1.pth"):
+        (model / name).write_text("of one rank")
     (model / "model.safetensors").write_bytes(b"\0" * (5 << 20))
     found = place_of(str(model))
     assert found.path == str(model)
