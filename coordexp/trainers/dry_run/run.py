@@ -126,7 +126,7 @@ class DryRun(TrainerCallback):
             self._clock.parts |= inner
         self._plan = plan
         shapes = [tuple(forward.inputs["input_ids"].shape) for forward in plan.forwards]
-        self._doing = f"the forward and backward pass of step {_name(plan)} (input ids of {shapes})"
+        self._doing = f"the forward and backward pass of step {self._name(plan)} (input ids of {shapes})"
 
     def evaluated(self, metrics: dict[str, float]) -> None:
         """An evaluation has ended. metrics: what it logs."""
@@ -212,10 +212,14 @@ class DryRun(TrainerCallback):
         self._peak = replace(found, peak_gib=max(found.peak_gib, self._peak.peak_gib))
         return found
 
+    def _name(self, plan: StepPlan) -> str:
+        """Of its channel; of a step without one its turn among the kinds of the run."""
+        return self.kinds[len(self._steps) % len(self.kinds)] if plan.channel is None else str(plan.channel)
+
     def _report(self, plan: StepPlan) -> StepReport:
         shapes = [forward.inputs["input_ids"].shape for forward in plan.forwards]
         return StepReport(
-            name=_name(plan),
+            name=self._name(plan),
             num_forwards=len(plan.forwards),
             num_samples=sum(forward.meta.num_samples for forward in plan.counted),
             longest=max(shape[-1] for shape in shapes),
@@ -238,10 +242,6 @@ class DryRun(TrainerCallback):
             self._decode(ids.tolist()),
         )
         return forward.meta.sample_ids[0], text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + " ..."
-
-
-def _name(plan: StepPlan) -> str:
-    return TEACHER_FORCED if plan.channel is None else str(plan.channel)
 
 
 def _room(peak: MemoryUse) -> Sequence[str]:
