@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from swift.trainers import Seq2SeqTrainer
 from swift.utils import use_hf_hub
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from coordexp.swift_bridge.draws import DrawnDataset, with_draws
+from coordexp.swift_bridge.saving.each_node import written_here
 
 # Keys of a collated batch that describe supervision or bookkeeping and are no argument of the model's forward.
 SUPERVISION_KEYS = (
@@ -77,7 +77,7 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
         return False
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        with _written_here(self.unwrapped_model if self.args.save_on_each_node else None):
+        with written_here(self.unwrapped_model) if self.args.save_on_each_node else nullcontext():
             super()._save(output_dir, state_dict)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -102,24 +102,6 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
     def unwrapped_model(self) -> nn.Module:
         model: nn.Module = self.accelerator.unwrap_model(self.model)
         return model
-
-
-@contextmanager
-def _written_here(model: nn.Module | None) -> Iterator[None]:
-    """Let `model` write its weights on a rank that saves for its node; None: nothing changes.
-
-    transformers 5.19 asks models to write on rank 0 alone, whatever `save_on_each_node` says, and leaves checkpoints
-    without weights on all other nodes.
-    """
-    if not isinstance(model, PreTrainedModel):  # adapters are written as asked for
-        yield
-        return
-    of_model = vars(model)
-    of_model["should_save_on_this_rank"] = bool  # it gets what save_pretrained was told, and keeps to it
-    try:
-        yield
-    finally:
-        del of_model["should_save_on_this_rank"]
 
 
 def _keep_token_out_of_files(args: Any) -> None:

@@ -1,0 +1,1 @@
+"""What saving a checkpoint needs beside what ms-swift and transformers do."""
