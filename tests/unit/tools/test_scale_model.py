@@ -383,7 +383,6 @@ def test_memory_of_a_real_run(tmp_path: Path):
 
     one = measure(Trial("two layers", objects=2, batch=4, steps=1, size={"text_layers": 2}), tmp_path)
     assert abs(compared_memory(one).error) < 0.05
-    assert (
-        one.outcome.optimizer == 2 * one.outcome.weights == pytest.approx(8 * one.shape.parameters, rel=1e-4)
-    )
+    assert one.outcome.weights == pytest.approx(4 * one.shape.parameters, rel=1e-4)
+    assert one.outcome.optimizer == pytest.approx(8 * one.shape.parameters, rel=1e-4)
     assert step.step_time(one.run(), H100).generate == 0
