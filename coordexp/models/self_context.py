@@ -20,15 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from coordexp.errors import ContractError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from coordexp.models.embeds_hook import embeds_replaced
 
 EmbedMode = Literal["soft", "st", "hard"]
 GradMode = Literal["unroll", "em_detach"]
@@ -105,33 +103,14 @@ def embedded_slots(
     Raises:
         ContractError: the model did not embed a batch of token ids [B, T] within the context.
     """
-    embedding = cast("PreTrainedModel", model).get_input_embeddings()
-    in_table = False
-    num_batches = 0
 
-    def replace(module: nn.Module, args: tuple[Any, ...], embeds: Tensor) -> Tensor | None:
-        nonlocal in_table, num_batches
-        if in_table or args[0].ndim != 2:  # only [B, T]: models also look up single tokens
-            return None
-        num_batches += 1
-        in_table = True
-        try:  # inside the module's call: its weights are there, and other hooks see the coordinate tokens
-            table_KH = module(slots.coord_ids_K.unsqueeze(0)).squeeze(0)
-        finally:
-            in_table = False
+    def replace(module: nn.Module, input_ids_BT: Tensor, embeds: Tensor) -> Tensor:
+        table_KH = module(slots.coord_ids_K.unsqueeze(0)).squeeze(0)
         slots_NH = slot_embeddings(table_KH, logits_NK, settings).to(embeds.dtype)
         return embeds.flatten(0, 1).index_copy(0, slots.positions_N, slots_NH).view_as(embeds)
 
-    handle = embedding.register_forward_hook(replace)
-    try:
+    with embeds_replaced(model, replace, what="a self-context forward"):
         yield
-    finally:
-        handle.remove()
-    if num_batches == 0:
-        raise ContractError(
-            f"{type(model).__name__} did not embed token ids during a self-context forward; pass it input_ids, not "
-            "inputs_embeds"
-        )
 
 
 def slot_embeddings(table_KH: Tensor, logits_NK: Tensor, settings: SelfContext) -> Tensor:

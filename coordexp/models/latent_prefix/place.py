@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from coordexp.errors import ContractError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from coordexp.models.embeds_hook import embeds_replaced
 
 MakeVectors = Callable[[nn.Module], Tensor]
 """The embedding module, within its own call, to vectors [S, M, H]: weights that are partitioned elsewhere are there."""
@@ -66,29 +63,10 @@ def latents_in_place(model: nn.Module, latent_ids_M: Tensor, vectors: Tensor | M
     Raises:
         ContractError: the model did not embed a batch of token ids [B, T] within the context.
     """
-    embedding = cast("PreTrainedModel", model).get_input_embeddings()
-    is_inside = False
-    num_batches = 0
 
-    def replace(module: nn.Module, args: tuple[Any, ...], embeds: Tensor) -> Tensor | None:
-        nonlocal is_inside, num_batches
-        if is_inside or args[0].ndim != 2:
-            return None
-        num_batches += 1
-        is_inside = True
-        try:
-            found = vectors if isinstance(vectors, Tensor) else vectors(module)
-        finally:
-            is_inside = False
-        return place_vectors(embeds, args[0], latent_ids_M, found)
+    def replace(module: nn.Module, input_ids_BT: Tensor, embeds: Tensor) -> Tensor:
+        found = vectors if isinstance(vectors, Tensor) else vectors(module)
+        return place_vectors(embeds, input_ids_BT, latent_ids_M, found)
 
-    handle = embedding.register_forward_hook(replace)
-    try:
+    with embeds_replaced(model, replace, what="a forward with a latent prefix"):
         yield
-    finally:
-        handle.remove()
-    if num_batches == 0:
-        raise ContractError(
-            f"{type(model).__name__} did not embed token ids during a forward with a latent prefix; pass it input_ids, "
-            "not inputs_embeds"
-        )
