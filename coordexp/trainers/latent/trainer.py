@@ -43,7 +43,7 @@ from coordexp.losses.sums import SumCount
 from coordexp.metrics import keys_stage1 as keys
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.keys_run import SAMPLES_REPLACED_TOTAL
-from coordexp.models.latent_prefix.dropout import keep_mask, prompt_key
+from coordexp.models.latent_prefix.dropout import drop_latents, keep_mask, prompt_key
 from coordexp.models.latent_prefix.place import latents_in_place
 from coordexp.models.latent_prefix.resampler import rms, segment_means
 from coordexp.rollout.types import RolloutRequest
@@ -238,8 +238,9 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
             means_SMH = segment_means(text_SLH, mask_SL, num_latents)
             vectors_SMH = self._training.prefix(text_SLH, mask_SL)
             keep_SM = keep_mask(names, num_latents, prob).to(text_SLH.device)
-            kept_SMH = vectors_SMH * keep_SM.unsqueeze(-1)
-            return Vectors(kept_SMH, vectors_SMH, means_SMH, rms(text_SLH, mask_SL).sum())
+            return Vectors(
+                drop_latents(vectors_SMH, keep_SM), vectors_SMH, means_SMH, rms(text_SLH, mask_SL).sum()
+            )
 
     def _forwards(
         self,
