@@ -53,8 +53,9 @@ def train(model: Path, scenes: Path, output: Path, **more: object) -> None:
     flags = sft_flags(
         model, scenes, output, custom_trainer_variant="latent_prefix", max_steps=5, save_strategy="steps", save_steps=2,
         eval_strategy="steps", eval_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2,
-        tuner_type="lora", lora_rank=4, lora_dropout=0, target_modules="all-linear", gradient_checkpointing=True,
-        gradient_checkpointing_kwargs='{"use_reentrant": false}', coordexp=json.dumps(sections), **more,
+        learning_rate=1e-4, tuner_type="lora", lora_rank=4, lora_dropout=0, target_modules="all-linear",
+        gradient_checkpointing=True, gradient_checkpointing_kwargs='{"use_reentrant": false}',
+        coordexp=json.dumps(sections), **more,
     )  # fmt: skip
     done = run_swift("sft", *flags)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

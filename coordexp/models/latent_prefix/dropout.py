@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +26,14 @@ def keep_mask(keys: Sequence[str], num_latents: int, keep_prob: float) -> Tensor
         kept_M[draws_M.argmin()] = True
         rows.append(kept_M)
     return torch.stack(rows) if rows else torch.ones(0, num_latents, dtype=torch.bool)
+
+
+def training_key(seed: int, step: int, sample_id: str) -> str:
+    """The key of a sample in an optimizer step: the same wherever its data file lies.
+
+    sample_id: `FILE:LINE`.
+    """
+    return f"{seed} {step} {Path(sample_id).name}"
 
 
 def prompt_key(token_ids: Sequence[int]) -> str:

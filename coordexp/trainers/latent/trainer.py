@@ -43,7 +43,7 @@ from coordexp.losses.sums import SumCount
 from coordexp.metrics import keys_stage1 as keys
 from coordexp.metrics.catalog import EVAL_PREFIX
 from coordexp.metrics.keys_run import SAMPLES_REPLACED_TOTAL
-from coordexp.models.latent_prefix.dropout import drop_latents, keep_mask, prompt_key
+from coordexp.models.latent_prefix.dropout import drop_latents, keep_mask, prompt_key, training_key
 from coordexp.models.latent_prefix.place import latents_in_place
 from coordexp.models.latent_prefix.resampler import rms, segment_means
 from coordexp.rollout.types import RolloutRequest
@@ -219,7 +219,7 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
     def _vectors(self, latent: LatentBatch, sample_ids: Sequence[str], step: int) -> Vectors:
         prob = self._keep_prob(step)
         if self.model.training:
-            names = [f"{self.args.seed} {step} {sample_id}" for sample_id in sample_ids]
+            names = [training_key(self.args.seed, step, sample_id) for sample_id in sample_ids]
         else:
             names = [
                 prompt_key(ids[mask].tolist())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from coordexp.codec.latent_vocab import LatentVocab, latent_text, num_latent_tokens
 from coordexp.errors import ConfigError, ContractError
-from coordexp.models.latent_prefix.dropout import drop_latents, keep_mask
+from coordexp.models.latent_prefix.dropout import drop_latents, keep_mask, training_key
 from coordexp.models.latent_prefix.folder import (
     PREFIX_FILE,
     SavedPrefix,
@@ -383,3 +383,15 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path):
     (tmp_path / PREFIX_FILE).write_text(json.dumps({k: v for k, v in content.items() if k != "source"}))
     with pytest.raises(ConfigError, match="no whole latent prefix"):
         read_prefix(tmp_path)
+
+
+def test_latent_dropout_of_a_sample_does_not_depend_on_where_its_file_lies() -> None:
+    here = training_key(1, 2, "/data/one/train.jsonl:3")
+    assert training_key(1, 2, "elsewhere/train.jsonl:3") == here
+    others = [
+        (2, 2, "train.jsonl:3"),
+        (1, 3, "train.jsonl:3"),
+        (1, 2, "train.jsonl:4"),
+        (1, 2, "more.jsonl:3"),
+    ]
+    assert len({here, *(training_key(*other) for other in others)}) == 5
