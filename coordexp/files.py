@@ -29,6 +29,7 @@ import orjson
 from coordexp.errors import ConfigError, ContractError, CoordExpError, RecordError
 
 _TAIL_WIDTH = 500
+_UPLOADED: list[Path] = []
 
 
 @contextmanager
@@ -68,7 +69,8 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """
     path = Path(path)
     unfinished = _unfinished(path)
-    unfinished.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished.mkdir()
     try:
         yield unfinished
         if replace and path.is_dir():
@@ -80,6 +82,17 @@ def atomic_folder(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
             unfinished.rename(path)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def while_uploaded(folder: str | Path) -> None:
+    """From now on this process keeps what is unfinished under `folder` out of uploads of `folder`.
+
+    Such a file then lies in `folder` itself under a name that begins with `_`, which the HF Trainer's uploads leave
+    out. An upload lists the folder first and reads its files later: it fails over a name that is gone by then.
+    """
+    resolved = Path(folder).resolve()
+    if resolved not in _UPLOADED:
+        _UPLOADED.append(resolved)
 
 
 @contextmanager
@@ -240,8 +253,13 @@ def read_jsonl(
 
 
 def _unfinished(path: Path) -> Path:
-    """A hidden name beside `path` that no other process, thread or machine uses."""
-    return path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex[:12]}")
+    """A name near `path` that no other process, thread or machine uses: hidden beside it, or apart from an upload."""
+    name = f"{path.name[:200]}.{uuid.uuid4().hex[:12]}"
+    parent = path.parent.resolve()
+    for folder in _UPLOADED:
+        if parent.is_relative_to(folder):
+            return folder / f"_{name}"
+    return path.with_name(f".{name}")
 
 
 def _sync_folder(folder: Path) -> None:

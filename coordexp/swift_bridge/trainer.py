@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from coordexp.swift_bridge.draws import DrawnDataset, with_draws
 from coordexp.swift_bridge.saving.each_node import written_here
+from coordexp.swift_bridge.saving.uploads import say_failed_uploads
 
 # Keys of a collated batch that describe supervision or bookkeeping and are no argument of the model's forward.
 SUPERVISION_KEYS = (
@@ -35,6 +36,8 @@ SUPERVISION_KEYS = (
 
 class SwiftTrainerBridge(Seq2SeqTrainer):
     """Adapts ms-swift's Seq2SeqTrainer; knows nothing of coordinates."""
+
+    push_in_progress: Any = None  # the HF Trainer sets it on the rank that uploads
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _keep_token_out_of_files(kwargs["args"])
@@ -87,6 +90,18 @@ class SwiftTrainerBridge(Seq2SeqTrainer):
         super().log(logs, *args, **kwargs)
         if self.is_world_process_zero():
             self.on_record(mode, logs)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        self._say_failed_uploads()
+        super()._push_from_checkpoint(checkpoint_folder)
+
+    def _finish_current_push(self) -> None:
+        super()._finish_current_push()
+        self._say_failed_uploads()
+
+    def _say_failed_uploads(self) -> None:
+        if self.push_in_progress is not None:
+            say_failed_uploads(self.push_in_progress.jobs)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Tells the callbacks where the uploaded model lies, instead of writing the HF Trainer's draft."""

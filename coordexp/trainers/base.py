@@ -48,7 +48,7 @@ from coordexp.trainers.dry_run.page import render
 from coordexp.trainers.dry_run.run import TEACHER_FORCED, DryRun
 from coordexp.trainers.dry_run.start import start_dry_run
 from coordexp.trainers.finite import DropUpdate, FiniteLossGuard
-from coordexp.trainers.hub_card import HubCard
+from coordexp.trainers.hub_uploads import HubUploads
 from coordexp.trainers.logs.console import RunConsole
 from coordexp.trainers.logs.stats import StatsFile
 from coordexp.trainers.logs.trackers import TRACKERS_KEY, ids_of, use_payloads
@@ -133,7 +133,7 @@ class CoordTrainer(SwiftTrainerBridge):
         self._sink: MetricsSink | None = None
         self.trackers = use_payloads(self, self.settings.swift)
         self._console = RunConsole(use_console_lines(self).say, colours=run_log.reaches_terminal())
-        for callback in (*self._watch.callbacks, HubCard()):
+        for callback in (*self._watch.callbacks, HubUploads()):
             self.add_callback(callback)
         self._reported_nonfinite: set[str] = set()
         if self.is_world_process_zero():

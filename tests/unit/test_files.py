@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,7 @@ from coordexp.files import (
     log_tail,
     read_json,
     read_jsonl,
+    while_uploaded,
     write_json,
     write_jsonl,
     write_large_json,
@@ -133,6 +135,34 @@ def test_a_link_is_made_and_moved(tmp_path: Path) -> None:
         atomic_link(tmp_path / "best", target)
         assert os.readlink(tmp_path / "best") == target
     assert os.listdir(tmp_path) == ["best"]
+
+
+def test_an_upload_of_a_folder_leaves_out_what_is_being_written_in_it(tmp_path: Path) -> None:
+    """By the patterns that the HF Trainer uploads a run with."""
+    run, beside = tmp_path / "run", tmp_path / "other"
+    (run / "ranks").mkdir(parents=True)
+    while_uploaded(run)
+
+    def uploaded() -> set[str]:
+        found = (path.relative_to(run).as_posix() for path in run.glob("**/*") if path.is_file())
+        return set(filter_repo_objects(found, ignore_patterns=["_*", "checkpoint-*"]))
+
+    for name in ("top.json", "ranks/rank_0.json", "dumps/step_3/sample.md"):
+        before = uploaded()
+        with atomic_file(run / name) as stream:
+            stream.write("{}")
+            assert uploaded() == before
+        assert uploaded() == before | {name}
+    with atomic_folder(run / "dumps" / "whole") as folder:
+        write_text(folder / "page.md", "told")
+        assert "page.md" not in str(uploaded())
+    assert "dumps/whole/page.md" in uploaded()
+    with atomic_file(beside / "file.json"):
+        assert [path.name[:11] for path in beside.iterdir()] == [".file.json."]
+    beside_linked = run / "linked"
+    beside_linked.symlink_to(beside)
+    with atomic_file(beside_linked / "far.json"):  # a rename reaches no other disk
+        assert sorted(path.name[:10] for path in beside.iterdir()) == [".far.json.", "file.json"]
 
 
 @given(rows=st.lists(JSON_VALUES, max_size=4))

@@ -1,4 +1,4 @@
-"""The model card of a run that is uploaded while it trains (`push_to_hub`), in place of the HF Trainer's draft."""
+"""What a run that is uploaded while it trains (`push_to_hub`) does for its uploads."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from coordexp.config.run.resolved import RESOLVED_FILE
 from coordexp.errors import CoordExpError
-from coordexp.files import read_json
+from coordexp.files import read_json, while_uploaded
 from coordexp.handover.card import CARD, write_card
 from coordexp.handover.facts import CardFacts, facts_of
 
 logger = logging.getLogger(__name__)
 
 
-class HubCard(TrainerCallback):
-    """Writes README.md into the run folder before it is uploaded."""
+class HubUploads(TrainerCallback):
+    """Keeps unfinished files out of uploads, and writes the model card in place of the HF Trainer's draft."""
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.push_to_hub:
+            while_uploaded(args.output_dir)
 
     def on_push_begin(
         self,
@@ -29,7 +33,10 @@ class HubCard(TrainerCallback):
         model_in: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """model_in: the folder of the weights that are uploaded; None: the checkpoint of this step, if there is one."""
+        """Write README.md into the run folder.
+
+        model_in: the folder of the weights that are uploaded; None: the checkpoint of this step, if there is one.
+        """
         run = Path(args.output_dir)
         checkpoint = Path(model_in) if model_in else run / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if not (state.is_world_process_zero and checkpoint.is_dir()):
