@@ -8,14 +8,21 @@ from collections.abc import Sequence
 
 from coordexp.config.schema.fusion import Fusion
 
+DATA_ARGUMENTS = ("dataset", "val_dataset")
+
+
+def from_home(paths: Sequence[str]) -> list[str]:
+    """With the home folder in the place of a leading `~`, which ms-swift looks for as it is written."""
+    return [os.path.expanduser(path) for path in paths]
+
 
 def expanded(patterns: Sequence[str]) -> list[str]:
-    """The files of paths and patterns, each once; those of a pattern by name.
+    """The files of paths and patterns, each once; those of a pattern by name, a leading `~` written out.
 
     A pattern that matches nothing stays as it is, so that it can be named as missing.
     """
     found: dict[str, None] = {}
-    for pattern in patterns:
+    for pattern in from_home(patterns):
         is_pattern = glob.has_magic(pattern) and not os.path.exists(pattern)
         found |= dict.fromkeys(
             (sorted(glob.glob(pattern, recursive=True)) if is_pattern else []) or [pattern]

@@ -15,7 +15,7 @@ from coordexp.config.checks.problems import KeyPath, Place, Problem, dotted, rai
 from coordexp.config.checks.removed import find_removed
 from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree, read_yaml
-from coordexp.config.run.data_files import expanded, files_of_mixture
+from coordexp.config.run.data_files import DATA_ARGUMENTS, expanded, files_of_mixture, from_home
 from coordexp.config.run.draft import Draft, Written, draft_of
 from coordexp.config.run.overrides import apply_overrides
 from coordexp.config.run.run_config import RunConfig, is_our_plugin
@@ -156,9 +156,11 @@ def _checked_swift(draft: Draft) -> tuple[dict[str, Any], list[Problem]]:
             problems.append(Problem(written.path, text, place=written.place))
             continue
         try:
-            values[name] = arguments[name].convert(written.value)
+            value = arguments[name].convert(written.value)
         except ValueError as error:
             problems.append(Problem(written.path, f"{error}.", value=written.value, place=written.place))
+            continue
+        values[name] = from_home(value) if name in DATA_ARGUMENTS else value
     if TRUNCATION in draft.swift and draft.swift[TRUNCATION].value == RAISE:
         problems += _stop_at_long_samples(draft, values)
     return values, problems

@@ -55,6 +55,18 @@ def write(tmp_path: Path):
     return write_file
 
 
+def test_a_data_file_may_lie_under_the_home_folder(write, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    for name in ("b.jsonl", "a.jsonl"):
+        (tmp_path / "data" / name).touch()
+    sectioned = SECTIONED.replace("val_jsonl: val.jsonl", "val_jsonl: ~/data/*.jsonl")
+    flat = FLAT.replace("[train.jsonl]", '["~/data/a.jsonl#50"]')
+    found = load_run_config(write(sectioned, "a.yaml")).swift
+    assert found["val_dataset"] == [f"{tmp_path}/data/a.jsonl", f"{tmp_path}/data/b.jsonl"]
+    assert load_run_config(write(flat, "b.yaml")).swift["dataset"] == [f"{tmp_path}/data/a.jsonl#50"]
+
+
 def test_both_forms_mean_the_same_run(write) -> None:
     sectioned, flat = load_run_config(write(SECTIONED, "a.yaml")), load_run_config(write(FLAT, "b.yaml"))
     same = {"model", "torch_dtype", "max_length", "freeze_vit", "max_steps", "learning_rate", "report_to"}
