@@ -16,6 +16,7 @@ from coordexp.codec.records import Record, read_jsonl
 from coordexp.config.api_key import api_key_from
 from coordexp.control.schedule import request_seed, rollout_seed_base
 from coordexp.data.dataset import conversation
+from coordexp.data.latent.spans import cut_prompt
 from coordexp.errors import RecordError
 from coordexp.eval.predictions.answer_limit import answer_limit
 from coordexp.eval.predictions.artifacts import GT_VS_PRED
@@ -147,7 +148,7 @@ class Inference:
         if limit is None:
             return conversation(record, self.asking.prompt)
         tokenizer, text = self.checked.tokenizer, self.asking.prompt.user_text(record.classes)
-        kept = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)[:limit])
+        kept = cut_prompt(tokenizer, tokenizer.encode(text, add_special_tokens=False), limit)
         return conversation(record, self.asking.prompt.model_copy(update={"user": kept, "rendered": None}))
 
     def _notes(self) -> dict[str, Any]:

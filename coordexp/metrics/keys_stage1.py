@@ -317,6 +317,44 @@ LATENT_TEXT_NLL = LATENT.define(
     when=f"{_LATENT}: steps of kind T that read the text, and evaluation",
     over="tokens of answers",
 )
+LATENT_TEXT_FIRST_TOKEN_ACC = LATENT.define(
+    "latent/text_first_token_acc",
+    Kind.RATE,
+    "`latent/first_token_acc` of the model reading the text of the prompt.",
+    unit="fraction",
+    when=f"{_LATENT}: evaluation",
+    over="answers",
+    better="higher",
+)
+_ONCE = f"{_LATENT}: the first evaluation of a run; measured before its first step"
+_OTHER_PROMPTS = {
+    "none": "read without a list: with nothing in the place of `{classes}`, without any text where the prompt has none",
+    "cut": "read after the first M tokens of the prompt's text, as `coordexp infer --cut-prompt M` asks",
+}
+LATENT_OTHER_NLL: dict[str, str] = {
+    name: LATENT.define(
+        f"latent/{name}_nll_per_token",
+        Kind.LOSS,
+        f"`latent/text_nll_per_token` {said}.",
+        unit="nats",
+        when=_ONCE,
+        over="tokens of answers",
+    )
+    for name, said in _OTHER_PROMPTS.items()
+}
+LATENT_OTHER_FIRST_TOKEN_ACC: dict[str, str] = {
+    name: LATENT.define(
+        f"latent/{name}_first_token_acc",
+        Kind.RATE,
+        f"`latent/first_token_acc` {said}.",
+        unit="fraction",
+        when=_ONCE,
+        over="answers",
+        better="higher",
+    )
+    for name, said in _OTHER_PROMPTS.items()
+}
+"""By the name of the baseline: `none`, `cut`."""
 LATENT_PREFIX_RMS = LATENT.define(
     "latent/prefix_rms",
     Kind.GAUGE,
@@ -430,8 +468,15 @@ LATENT_EVALUATION: tuple[str, ...] = (
     LATENT_FIRST_TOKEN_ACC_TOP5,
     LATENT_NLL,
     LATENT_TEXT_NLL,
+    LATENT_TEXT_FIRST_TOKEN_ACC,
     *LATENT_RAW.values(),
 )
 """What evaluation reports (without `eval_`), where the module behind it acts."""
+LATENT_BASELINES: tuple[str, ...] = (
+    LATENT_MAJORITY_FIRST_TOKEN,
+    *LATENT_OTHER_NLL.values(),
+    *LATENT_OTHER_FIRST_TOKEN_ACC.values(),
+)
+"""What evaluation reports beside it: of no training, so that no checkpoint is the best by it."""
 
 SECTIONS = (BASE_CE, COORD_DIAG, COORD_ALIAS, STEP_HELPERS, LATENT, LATENT_LOSS)

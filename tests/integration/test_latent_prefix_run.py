@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from support.processes import run_swift, sft_flags
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
+from coordexp.config.schema.prompt import Prompt
+from coordexp.data.dataset import read_training_rows
+from coordexp.data.shown import ShownRows
 from coordexp.models.checkpoints import missing_files
 from coordexp.models.coord_offset import OFFSET_FILE
 from coordexp.models.latent_prefix.folder import PREFIX_FILE, PREFIX_WEIGHTS, read_prefix
@@ -19,6 +25,8 @@ from coordexp.stages.verify import verify_best
 
 pytestmark = pytest.mark.slow
 
+PROMPT = "Detect all objects in the image."
+ONCE = ("eval_latent/none", "eval_latent/cut")
 M = 7
 """Tokens of the prompt: the vectors of a new encoder are its embeddings."""
 PREFIX: dict[str, Any] = {
@@ -122,6 +130,60 @@ def test_evaluation_reads_the_vectors_and_the_text(run: Path):
         assert num_text > 0
         assert num_coord > 0
         assert 0 < metrics["eval_latent/majority_first_token"] <= 1
+        assert 0 <= metrics["eval_latent/text_first_token_acc"] <= 1
+
+
+def test_other_prompts_are_measured_once_on_the_model_as_it_came(run: Path, model: Path, scenes: Path):
+    evaluations = records(run, "eval")
+    found = {key: value for key, value in evaluations[2]["metrics"].items() if key.startswith(ONCE)}
+    wanted: dict[str, float] = {}
+    for name, text in (
+        ("cut", PROMPT),
+        ("none", ""),
+    ):  # the prompt has as many tokens as there are latents, and no list
+        wanted |= read_after(text, model, scenes, name)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    assert found["eval_latent/none_nll_per_token"] > found["eval_latent/cut_nll_per_token"]
+    assert not any(key.startswith(ONCE) for step in (4, 5) for key in evaluations[step]["metrics"])
+    for step in (2, 4):
+        state = json.loads((run / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert state["stateful_callbacks"]["LatentBaselines"]["attributes"] == {"pending": {}}
+
+
+def read_after(text: str, folder: Path, scenes: Path, name: str) -> dict[str, float]:
+    """Numbers of the validation answers, read one by one after `text` by the model of a folder, without our batches."""
+    tok, model = (
+        AutoTokenizer.from_pretrained(folder),
+        AutoModelForImageTextToText.from_pretrained(folder).eval(),
+    )
+    processor = AutoProcessor.from_pretrained(folder)
+    start = f"<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>{text}<|im_end|>\n<|im_start|>assistant\n"
+    opening = len(tok.encode('{"objects": [{"desc": "'))
+    nll, right, num_tokens = 0.0, 0, 0
+    shown = ShownRows(read_training_rows(scenes / "val.jsonl", Prompt(user=PROMPT)))
+    for index in range(len(shown)):
+        row = shown[index].row
+        image = Image.open(
+            scenes / json.loads((scenes / "val.jsonl").read_text().splitlines()[index])["images"][0]
+        )
+        given = processor(text=[start], images=[image], return_tensors="pt")
+        answer = torch.tensor([tok.encode(row["messages"][-1]["content"] + "<|im_end|>")])
+        ids = torch.cat([given.pop("input_ids"), answer], dim=1)
+        rest = {"pixel_values": given["pixel_values"], "image_grid_thw": given["image_grid_thw"]}
+        kinds = given.get("mm_token_type_ids")
+        if kinds is not None:
+            rest["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(answer)], dim=1)
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **rest).logits[
+                0, -answer.shape[1] - 1 : -1
+            ]
+        nll += float(torch.nn.functional.cross_entropy(logits.double(), answer[0], reduction="sum"))
+        num_tokens += answer.shape[1]
+        right += int(logits[opening].argmax() == answer[0, opening])
+    return {
+        f"eval_latent/{name}_nll_per_token": nll / num_tokens,
+        f"eval_latent/{name}_first_token_acc": right / len(shown),
+    }
 
 
 def test_a_checkpoint_holds_everything_that_was_trained(run: Path, model: Path):
@@ -153,8 +215,19 @@ def test_a_checkpoint_holds_everything_that_was_trained(run: Path, model: Path):
 def test_a_run_resumed_in_the_middle_of_the_mix_goes_on_with_the_same_curve(
     run: Path, model: Path, scenes: Path, tmp_path: Path
 ):
-    again = tmp_path / "again"
-    train(model, scenes, again, resume_from_checkpoint=run / "checkpoint-2", ignore_data_skip=False)
+    again, start = tmp_path / "again", tmp_path / "checkpoint-2"
+    shutil.copytree(run / "checkpoint-2", start)
+    state = json.loads((start / "trainer_state.json").read_text())
+    # as of a run that was cut before its first evaluation, with other numbers than it would measure now
+    kept = {"latent/none_nll_per_token": 1.5, "latent/none_first_token_acc": 0.75}
+    state["stateful_callbacks"]["LatentBaselines"]["attributes"]["pending"] = kept
+    (start / "trainer_state.json").write_text(json.dumps(state))
+    train(model, scenes, again, resume_from_checkpoint=start, ignore_data_skip=False)
+    logged = [
+        {key: value for key, value in payload["metrics"].items() if key.startswith(ONCE)}
+        for payload in records(again, "eval").values()
+    ]
+    assert logged == [{f"eval_{key}": value for key, value in kept.items()}, {}]
     ours, theirs = records(again, "train"), records(run, "train")
     assert ours.keys() == {3, 4, 5}
     for step, payload in ours.items():

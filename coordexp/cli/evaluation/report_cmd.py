@@ -20,7 +20,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="+",
         metavar="RUN",
         help="folder of `coordexp score` or of `coordexp eval --format coco`, others are compared with the first; or "
-        "that of `coordexp run`, for its verdicts, or of `coordexp sweep`, for its table",
+        "that of `coordexp run`, for its verdicts, of `coordexp sweep`, for its table, or of a training with a latent "
+        "prefix, for what other prompts are worth",
     )
     parser.add_argument("--output", type=Path, required=True, help="HTML file to write")
     parser.add_argument(
@@ -52,12 +53,20 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Write the page; returns the process exit code."""
     from coordexp.eval.report.sweep import write_sweep
-    from coordexp.eval.report.verdicts import holds_verdicts, write_verdicts
+    from coordexp.eval.report.verdicts import (
+        holds_prompts,
+        holds_verdicts,
+        write_prompts,
+        write_verdicts,
+    )
     from coordexp.eval.report.write import ReportOptions, write_report
     from coordexp.eval.sweep import holds_sweep
 
     if len(args.runs) == 1 and holds_verdicts(args.runs[0]):
         print(f"wrote {write_verdicts(args.runs[0], args.output)}: the verdicts on the stages")
+        return EXIT_OK
+    if len(args.runs) == 1 and holds_prompts(args.runs[0]):
+        print(f"wrote {write_prompts(args.runs[0], args.output)}: the latent prefix beside other prompts")
         return EXIT_OK
     if len(args.runs) == 1 and holds_sweep(args.runs[0]):
         print(f"wrote {write_sweep(args.runs[0], args.output, args.image_root)}: the ways to decode")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -95,14 +95,34 @@ def _collate_with_latents(
         raise ConfigError(
             "trainer variant latent_prefix does not train on packs; remove packing (and padding_free)."
         )
-    batch = collate([{key: value for key, value in feature.items() if key != SPAN} for feature in features])
-    latent = plain([with_latent_tokens(feature, latent_ids) for feature in features])
-    labels_BT = latent.pop("labels")
+    batch = collate([without_span(feature) for feature in features])
+    prompts = [latent_ids] * len(features)
+    batch_of_prompts(features, prompts, plain, opening, columns, BatchMeta.of(batch).rows).put(batch)
+    return batch
+
+
+def without_span(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoded sample as the template made it."""
+    return {key: value for key, value in sample.items() if key != SPAN}
+
+
+def batch_of_prompts(
+    features: Sequence[Mapping[str, Any]],
+    prompts: Sequence[Sequence[int]],
+    plain: Collate,
+    opening: Sequence[int],
+    columns: CoordColumns,
+    text_rows: SupervisedRows,
+) -> LatentBatch:
+    """Samples with other tokens in the place of their prompts' text: the i-th one with `prompts[i]`.
+
+    text_rows: the supervised rows of the batch of the text, whose answers are the same.  Others: see `with_latents`.
+    """
+    other = plain([with_latent_tokens(feature, ids) for feature, ids in zip(features, prompts, strict=True)])
+    labels_BT = other.pop("labels")
     rows = SupervisedRows.from_labels(labels_BT, columns)
-    text_rows = BatchMeta.of(batch).rows
     if not torch.equal(rows.targets_R, text_rows.targets_R):
         raise ContractError("a batch with latent tokens teaches other tokens than that of the text")
-    inputs = {key: value for key, value in latent.items() if key not in (*_MEDIA, *_BOOKKEEPING)}
+    inputs = {key: value for key, value in other.items() if key not in (*_MEDIA, *_BOOKKEEPING)}
     texts, mask = texts_of_batch(features)
-    LatentBatch(inputs, rows.positions_R, answer_places(labels_BT, rows, opening), texts, mask).put(batch)
-    return batch
+    return LatentBatch(inputs, rows.positions_R, answer_places(labels_BT, rows, opening), texts, mask)

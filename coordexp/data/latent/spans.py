@@ -82,6 +82,11 @@ def with_latent_tokens(sample: Mapping[str, Any], latent_ids: Sequence[int]) -> 
     return changed
 
 
+def cut_prompt(tok: Any, text_ids: Sequence[int], num_tokens: int) -> str:
+    """The first tokens of a prompt's text, as text. tok: a tokenizer of transformers."""
+    return str(tok.decode(list(text_ids)[:num_tokens]))
+
+
 def texts_of_batch(samples: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
     """Token ids [S, L] of the prompts' texts, padded with 0 on the right, and their mask."""
     texts = [list(sample["input_ids"])[slice(*sample[SPAN])] for sample in samples]

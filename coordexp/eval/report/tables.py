@@ -12,6 +12,7 @@ from coordexp.eval.predictions.scored import recorded_decoding
 from coordexp.eval.report.headline import MEASURES
 from coordexp.eval.report.numbers import ClassRow, RunNumbers, class_rows, drop_reasons, size_rows
 from coordexp.eval.report.verdicts import verdict_facts
+from coordexp.eval.trained.latents import prompt_facts
 from coordexp.files import read_json
 
 MAX_UNKNOWN_CLASSES = 30
@@ -94,6 +95,7 @@ def facts(numbers: RunNumbers) -> dict[str, str]:
         recorded = read_json(run.directory / RUN_META)
         facts |= {name: str(recorded[name]) for name in ("model", "data", "backend")}
         facts |= verdict_facts(Path(str(recorded["model"])))
+        facts |= prompt_facts(Path(str(recorded["model"])))
         decoding = recorded_decoding(run.directory) or {}
         facts["decoding"] = ", ".join(f"{name} {value}" for name, value in decoding.items())
         if "latents" in recorded:

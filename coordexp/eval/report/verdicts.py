@@ -1,4 +1,7 @@
-"""What gates between stages decided (`coordexp run`), for the report: facts of one run, or a page of all stages."""
+"""What gates between stages decided (`coordexp run`), for the report: facts of one run, or a page of all stages.
+
+A training run by itself has a page too, where there is something to tell of it: a latent prefix beside other prompts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import Any
 
 from coordexp.control.acceptance import VERDICT_FILE
 from coordexp.errors import RecordError
-from coordexp.eval.report.page import write_page
+from coordexp.eval.report.page import format_measure, write_page
+from coordexp.eval.trained.latents import prompt_rows
 from coordexp.files import read_json
 
 
@@ -49,6 +53,7 @@ def write_verdicts(folder: Path, output: Path) -> Path:
                 (one["text"], one["passed"], one["reason"], one["on_fail"]) for one in stage["criteria"]
             ],
             "verified": _verified(stage),
+            "prompts": _prompt_cells(_folder_of(stage, folder)),
         }
         for stage in read_stages(folder)
     ]
@@ -56,6 +61,31 @@ def write_verdicts(folder: Path, output: Path) -> Path:
     return write_page(
         output, "verdicts.html.jinja", title=folder.resolve().name, accepted=accepted, stages=stages
     )
+
+
+def holds_prompts(folder: Path) -> bool:
+    """Whether a folder is that of a training run with a latent prefix, which no gate has judged."""
+    return not holds_verdicts(folder) and bool(prompt_rows(folder))
+
+
+def write_prompts(folder: Path, output: Path) -> Path:
+    """One HTML file with the latent prefix of a training run beside other prompts."""
+    title = folder.resolve().name
+    return write_page(output, "prompts.html.jinja", title=title, prompts=_prompt_cells(folder))
+
+
+def _folder_of(stage: Mapping[str, Any], folder: Path) -> Path:
+    """Where a stage of `read_stages(folder)` ran."""
+    inside = folder / str(stage["stage"])
+    return inside if holds_verdicts(inside) else folder
+
+
+def _prompt_cells(run: Path) -> list[tuple[str, str, str, int]]:
+    """Rows of the table of prompts: words, nats a token, share of first tokens, step."""
+    return [
+        (row.prompt, format_measure(row.nll, 4), f"{row.first_token:.1%}", row.step)
+        for row in prompt_rows(run)
+    ]
 
 
 def _decision(stage: Mapping[str, Any]) -> str:

@@ -35,7 +35,6 @@ from coordexp.data.latent.spans import LatentQuestions, SpanMarker, padded
 from coordexp.errors import ConfigError
 from coordexp.head.token_metrics import TokenMetrics
 from coordexp.losses.inputs import LossInputs, SupervisedRows, cross_entropy_rows
-from coordexp.losses.latent.answers import first_open, within
 from coordexp.losses.latent.objective import KD, STAGE1, STATE_KD, LatentInputs, LatentObjective
 from coordexp.losses.objective import check_atoms_sum
 from coordexp.losses.stage1 import Stage1Terms, stage1_terms
@@ -50,6 +49,7 @@ from coordexp.rollout.types import RolloutRequest
 from coordexp.swift_bridge.trainer import SUPERVISION_KEYS
 from coordexp.trainers.datasets import EVAL, encode_datasets, evaluation_questions
 from coordexp.trainers.dry_run.run import EVAL_IMAGES
+from coordexp.trainers.latent.baselines import LatentBaselines, first_tokens_right, majority_share
 from coordexp.trainers.latent.forwards import ForwardRows, language_layers, run_rows, run_teacher
 from coordexp.trainers.latent.training import PrefixTraining
 from coordexp.trainers.stage1 import Stage1CoordTrainer
@@ -59,8 +59,6 @@ from coordexp.trainers.step.planners import COORD, TEXT, Totals
 logger = logging.getLogger(__name__)
 
 TEXT_STEP, LATENT_STEP = "T", "L"
-MOST_MAJORITY_ROWS = 5000
-"""Answers of the evaluation set that its most frequent first token is counted over."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,9 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
         language_layers(self.unwrapped_model, self.latent.state_layers)
         self._refuse_reentrant()
         self._has_warned = False
+        plain = partial(_plain, self.template)
+        self._baselines = LatentBaselines(self, self._latent.num_latents, self._opening, plain)
+        self.add_callback(self._baselines)
 
     @property
     def _latent(self) -> LatentPrefixSettings:
@@ -187,7 +188,7 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
             loss = loss * self.gradient_scale
             self.stop_if_not_finite(shares, meta.sample_ids, loss=loss)
         else:
-            self._log_text(model, inputs, meta)
+            self._log_text(model, inputs, meta, latent.places_R)
         if self.settings.sections.debug.enabled:
             scale = self.gradient_scale if in_training else 1.0
             parts = {name: float(share.detach()) for name, share in shares.items()}
@@ -365,16 +366,20 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
             numbers[nll] = (ce_R.sum(), float(ce_R.numel()))
             numbers |= self._numbers(Stage1Terms.merge([given.stage1.detach()]), tokens, meta.num_samples)
             if kind == LATENT_STEP:
-                numbers |= first_token_numbers(given.logits_RV.detach(), given.targets_R, given.places_R)
+                right = first_tokens_right(given.logits_RV.detach(), given.targets_R, given.places_R)
+                numbers[keys.LATENT_FIRST_TOKEN_ACC] = (right.first, right.num_answers)
+                numbers[keys.LATENT_FIRST_TOKEN_ACC_TOP5] = (right.among_5, right.num_answers)
         if meta.num_replaced:
             numbers[SAMPLES_REPLACED_TOTAL] = (float(meta.num_replaced), 1.0)
         self.add_metrics(numbers)
 
-    def _log_text(self, model: nn.Module, inputs: dict[str, Any], meta: BatchMeta) -> None:
+    def _log_text(self, model: nn.Module, inputs: dict[str, Any], meta: BatchMeta, places_R: Tensor) -> None:
         """In evaluation the same answers are read after the text, too."""
         logits_RV = run_rows(model, self.unwrapped_model, inputs, meta.rows.positions_R).logits_RV
         ce_R = cross_entropy_rows(logits_RV, meta.rows.targets_R)
+        right = first_tokens_right(logits_RV, meta.rows.targets_R, places_R)
         self.add_metrics({keys.LATENT_TEXT_NLL: (ce_R.sum(), float(ce_R.numel()))})
+        self.add_metrics({keys.LATENT_TEXT_FIRST_TOKEN_ACC: (right.first, right.num_answers)})
 
     def _log_gradients(self, step: int, shares: Mapping[str, Tensor], vectors: Vectors) -> None:
         if not self.gradients.is_due(step):
@@ -390,8 +395,10 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
 
     def window_metrics(self, mode: str) -> dict[str, float]:
         metrics = super().window_metrics(mode)
-        if mode == "eval" and self._majority is not None and EVAL_PREFIX + keys.LATENT_NLL in metrics:
-            metrics[EVAL_PREFIX + keys.LATENT_MAJORITY_FIRST_TOKEN] = self._majority
+        if mode == "eval" and EVAL_PREFIX + keys.LATENT_NLL in metrics:
+            if self._majority is not None:
+                metrics[EVAL_PREFIX + keys.LATENT_MAJORITY_FIRST_TOKEN] = self._majority
+            metrics |= {EVAL_PREFIX + key: value for key, value in self._baselines.take().items()}
         return metrics
 
     # what is trained and kept
@@ -443,34 +450,6 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
             raise ConfigError(
                 "latent_state_kd: the outputs of layers carry no gradient; write gradient_checkpointing: false."
             )
-
-
-def first_token_numbers(
-    logits_RV: Tensor, targets_R: Tensor, places_R: Tensor
-) -> dict[str, tuple[Tensor, float]]:
-    """`latent/first_token_acc` and its top-5 form, as numerators and denominators."""
-    first_R = within(places_R, 1)
-    ranked = logits_RV[first_R].topk(min(5, logits_RV.shape[-1]), dim=-1).indices
-    hits = ranked == targets_R[first_R].unsqueeze(-1)
-    count = float(hits.shape[0])
-    return {
-        keys.LATENT_FIRST_TOKEN_ACC: (hits[:, 0].sum().float(), count),
-        keys.LATENT_FIRST_TOKEN_ACC_TOP5: (hits.any(-1).sum().float(), count),
-    }
-
-
-def majority_share(answers: Any, tok: Any, opening: Sequence[int]) -> float | None:
-    """Share of the most frequent first token among the answers of a data set; None without one.
-
-    answers: EncodedSamples.
-    """
-    if answers is None:
-        return None
-    counts: Counter[int] = Counter()
-    for index in range(min(len(answers), MOST_MAJORITY_ROWS)):
-        answer = tok.encode(answers.row_at(index)["messages"][-1]["content"], add_special_tokens=False)
-        counts[answer[first_open(answer, opening)]] += 1
-    return counts.most_common(1)[0][1] / counts.total()
 
 
 def _plain(template: Any, features: list[dict[str, Any]]) -> dict[str, Any]:

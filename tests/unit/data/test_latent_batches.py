@@ -18,6 +18,7 @@ from coordexp.data.batch_meta import BatchMeta
 from coordexp.data.collator import with_meta
 from coordexp.data.dataset import read_training_rows
 from coordexp.data.latent.batches import LatentBatch, with_latents
+from coordexp.data.latent.other_prompts import OtherPrompts, PromptBatch, ShareOfSamples
 from coordexp.data.latent.spans import SPAN, LatentQuestions, SpanMarker, find_span, with_latent_tokens
 from coordexp.data.raw_samples import RawSamples
 from coordexp.data.samples import EncodedSamples
@@ -111,6 +112,45 @@ def test_a_batch_holds_both_forms(scenes: Path, template: Any, latent_ids: tuple
     assert marker(rows(scenes, "media_first")[0].row, features[0])[SPAN] == features[0][SPAN]
     with pytest.raises(ConfigError, match="does not train on packs"):
         collate([features[:2]])
+
+
+@pytest.mark.parametrize("order", ["media_first", "text_first"])
+def test_other_prompts_are_what_the_template_makes_of_them(scenes: Path, template: Any, order: str):
+    """A list of names with nothing in its place, and the first three tokens of the text as a text of its own."""
+    columns, tok = CoordColumns(CoordVocab.from_tokenizer(template.tokenizer).ids), template.tokenizer
+    prompt, plain = Prompt(user="Find: {classes}."), template.data_collator
+    cut = tok.decode(tok.encode(TEXT)[:3])
+    samples = EncodedSamples(rows(scenes, order), template, also=SpanMarker(tok))
+    batches = OtherPrompts.of(prompt, plain, tok, columns, [], 3)([samples[0], samples[2]])
+    for name, text in (("none", "Find: ."), ("cut", cut)):
+        encoded = [encode_sample(template, rows(scenes, order, text)[index].row) for index in (0, 2)]
+        wanted = plain(encoded)
+        found = PromptBatch(**batches[name])
+        assert torch.equal(found.inputs["input_ids"], wanted["input_ids"]), name
+        for key in ("attention_mask", "position_ids", "mm_token_type_ids", "pixel_values", "image_grid_thw"):
+            assert torch.equal(found.inputs[key], wanted[key]), (name, key)
+        assert torch.equal(found.inputs["input_ids"].flatten()[found.positions_R + 1], found.targets_R)
+        is_answer = wanted["labels"] != -100
+        assert sorted(found.targets_R) == sorted(wanted["labels"][is_answer])
+        first = found.targets_R[found.places_R == 0]
+        assert sorted(first) == sorted(
+            row[mask][0] for row, mask in zip(wanted["labels"], is_answer, strict=True)
+        )
+
+
+def test_a_prompt_without_a_list_leaves_no_text_and_ranks_share_the_samples(scenes: Path, template: Any):
+    columns, tok = CoordColumns(CoordVocab.from_tokenizer(template.tokenizer).ids), template.tokenizer
+    collate = OtherPrompts.of(Prompt(user=TEXT), template.data_collator, tok, columns, [], 3)
+    samples = EncodedSamples(rows(scenes, "media_first"), template, also=SpanMarker(tok))
+    (ids,) = collate([samples[0]])["none"]["inputs"]["input_ids"]
+    assert tok.decode(ids).split("<|vision_end|>")[1].startswith("<|im_end|>\n<|im_start|>assistant")
+    shares = [ShareOfSamples(samples, rank, 3) for rank in range(3)]  # 8 scenes: the third rank is one short
+    assert [len(share) for share in shares] == [3, 3, 3]
+    taught = [
+        [PromptBatch(**collate([share[i]])["cut"]).targets_R.numel() for i in range(3)] for share in shares
+    ]
+    labels = [sum(label != -100 for label in samples[index]["labels"]) for index in range(8)]
+    assert taught == [labels[0::3], labels[1::3], [*labels[2::3], 0]]
 
 
 def test_spans():

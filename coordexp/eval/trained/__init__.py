@@ -1,0 +1,1 @@
+"""What the training run of an evaluated checkpoint says of it."""
