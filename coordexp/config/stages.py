@@ -21,12 +21,30 @@ class StartFrom(Section):
     )
 
 
+class OfStage(Section):
+    """A number that an earlier stage, or the stage itself, has logged."""
+
+    stage: str | None = Field(
+        default=None, description="Name of an earlier stage. null: the stage itself; then of another metric."
+    )
+    metric: str | None = Field(default=None, description="null: the metric that is compared.")
+    at: Literal["last", "best"] = Field(
+        default="last",
+        description="last: its last record. best: the evaluation of the stage's best checkpoint.",
+    )
+
+
 class AcceptRule(Section):
     """A number that a stage must reach."""
 
     metric: str = Field(description="A key of the catalogue as it is logged, `eval_` included.")
     op: Literal[">=", ">", "<=", "<"] = Field(description="How it has to stand to the value.")
     value: float = Field(description="What it is compared with.")
+    of: OfStage | None = Field(
+        default=None,
+        description="It is compared with `value` times this number: `value: 0.9, of: {stage: text}` asks for nine "
+        "tenths of what stage text reached.",
+    )
     window: int = Field(default=1, ge=1, description="Records in a row whose mean is compared.")
     by_step: int | None = Field(
         default=None,
@@ -59,7 +77,7 @@ class Stage(Section):
     stop_when_accepted: bool = Field(
         default=False,
         description="End it at the first evaluation that meets all of `accept` (as `training.stop_when`), which then "
-        "may hold numbers of evaluations only, without `window` and `by_step`.",
+        "may hold numbers of evaluations only, without `window`, `by_step` and `of`.",
     )
 
 

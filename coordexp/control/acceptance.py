@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Literal
 
 from coordexp.errors import ConfigError
 
@@ -53,9 +54,26 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A number that a run has logged.
+
+    stage: whose; None for the run that is judged.  at: its last record, or that of its best checkpoint's step.
+    """
+
+    metric: str
+    stage: str | None = None
+    at: Literal["last", "best"] = "last"
+
+    def __str__(self) -> str:
+        of = "" if self.stage is None else f" of stage {self.stage}"
+        return f"{self.metric}{of}" + (", best checkpoint" if self.at == "best" else "")
+
+
+@dataclass(frozen=True)
 class Criterion:
     """`metric` `op` `value`, of the mean of `window` records in a row.
 
+    of: the metric is compared with `value` times this number.
     by_step: the mean has to be there in some window of records up to this step; None looks at the last window alone.
     """
 
@@ -65,6 +83,7 @@ class Criterion:
     window: int = 1
     by_step: int | None = None
     on_fail: OnFail = OnFail.STOP
+    of: Reference | None = None
 
     def __post_init__(self) -> None:
         if self.op not in OPERATORS:
@@ -75,7 +94,8 @@ class Criterion:
     def __str__(self) -> str:
         mean = "" if self.window == 1 else f", mean of {self.window} records"
         by = "" if self.by_step is None else f", by step {self.by_step}"
-        return f"{self.metric} {self.op} {self.value:g}{mean}{by}"
+        of = "" if self.of is None else f" x {self.of}"
+        return f"{self.metric} {self.op} {self.value:g}{of}{mean}{by}"
 
 
 @dataclass(frozen=True)
@@ -89,11 +109,33 @@ class Judgement:
     step: int | None = None
 
 
-def judge(criterion: Criterion, series: Sequence[tuple[int, float]]) -> Judgement:
+def judge(
+    criterion: Criterion, series: Sequence[tuple[int, float]], reference: tuple[int, float] | None = None
+) -> Judgement:
     """Hold a criterion against the records of its metric.
 
     series: (step, number) with steps ascending; NaN where a record had no finite number.
+    reference: step and number of `criterion.of`; None where it was never logged.
     """
+    if criterion.of is None:
+        return _judged(criterion, series)
+    if reference is None:
+        return Judgement(criterion, False, f"{criterion.of} was never logged")
+    step, number = reference
+    if not math.isfinite(number):
+        return Judgement(criterion, False, f"{criterion.of} is not finite at step {step}")
+    told = _judged(replace(criterion, value=criterion.value * number, of=None), series)
+    compared = f"{criterion.value:g} x {number:.6g} (step {step}) = {criterion.value * number:.6g}"
+    return replace(told, criterion=criterion, reason=f"{told.reason}; {compared}")
+
+
+def at_step(series: Sequence[tuple[int, float]], step: int | None = None) -> tuple[int, float] | None:
+    """The record of a step, the last one without; None where there is none."""
+    found = [record for record in series if step in (None, record[0])]
+    return found[-1] if found else None
+
+
+def _judged(criterion: Criterion, series: Sequence[tuple[int, float]]) -> Judgement:
     limit = criterion.by_step
     seen = [(step, value) for step, value in series if limit is None or step <= limit]
     until = "" if limit is None else f" up to step {limit}"

@@ -53,7 +53,8 @@ def why_not_reported(logged: str, variant: str, sections: Sections) -> str | Non
     """What is wrong with `logged` as the key of an evaluation's number; None where evaluation reports it."""
     if lookup(logged) is None:
         return f"not in the catalogue of metrics (runbooks/metrics.md){known_instead(logged)}"
-    known, name = evaluation_keys(variant, sections), logged.removeprefix(EVAL_PREFIX)
+    beside = keys_stage1.LATENT_BASELINES if sections.custom.latent_prefix is not None else ()
+    known, name = evaluation_keys(variant, sections) + beside, logged.removeprefix(EVAL_PREFIX)
     if logged.startswith(EVAL_PREFIX) and name in known:
         return None
     near = closest(name, known)

@@ -15,7 +15,7 @@ from coordexp.config.checks.validation import validate
 from coordexp.config.checks.yaml_tree import Tree, read_yaml
 from coordexp.config.run.run_problems import RunCheck
 from coordexp.config.stages import AcceptRule, Stage, StagesFile
-from coordexp.control.acceptance import VERDICT_FILE, Criterion, OnFail
+from coordexp.control.acceptance import VERDICT_FILE, Criterion, OnFail, Reference
 from coordexp.errors import ConfigError
 from coordexp.metrics.best import why_not_reported
 from coordexp.metrics.catalog import EVAL_PREFIX, lookup
@@ -184,7 +184,10 @@ def _assignment(name: str, value: Any) -> str:
 
 
 def _criterion(rule: AcceptRule) -> Criterion:
-    return Criterion(rule.metric, rule.op, rule.value, rule.window, rule.by_step, OnFail(rule.on_fail))
+    of = rule.of
+    reference = None if of is None else Reference(of.metric or rule.metric, of.stage, of.at)
+    on_fail = OnFail(rule.on_fail)
+    return Criterion(rule.metric, rule.op, rule.value, rule.window, rule.by_step, on_fail, reference)
 
 
 def _order_problems(file: StagesFile, tree: Tree) -> list[Problem]:
@@ -203,7 +206,45 @@ def _order_problems(file: StagesFile, tree: Tree) -> list[Problem]:
             )
             text = f"no earlier stage has this name{_instead(start.stage, names)}"
             problems.append(Problem(path, text, start.stage, place))
+        problems += _reference_problems(stage, index, names, tree)
         names.append(stage.name)
+    return problems
+
+
+def _reference_problems(stage: Stage, index: int, names: Sequence[str], tree: Tree) -> list[Problem]:
+    """Criteria that compare with a stage which does not come before, or with themselves."""
+    problems = []
+    for number, rule in enumerate(stage.accept):
+        if rule.of is None:
+            continue
+        path, where = f"stages[{index}].accept[{number}].of", ("stages", index, "accept", number, "of")
+        if rule.of.stage is None and rule.of.metric in (None, rule.metric):
+            text = "compares a number with itself; name an earlier stage, or another metric of this one."
+            problems.append(Problem(path, text, rule.of.metric, tree.place(where)))
+        elif rule.of.stage is not None and rule.of.stage not in names:
+            text = f"no earlier stage has this name{_instead(rule.of.stage, names)}"
+            problems.append(Problem(f"{path}.stage", text, rule.of.stage, tree.place((*where, "stage"))))
+    return problems
+
+
+def _compared_problems(
+    stage: Stage, index: int, stages: Mapping[str, PlannedStage], tree: Tree
+) -> list[Problem]:
+    """Numbers that the stage with which a criterion compares does not log, or has no best checkpoint for."""
+    problems = []
+    for number, rule in enumerate(stage.accept):
+        if rule.of is None:
+            continue
+        path, where = f"stages[{index}].accept[{number}].of", ("stages", index, "accept", number, "of")
+        name, metric = rule.of.stage or stage.name, rule.of.metric or rule.metric
+        config = stages[name].config
+        text = _unknown_metric(metric, config)
+        if text is not None:
+            text = f"of stage {name}: {text}"
+            problems.append(Problem(f"{path}.metric", text, metric, tree.place((*where, "metric"))))
+        elif rule.of.at == "best" and not (metric.startswith(EVAL_PREFIX) and _keeps_best(config)):
+            text = f"stage {name} has no evaluation of a best checkpoint with {metric}; write at: last."
+            problems.append(Problem(f"{path}.at", text, rule.of.at, tree.place((*where, "at"))))
     return problems
 
 
@@ -220,6 +261,7 @@ def _run_problems(stage: Stage, index: int, stages: Mapping[str, PlannedStage], 
             place = tree.place(("stages", index, "accept", number, "on_fail"))
             text = "the stage has no best checkpoint: it needs evaluations and a save_strategy."
             problems.append(Problem(f"{path}.on_fail", text, rule.on_fail, place))
+    problems += _compared_problems(stage, index, stages, tree)
     problems += _goal_problems(stage, index, tree)
     start = stage.start_from
     if start is not None:
@@ -242,10 +284,13 @@ def _goal_problems(stage: Stage, index: int, tree: Tree) -> list[Problem]:
     if not stage.accept:
         return [Problem(path, "there is nothing to accept: `accept` is empty.", True, place)]
     return [
-        Problem(path, f"accept[{number}] is not met by one evaluation: it needs a key of `eval_`, window 1, and no "
-                "by_step.", True, place)
+        Problem(path, f"accept[{number}] is not met by one evaluation: it needs a key of `eval_`, window 1, no by_step "
+                "and no `of`.", True, place)
         for number, rule in enumerate(stage.accept)
-        if not rule.metric.startswith(EVAL_PREFIX) or rule.window != 1 or rule.by_step is not None
+        if not rule.metric.startswith(EVAL_PREFIX)
+        or rule.window != 1
+        or rule.by_step is not None
+        or rule.of is not None
     ]  # fmt: skip
 
 

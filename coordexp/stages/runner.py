@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coordexp.config import load_run_config
-from coordexp.control.acceptance import Outcome, judge, outcome
+from coordexp.control.acceptance import Criterion, Outcome, at_step, judge, outcome
 from coordexp.errors import EXIT_FAILURE, ConfigError, CoordExpError
 from coordexp.files import folder_lock, log_tail, read_json
 from coordexp.models.checkpoints import (
@@ -24,6 +24,7 @@ from coordexp.models.checkpoints import (
     last_whole,
     mend_best_link,
     resumable,
+    step_of,
 )
 from coordexp.stages import processes, state
 from coordexp.stages.plan import PlannedStage, StagePlan, start_words
@@ -161,7 +162,9 @@ class StageRunner:
         """The verdict on a stage that is trained."""
         payloads = state.payloads_of(stage)
         best, last = mend_best_link(stage.output), last_whole(stage.output)
-        judgements = [judge(one, series_of(payloads, one.metric)) for one in stage.criteria]
+        judgements = [
+            judge(one, series_of(payloads, one.metric), self._reference(stage, one)) for one in stage.criteria
+        ]
         found = outcome(judgements)
         for one in judgements:
             said = "met" if one.passed else f"NOT met ({one.criterion.on_fail})"
@@ -182,6 +185,18 @@ class StageRunner:
             last=None if last is None else last.name,
             verified=verified,
         )
+
+    def _reference(self, stage: PlannedStage, criterion: Criterion) -> tuple[int, float] | None:
+        """Step and number that a criterion compares with, as the stage that it names logged them."""
+        wanted = criterion.of
+        if wanted is None:
+            return None
+        source = stage if wanted.stage is None else self.plan.stages[self.plan.index(wanted.stage)]
+        series = series_of(state.payloads_of(source), wanted.metric)
+        if wanted.at == "last":
+            return at_step(series)
+        best = mend_best_link(source.output)
+        return None if best is None else at_step(series, step_of(best))
 
     def _verified(self, stage: PlannedStage, best: Path | None, lock: int) -> dict[str, Any] | None:
         """What `verify-best` says of a stage, also if it was said before; None without a best checkpoint."""

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coordexp.control.acceptance import Criterion, Judgement, OnFail, Outcome, judge, outcome
+from coordexp.control.acceptance import (
+    Criterion,
+    Judgement,
+    OnFail,
+    Outcome,
+    Reference,
+    at_step,
+    judge,
+    outcome,
+)
 from coordexp.errors import ConfigError
 
 NAN = math.nan
@@ -45,6 +55,49 @@ def test_a_criterion_is_met_or_not(criterion, series, passed, found, step):
     assert (told.passed, told.step) == (passed, step)
     assert told.found == (None if found is None else pytest.approx(found, abs=1e-12))
     assert told.reason
+
+
+AS_GOOD = Criterion("f1", ">=", 0.9, of=Reference("f1", "text"))
+RELATIVE = [
+    # 0.9 x 0.5 = 0.45
+    (AS_GOOD, [(10, 0.44)], (500, 0.5), False, "0.44 at step 10; 0.9 x 0.5 (step 500) = 0.45"),
+    (AS_GOOD, [(10, 0.45)], (500, 0.5), True, "0.45 at step 10; 0.9 x 0.5 (step 500) = 0.45"),
+    (AS_GOOD, [(10, 0.2), (20, 0.46)], (500, 0.5), True, "0.46 at step 20; 0.9 x 0.5 (step 500) = 0.45"),
+    # the mean of 0.4 and 0.6 is no more than 1.25 x 0.4
+    (
+        replace(AS_GOOD, op=">", value=1.25, window=2),
+        [(1, 0.4), (2, 0.6)],
+        (9, 0.4),
+        False,
+        "0.5 at step 2; 1.25 x 0.4",
+    ),
+    (replace(AS_GOOD, by_step=1), [(1, 0.5), (2, 0.0)], (9, 0.5), True, "0.5 at step 1; 0.9 x 0.5"),
+    # missing and broken numbers
+    (AS_GOOD, [(10, 0.9)], None, False, "f1 of stage text was never logged"),
+    (AS_GOOD, [(10, 0.9)], (500, NAN), False, "f1 of stage text is not finite at step 500"),
+    (AS_GOOD, [], (500, 0.5), False, "f1 was never logged"),
+]
+
+
+@pytest.mark.parametrize(("criterion", "series", "reference", "passed", "reason"), RELATIVE)
+def test_a_criterion_compares_with_another_number(criterion, series, reference, passed, reason):
+    told = judge(criterion, series, reference)
+    assert told.passed is passed
+    assert reason in told.reason
+    assert told.criterion is criterion
+
+
+def test_what_is_compared_is_said_in_words():
+    assert str(AS_GOOD) == "f1 >= 0.9 x f1 of stage text"
+    best = Criterion("a", "<", 2, window=3, of=Reference("b", None, "best"))
+    assert str(best) == "a < 2 x b, best checkpoint, mean of 3 records"
+
+
+def test_a_record_is_that_of_a_step_or_the_last():
+    assert at_step(F1) == (300, 0.40)
+    assert at_step(F1, 200) == (200, 0.50)
+    assert at_step(F1, 250) is None
+    assert at_step([]) is None
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coordexp.cli.main import main
-from coordexp.control.acceptance import Criterion, OnFail
+from coordexp.control.acceptance import Criterion, OnFail, Reference
 from coordexp.errors import ConfigError
 from coordexp.stages.plan import load_stages, start_words
 
@@ -77,6 +77,58 @@ def test_a_stage_that_stops_when_accepted_hands_its_criteria_to_the_training(tmp
         {"metric": "eval_loss", "op": "<", "value": 2.0}
     ]
     assert two.config.sections.training.stop_when == []
+
+
+OF = (
+    GOOD
+    + """\
+    accept:
+      - {metric: eval_loss, op: "<=", value: 0.9, of: {stage: one}}
+      - {metric: eval_loss, op: "<", value: 1, of: {stage: one, metric: eval_token_acc, at: best}}
+      - {metric: eval_loss, op: "<", value: 2, of: {metric: eval_token_acc}}
+"""
+)
+
+
+def test_a_criterion_may_compare_with_another_number(tmp_path):
+    _, two = load_stages(written(tmp_path, OF)).stages
+    assert [one.of for one in two.criteria] == [
+        Reference("eval_loss", "one"),
+        Reference("eval_token_acc", "one", "best"),
+        Reference("eval_token_acc"),
+    ]
+    assert str(two.criteria[0]) == "eval_loss <= 0.9 x eval_loss of stage one"
+
+
+OF_MISTAKES = [
+    ("of: {stage: one}", "of: {stage: oen}", r"stages\[1\].accept\[0\].of.stage = .oen. in .*:12: .*did you mean one"),
+    ("of: {stage: one}", "of: {stage: two}", r"of.stage = .two. .*no earlier stage has this name; there are one"),
+    ("of: {stage: one}", "of: {stage: one, metric: eval_los}", r"accept\[0\].of.metric = .eval_los. .*of stage one: .*"
+     "did you mean eval_loss"),
+    ("of: {stage: one}", "of: {stage: one, metric: eval_rollout/f1}", r"of.metric = .eval_rollout/f1. .*of stage one: "
+     "the evaluation of trainer variant stage1_coord"),
+    ("metric: eval_token_acc, at", "metric: loss, at", r"accept\[1\].of.at = .best. .*no evaluation of a best"),
+    ("of: {metric: eval_token_acc}", "of: {metric: eval_loss}", r"accept\[2\].of .*compares a number with itself"),
+    ("of: {stage: one}", "of: {}", r"accept\[0\].of .*compares a number with itself"),
+    ("of: {stage: one}", "of: {stages: one}", r"accept\[0\].of.stages .*did you mean"),
+    ("of: {stage: one}", "of: {stage: one, at: end}", r"accept\[0\].of.at = .end. .*expected"),
+    ("run: run.yaml\n    accept", "run: quiet.yaml\n    accept", r"of stage one: the stage has no evaluation"),
+    ("    accept:\n      - {metric: eval_loss, op: \"<=\"", "    stop_when_accepted: true\n    accept:\n      - "
+     "{metric: eval_loss, op: \"<=\"", r"stages\[1\].stop_when_accepted .*accept\[0\] is not met by one .*no `of`"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "said"), OF_MISTAKES)
+def test_a_mistake_in_what_is_compared_is_named_with_its_place(tmp_path, old, new, said):
+    assert old in OF
+    with pytest.raises(ConfigError, match=f"(?s){said}"):
+        load_stages(written(tmp_path, OF.replace(old, new, 1)))
+
+
+def test_a_stage_that_comes_later_is_nothing_to_compare_with(tmp_path):
+    of = GOOD.replace("value: 2, window: 2, by_step: 9, on_fail: back_to_best", "value: 1, of: {stage: two}")
+    with pytest.raises(ConfigError, match=r"(?s)stages\[0\].accept\[0\].of.stage = .two. .*it is the first"):
+        load_stages(written(tmp_path, of))
 
 
 MISTAKES = [

@@ -125,6 +125,33 @@ def test_a_later_stage_starts_from_what_the_earlier_one_reached_and_nothing_is_d
         run(path)
 
 
+def test_a_stage_is_held_against_what_an_earlier_one_reached(stages, tmp_path):
+    """By the loss after the 4 steps of stage one, and after the 3 of stage two behind them."""
+    one, two = (float(np.abs(weights_after((4, 0.1), (n, 0.05))).sum()) for n in (0, 3))
+    path = stages()
+    text = path.read_text()
+    absolute = '{metric: eval_loss, op: "<", value: 3}'
+    assert absolute in text
+    for share, at, accepted in ((two / one + 0.001, "last", True), (two / one - 0.001, "best", False)):
+        relative = f'{{metric: eval_loss, op: "<", value: {share}, of: {{stage: one, at: {at}}}}}'
+        path.write_text(text.replace(absolute, relative))
+        verdict = run(path)
+        assert verdict["accepted"] is accepted
+        (criterion,) = verdict["stages"][1]["criteria"]
+        assert criterion["found"] == pytest.approx(two)
+        assert criterion["of"] == {"metric": "eval_loss", "stage": "one", "at": at}
+        assert criterion["reason"].endswith(f"{share:g} x {one:.6g} (step 4) = {share * one:.6g}")
+        said: list[str] = []
+        assert run(path, said) == verdict  # nothing is trained, and it is decided as before
+        assert {"one: trained already", "two: trained already"} <= set(said)
+    # as if step 3 had been the best one
+    path_of_state = tmp_path / "all" / "one" / "checkpoint-4" / "trainer_state.json"
+    path_of_state.write_text(json.dumps(json.loads(path_of_state.read_text()) | {"best_global_step": 3}))
+    (criterion,) = run(path, replaces=True)["stages"][1]["criteria"]
+    third = float(np.abs(weights_after((3, 0.1))).sum())
+    assert f" x {third:.6g} (step 3) = " in criterion["reason"]
+
+
 def test_a_stage_that_is_not_accepted_ends_it(stages, tmp_path):
     verdict = run(stages('{metric: eval_loss, op: "<", value: 0.1}'))
     assert not verdict["accepted"]
