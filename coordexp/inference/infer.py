@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -197,7 +196,7 @@ def load_backend(
 
     quiet()
     with ExitStack() as stack:
-        folder = stack.enter_context(_baked(model, latents)) if settings.backend == "vllm" else model
+        folder = stack.enter_context(_without_prefix(model)) if settings.backend == "vllm" else model
         template = load_template(folder, prompt=asking.prompt, trust_remote_code=settings.trust_remote_code)
         _check_template(template, asking)
         if settings.backend == "vllm":
@@ -230,25 +229,20 @@ def _check_template(template: Any, asking: Asking) -> None:
 
 
 @contextmanager
-def _baked(model: Path, latents: Latents | None) -> Iterator[Path]:
-    """The folder that an engine loads: the model's own, or until it is closed one with the vectors as rows.
+def _without_prefix(model: Path) -> Iterator[Path]:
+    """The folder that an engine loads, which takes every safetensors file for weights of the model.
 
-    An engine takes every safetensors file for weights of the model: where a prefix lies beside them, it is left out.
+    Where a prefix lies beside them: one without it, until it is closed.
     """
-    if latents is None and not (model / PREFIX_FILES[0]).is_file():
+    if not (model / PREFIX_FILES[0]).is_file():
         yield model
         return
-    from coordexp.models.latent_prefix.bake import bake_prefix
-
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / model.name
-        if latents is not None:
-            bake_prefix(model, latents.saved, folder)
-        else:
-            folder.mkdir()
-            for path in model.iterdir():
-                if path.name not in PREFIX_FILES:
-                    (folder / path.name).symlink_to(path.resolve())
+        folder.mkdir()
+        for path in model.iterdir():
+            if path.name not in PREFIX_FILES:
+                (folder / path.name).symlink_to(path.resolve())
         yield folder
 
 
@@ -285,20 +279,16 @@ def _hf_backend(
 def _vllm_backend(
     model: Path, template: Any, settings: InferSettings, form: AnswerForm, latents: Latents | None
 ) -> VllmOfflineBackend:
-    """latents: whose vectors are rows of the model; questions are asked with the latent tokens then."""
     import torch
 
-    from coordexp.rollout.backends.latent import latent_request
+    from coordexp.rollout.backends.vllm_latent import LatentVllmBackend
     from coordexp.rollout.backends.vllm_offline import VllmOfflineBackend
 
-    return VllmOfflineBackend(
-        settings.decoding,
-        model,
-        template,
-        dtype=getattr(torch, settings.torch_dtype),
-        form=form,
-        max_model_len=settings.max_model_len,
-        asked_as=None
-        if latents is None
-        else partial(latent_request, num_latents=latents.saved.settings.num_latents),
+    dtype = getattr(torch, settings.torch_dtype)
+    made: dict[str, Any] = {"dtype": dtype, "form": form, "max_model_len": settings.max_model_len}
+    if latents is None:
+        return VllmOfflineBackend(settings.decoding, model, template, **made)
+    vectors, embedding = latents.beside_engine(
+        model, dtype=dtype, trust_remote_code=settings.trust_remote_code
     )
+    return LatentVllmBackend(settings.decoding, model, template, vectors=vectors, embedding=embedding, **made)

@@ -17,6 +17,9 @@ from coordexp.inference.class_names import checked_classes, prompt_for
 from coordexp.inference.fingerprint import file_fingerprint
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from coordexp.models.latent_prefix.folder import SavedPrefix
     from coordexp.models.latent_prefix.prompts import PromptVectors
 
@@ -113,24 +116,31 @@ class Latents:
 
         return PromptVectors.of(self.saved, model, tok, source=self.folder, keep_prob=self.keep_prob)
 
+    def beside_engine(
+        self, model: Path, *, dtype: torch.dtype, trust_remote_code: bool
+    ) -> tuple[PromptVectors, nn.Module]:
+        """The vectors for an engine that loads a model itself, and the embedding of its tokens; both on the CPU.
+
+        Raises ConfigError as `vectors_for`.
+        """
+        from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+        loaded = AutoModelForImageTextToText.from_pretrained(
+            model, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+        vectors = self.vectors_for(loaded, AutoTokenizer.from_pretrained(model))
+        return vectors, loaded.get_input_embeddings()
+
 
 def check_backend(latents: Latents | None, backend: str) -> None:
     """ConfigError unless the backend can read the vectors."""
-    if latents is None or backend == "hf":
+    if latents is None or backend != "openai":
         return
-    if backend == "vllm" and latents.of_one_prompt is not None:
-        return  # baked for the engine
-    reason = (
-        "a server reads token ids, and no vectors"
-        if backend == "openai"
-        else "its prompts of embeddings (`EmbedsPrompt`, --enable-prompt-embeds) carry no pictures, and those with "
-        "pictures are token ids"
-    )
     raise ConfigError(
-        f"{latents.folder} holds a latent prefix, which --backend {backend} cannot read: {reason}. Write the vectors "
-        "of one prompt as rows of a checkpoint's embedding, which every engine reads: `coordexp model export-prefix "
-        "CHECKPOINT --classes NAME ... --out FOLDER --bake`; or use --backend hf, or --prompt-latents none to ask in "
-        "text."
+        f"{latents.folder} holds a latent prefix, which --backend openai cannot read: a server takes text and "
+        "pictures, and no vectors beside a picture. Write the vectors of one prompt as rows of a checkpoint's "
+        "embedding, which every server reads: `coordexp model export-prefix CHECKPOINT --classes NAME ... --out FOLDER "
+        "--bake`; or use --backend hf or vllm, or --prompt-latents none to ask in text."
     )
 
 

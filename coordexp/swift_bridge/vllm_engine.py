@@ -95,18 +95,22 @@ def submit(engine: Any, request_id: str, encoded: dict[str, Any], sampling: Any)
     engine._add_request(encoded, sampling, request_id)
 
 
-def engine_patches(engine: Any, encoded: dict[str, Any], sampling: Any) -> torch.Tensor | None:
-    """Patches [P, D] that the engine's own processor makes of an encoded conversation's picture; None without one."""
-    if not encoded.get("images"):
-        return None
-    prompt = {
+def prompt_with_picture(encoded: dict[str, Any]) -> dict[str, Any]:
+    """An encoded conversation with a picture, as vLLM's own prompt."""
+    return {
         "prompt_token_ids": encoded["input_ids"],
         "multi_modal_data": {"image": encoded["images"][0]},
         "mm_processor_kwargs": encoded.get("mm_processor_kwargs") or {},
     }
+
+
+def engine_patches(engine: Any, encoded: dict[str, Any], sampling: Any) -> torch.Tensor | None:
+    """Patches [P, D] that the engine's own processor makes of an encoded conversation's picture; None without one."""
+    if not encoded.get("images"):
+        return None
     core = engine.engine
     made = core.input_processor.process_inputs(
-        "patches", prompt, sampling, supported_tasks=core.get_supported_tasks()
+        "patches", prompt_with_picture(encoded), sampling, supported_tasks=core.get_supported_tasks()
     )
     patches_PD: torch.Tensor = made.mm_features[0].data.get_data()["pixel_values"]
     return patches_PD

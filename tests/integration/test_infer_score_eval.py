@@ -153,19 +153,19 @@ def test_a_killed_run_goes_on_where_it_was(nano_model: Path, scenes: Path, tmp_p
 def test_vllm_predicts_what_transformers_predicts(nano_model: Path, scenes: Path, tmp_path: Path):
     """Greedy in float32: the same prompts, tokens and log-probabilities.
 
-    Both read exported vectors of a latent prefix: transformers puts them in the place of the latent tokens' embeddings,
-    the engine loads a model in which they are rows.
+    Both read a latent prefix, each record with the vectors of its own list, some of them dropped; in the engine they
+    are embedded beside the picture, whose deepstack features are not theirs.
     """
     require_vllm()
-    model, names = tmp_path / "model", ["red box", "blue circle", "green triangle"]
-    latent_checkpoint(nano_model, model, "Detect {classes}.", 8)
-    data = asked_scenes(scenes, tmp_path / "data", [names])
-    done = run_coordexp("model", "export-prefix", model, "--classes", *names, "--out", tmp_path / "vectors")
-    assert done.returncode == 0, done.stderr[-3000:]
+    model = tmp_path / "model"
+    lists = [["red box", "blue circle", "green triangle"], ["black box", "red circle"]]
+    latent_checkpoint(nano_model, model, "Detect {classes}.", 8, keep_prob=0.7)
+    assert json.loads((model / "config.json").read_text())["vision_config"]["deepstack_visual_indexes"]
+    data = asked_scenes(scenes, tmp_path / "data", lists)
     for backend in ("hf", "vllm"):
         done = run_coordexp(
             "infer", "--model", model, "--data", data, "--output", tmp_path / backend, "--max-new-tokens", 48,
-            "--backend", backend, "--prompt-latents", tmp_path / "vectors",
+            "--backend", backend,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
     assert lines(tmp_path / "hf" / "gt_vs_pred.jsonl") == lines(tmp_path / "vllm" / "gt_vs_pred.jsonl")

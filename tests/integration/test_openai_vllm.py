@@ -1,5 +1,5 @@
-"""A real `vllm serve` of an exported folder behind `--backend openai`: it is asked as the checkpoint was trained, and
-answers as CoordExp and plain transformers do.
+"""A real `vllm serve` of an exported folder behind `--backend openai`: it is asked as the checkpoint was trained, here
+through the baked vectors of its prompt, and answers as CoordExp and plain transformers do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from coordexp.config.prompt import PROMPT_FILE, write_prompt
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
 START_S = 240.0
 NUM_TOKENS = 32
-PROMPT = Prompt(user="Find all.", system="You detect.", media_order="text_first")
+PROMPT = Prompt(user="Find {classes}.", system="You detect.", media_order="text_first")
 
 
 NUM_IMAGES = 16
@@ -44,12 +44,18 @@ class Served(NamedTuple):
 
 
 def adapted_checkpoint(base: Path, folder: Path) -> None:
-    """LoRA on both towers and offsets of the coordinate tokens, all far from zero, as a run leaves them."""
+    """LoRA on both towers and offsets of the coordinate tokens, all far from zero, as a run leaves them.
+
+    With a latent prefix of that model.
+    """
+    from support.latents import latent_checkpoint
     from support.stage1_head import load, with_lora
     from transformers import AutoTokenizer
 
     from coordexp.models.coord_offset import attach_coord_offset, save_coord_offset
+    from coordexp.models.model_files import PREFIX_FILES
 
+    base = latent_checkpoint(base, folder.with_name("base"), str(PROMPT.user), 4)
     model = load(base)
     ids = CoordVocab.from_tokenizer(AutoTokenizer.from_pretrained(base)).ids
     offset = attach_coord_offset(model, ids, tie_head=True)
@@ -59,16 +65,18 @@ def adapted_checkpoint(base: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     save_coord_offset(model, folder)
     write_prompt(folder, PROMPT)
+    for name in PREFIX_FILES:
+        (base / name).rename(folder / name)
 
 
 @pytest.fixture(scope="module")
 def exported(nano_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
+    checkpoint, baked = str(folder / "checkpoint-3"), str(folder / "baked")
     adapted_checkpoint(nano_model, folder / "checkpoint-3")
-    assert (
-        main(["model", "export", "--merge", str(folder / "checkpoint-3"), "--out", str(folder / "model")])
-        == 0
-    )
+    asked = ["--classes", "red box", "blue circle"]
+    assert main(["model", "export-prefix", checkpoint, *asked, "--out", baked, "--bake"]) == 0
+    assert main(["model", "export", baked, "--out", str(folder / "model")]) == 0
     return folder / "model"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -26,6 +26,9 @@ from coordexp.swift_bridge.vllm_engine import (
     stop_engine,
 )
 
+if TYPE_CHECKING:
+    from coordexp.rollout.decoding.vllm_requests import Submit
+
 
 class VllmOfflineBackend(RolloutBackend):
     """Decoding as the settings say, with a log-probability for every token.
@@ -35,8 +38,7 @@ class VllmOfflineBackend(RolloutBackend):
     form: of the answers, which guided decoding keeps to; None: CoordJSON.
     template: of the checkpoint (`coordexp.swift_bridge.checkpoint.load_template`).
     max_model_len: longest prompt with its answer, in tokens; None takes the model's own.
-    asked_as: makes of a question the one that the engine is asked; None: itself.
-
+    submitted_by: as in `RequestRunner`.
     when_closed: called when the engine is gone, which until then may read files of the checkpoint.
 
     Raises ConfigError without vLLM, RolloutError when the engine does not start.
@@ -53,11 +55,10 @@ class VllmOfflineBackend(RolloutBackend):
         dtype: torch.dtype,
         form: AnswerForm | None = None,
         max_model_len: int | None = None,
-        asked_as: Callable[[RolloutRequest], RolloutRequest] | None = None,
+        submitted_by: Submit | None = None,
         gpu_memory_utilization: float = 0.9,
     ) -> None:
         super().__init__()
-        self._asked_as = asked_as
         self.when_closed: Callable[[], object] = lambda: None
         if importlib.util.find_spec("vllm") is None:
             raise ConfigError(
@@ -94,7 +95,11 @@ class VllmOfflineBackend(RolloutBackend):
                 "above; where memory is short, give --max-model-len or a smaller --batch-size, or use --backend hf."
             ) from error
         self._runner = RequestRunner(
-            self._engine, self.name, num_running=settings.decode_batch_size, fresh_limit=no_limit
+            self._engine,
+            self.name,
+            num_running=settings.decode_batch_size,
+            fresh_limit=no_limit,
+            submitted_by=submitted_by,
         )
         self._stop_ids = stop_token_ids(template, None)
         self._pieces = pieces_of(template.tokenizer)
@@ -128,7 +133,7 @@ class VllmOfflineBackend(RolloutBackend):
         guide = GuideRules.of(self.settings, self._form, limit=max_new_tokens)
         with timed() as seconds:
             outputs = self._runner.run(
-                [request if self._asked_as is None else self._asked_as(request) for request in requests],
+                requests,
                 lambda request: sampling_params(
                     self.settings,
                     max_new_tokens=max_new_tokens,

@@ -27,6 +27,8 @@ from coordexp.rollout.types import RequestError, Rollout, RolloutRequest
 from coordexp.swift_bridge.vllm_engine import MAX_IMAGES, encode_for_vllm, submit
 
 ENCODING_THREADS = 4
+Submit = Callable[[str, RolloutRequest, dict[str, Any], SamplingParams], None]
+"""Queues a question: its id in the engine, what it asks, what `encode_request` made of it, how it is answered."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -141,15 +143,23 @@ class RequestRunner:
     Arguments:
         engine: a GRPOVllmEngine (`coordexp.swift_bridge.vllm_engine.build_vllm_engine`).
         fresh_limit: makes the limit of each next answer, where a call has none.
+        submitted_by: None: what was encoded goes to the engine as it is.
     """
 
     def __init__(
-        self, engine: Any, backend: str, *, num_running: int, fresh_limit: Callable[[], TimeLimit]
+        self,
+        engine: Any,
+        backend: str,
+        *,
+        num_running: int,
+        fresh_limit: Callable[[], TimeLimit],
+        submitted_by: Submit | None = None,
     ) -> None:
         self._engine = engine
         self._backend = backend
         self._num_running = num_running
         self._fresh_limit = fresh_limit
+        self._submit: Submit = submitted_by or self._as_it_is
         self._numbers = itertools.count()
 
     def run(
@@ -175,7 +185,7 @@ class RequestRunner:
                 for index, inputs in self._refill(encoded, len(outputs) + len(running), len(running)):
                     engine_id = f"{self._backend}-{next(self._numbers)}"
                     with self.failures(names[index]):
-                        submit(self._engine, engine_id, inputs, sampling(requests[index]))
+                        self._submit(engine_id, requests[index], inputs, sampling(requests[index]))
                     running[engine_id] = index, inputs["input_ids"]
                 waiting = [requests[index] for index, _ in running.values()]
                 with self.failures(batch_name(waiting)):
@@ -216,6 +226,11 @@ class RequestRunner:
         self, encoded: Iterator[dict[str, Any]], next_index: int, num_running: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         return zip(itertools.count(next_index), itertools.islice(encoded, self._num_running - num_running))
+
+    def _as_it_is(
+        self, engine_id: str, _request: RolloutRequest, inputs: dict[str, Any], sampling: SamplingParams
+    ) -> None:
+        submit(self._engine, engine_id, inputs, sampling)
 
     def _encode(self, named: tuple[str, RolloutRequest]) -> dict[str, Any]:
         name, request = named

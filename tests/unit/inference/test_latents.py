@@ -22,6 +22,7 @@ from coordexp.inference.settings import InferSettings
 from coordexp.models.export import export_model
 from coordexp.models.latent_prefix.folder import PREFIX_FILE, PREFIX_WEIGHTS, read_prefix
 from coordexp.models.model_files import PREFIX_FILES
+from coordexp.rollout.backends.vllm_latent import as_engine_rows
 
 PROMPT = "Detect {classes}."
 NAMES = [["red box", "blue circle", "green box"], ["black triangle", "red circle"]]
@@ -146,7 +147,10 @@ def test_vectors_of_another_prompt_are_refused(checkpoint: Path, data: Path, tmp
 @pytest.mark.parametrize(
     ("settings", "fault"),
     [
-        ({"backend": "vllm"}, r"--backend vllm cannot read: .*EmbedsPrompt.*export-prefix .* --bake"),
+        (
+            {"backend": "openai", "base_url": "http://127.0.0.1:9/v1", "served_model": "model"},
+            r"--backend openai cannot read: .*no vectors beside a picture.*export-prefix .* --bake",
+        ),
         ({"prompt_latents": "nowhere"}, "--prompt-latents nowhere: holds no latent_prefix.json"),
         ({"prompt_latents": "none", "keep_prob": 0.5}, "--keep-prob is of a latent prefix"),
         ({"keep_prob": 0.0}, "--keep-prob 0: expected a probability above 0"),
@@ -155,6 +159,12 @@ def test_vectors_of_another_prompt_are_refused(checkpoint: Path, data: Path, tmp
 def test_what_cannot_be_is_refused(checkpoint: Path, data: Path, tmp_path: Path, settings: Any, fault: str):
     with pytest.raises(ConfigError, match=fault):
         Inference.prepare(checkpoint, data, tmp_path / "out", InferSettings(**settings))
+
+
+def test_an_engine_adds_nothing_to_vectors_in_its_deepstack_layers():
+    """Its rows are an embedding, then what is added to each of the first layers of the language model."""
+    rows = as_engine_rows(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), levels=2)
+    assert rows.tolist() == [[1, 2, 0, 0, 0, 0], [3, 4, 0, 0, 0, 0]]
 
 
 def test_vectors_are_kept_as_in_training_or_it_is_said(
