@@ -134,7 +134,15 @@ class Latents:
 
 def check_backend(latents: Latents | None, backend: str) -> None:
     """ConfigError unless the backend can read the vectors."""
-    if latents is None or backend != "openai":
+    if latents is None or backend == "hf":
+        return
+    if latents.saved.settings.deep is not None:
+        raise ConfigError(
+            f"{latents.folder} holds a deep prefix, which --backend {backend} cannot read: it takes no key/value "
+            "vectors of layers, and no rows of an embedding stand for them. Use --backend hf, or --prompt-latents none "
+            "to ask in text."
+        )
+    if backend == "vllm":
         return
     raise ConfigError(
         f"{latents.folder} holds a latent prefix, which --backend openai cannot read: a server takes text and "

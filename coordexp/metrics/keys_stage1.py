@@ -362,6 +362,13 @@ LATENT_PREFIX_RMS = LATENT.define(
     when=_LATENT,
     over="prompts",
 )
+LATENT_DEEP_RMS = LATENT.define(
+    "latent/deep_rms",
+    Kind.GAUGE,
+    "Root mean square of the values of the deep prefix; 0 is none at all.",
+    when=f"{_LATENT} with custom.latent_prefix.deep",
+    over="micro-steps",
+)
 LATENT_TEXT_RMS = LATENT.define(
     "latent/text_rms",
     Kind.GAUGE,

@@ -1,4 +1,4 @@
-"""Training with a latent prefix, LoRA and coordinate offsets through `swift sft`: steps, files, resuming, the best."""
+"""A latent prefix, a deep one too, LoRA and offsets trained by `swift sft`: steps, files, resuming, the best."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ M = 7
 PREFIX: dict[str, Any] = {
     "num_latents": M,
     "encoder": {"width": 16, "heads": 2, "layers": 1, "mlp_width": 16},
+    "deep": {"num": 3},
     "language_model": "tuned",
     "learning_rate": 0.01,
     "text_share": 0.5,
@@ -105,6 +106,7 @@ def test_steps_say_how_they_were_prompted_and_what_they_taught(run: Path):
         assert metrics["latent/keep_prob"] == pytest.approx(0.8 + 0.05 * min(number - 1, 4))
         assert ("latent/nll_per_token" in metrics) == (number % 2 == 1)
         assert ("latent/text_nll_per_token" in metrics) == (number % 2 == 0)
+        assert (metrics["latent/deep_rms"] == 0) == (number == 1)  # it adds nothing before it has learned
         norms = {name: metrics[f"latent/grad_norm/{name}"] for name in wanted}
         assert (norms["latent_align"] > 0) == (number > 1)  # at first the vectors are the text's
         # stage 1 on a text-prompted step does not reach the vectors
@@ -198,6 +200,8 @@ def test_a_checkpoint_holds_everything_that_was_trained(run: Path, model: Path):
         assert any(
             tensor.abs().max() > 0.01 for name, tensor in saved.weights.items() if "write.weight" in name
         )
+        assert saved.deep_weights.keys() == {"deep.keys_LKDE", "deep.values_LKDE"}
+        assert (saved.weights["deep.values_LKDE"].flatten(1).abs().amax(1) > 0.01).all()  # of every layer
         assert load_file(checkpoint / OFFSET_FILE)["embed"].abs().max() > 0
         lora = load_file(checkpoint / "adapter_model.safetensors")
         assert not any("latent_prefix" in name for name in lora)  # all-linear leaves the encoder alone

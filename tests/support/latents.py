@@ -10,23 +10,38 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from coordexp.config.prompt import write_prompt
 from coordexp.config.schema.prompt import Prompt
+from coordexp.models.latent_prefix.deep import DeepSettings
 from coordexp.models.latent_prefix.folder import base_hash, trained_state, write_prefix
 from coordexp.models.latent_prefix.prefix import LatentPrefix, PrefixSettings
 from coordexp.models.latent_prefix.vocabulary import add_latent_tokens
 
 
 def latent_checkpoint(
-    model: Path, folder: Path, prompt: str, num_latents: int, *, trained: bool = True, keep_prob: float = 1.0
+    model: Path,
+    folder: Path,
+    prompt: str,
+    num_latents: int,
+    *,
+    trained: bool = True,
+    keep_prob: float = 1.0,
+    num_deep: int | None = None,
 ) -> Path:
-    """`model` with latent tokens and an encoder.  trained: whose vectors are no longer the means of the text."""
+    """`model` with latent tokens and an encoder.
+
+    trained: whose vectors are no longer the means of the text, and a deep prefix, if any, no longer without effect.
+    """
     add_latent_tokens(model, folder, num_latents)
     loaded = AutoModelForImageTextToText.from_pretrained(folder)
     torch.manual_seed(1)
-    hidden = loaded.config.get_text_config().hidden_size
-    prefix = LatentPrefix(PrefixSettings(num_latents, hidden, width=16, heads=2, layers=1, mlp_width=16))
+    text = loaded.config.get_text_config()
+    deep = None if num_deep is None else DeepSettings.of(num_deep, text)
+    encoder = {"width": 16, "heads": 2, "layers": 1, "mlp_width": 16}
+    prefix = LatentPrefix(PrefixSettings(num_latents, text.hidden_size, **encoder, deep=deep))
     assert prefix.resampler is not None
     if trained:
         torch.nn.init.normal_(prefix.resampler.write.weight, std=0.5)
+        if prefix.deep is not None:
+            torch.nn.init.normal_(prefix.deep.values_LKDE)
     base = base_hash(loaded, AutoTokenizer.from_pretrained(folder))
     write_prefix(folder, trained_state(prefix, keep_prob=keep_prob, base=base))
     write_prompt(folder, Prompt(user=prompt))

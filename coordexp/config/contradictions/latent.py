@@ -30,6 +30,11 @@ def latent_problems(
             (*_HERE, "source"),
             "static vectors stand for one text, and custom.prompt differs from record to record; use encoder.",
         )
+    if settings.deep is not None and swift.get("attn_impl") not in (None, "sdpa"):
+        yield (
+            (*_HERE, "deep"),
+            f"is read beside attn_impl: sdpa, and this run has {swift['attn_impl']}; write attn_impl: sdpa.",
+        )
     if settings.language_model == "frozen":
         if swift.get("tuner_type") not in (None, "full"):
             yield (

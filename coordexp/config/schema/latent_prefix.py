@@ -42,6 +42,12 @@ class LatentEncoder(Section):
         return self
 
 
+class LatentDeep(Section):
+    """Key/value vectors of every layer of the language model, beside the latent vectors; they add nothing at first."""
+
+    num: int = Field(ge=1, le=256, description="D; vectors that each layer reads, the same for every prompt.")
+
+
 class LatentKeep(Section):
     """Latent dropout: each vector is kept with this probability, otherwise it is zero."""
 
@@ -227,6 +233,11 @@ class LatentPrefixSettings(Section):
         "one prompt, started from its text.",
     )
     encoder: LatentEncoder = LatentEncoder()
+    deep: LatentDeep | None = Field(
+        default=None,
+        description="Key/value vectors for every layer beside the M vectors (`deep: {num: 8}`), under attn_impl: sdpa "
+        "and for --backend hf alone; a stage may add them to the prefix of an earlier one. null: none.",
+    )
     start_from: str | None = Field(
         default=None,
         min_length=1,

@@ -32,11 +32,17 @@ def bake_prefix(
     base: model that a LoRA checkpoint belongs to; by default the one it names itself.
 
     Raises:
-        ConfigError: `saved` holds no vectors, the tokenizer no latent tokens, or `output_dir` is not empty.
+        ConfigError: `saved` holds no vectors, or a deep prefix, the tokenizer no latent tokens, or `output_dir` is not
+            empty.
     """
     checkpoint = Path(checkpoint)
     if saved.vectors_MH is None:
         raise ConfigError("only the vectors of one prompt can be rows of an embedding; export them first.")
+    if saved.settings.deep is not None:
+        raise ConfigError(
+            "a deep prefix cannot be baked: its keys and values are no rows of an embedding, and no plain checkpoint "
+            "holds them. Ask through the prefix by --backend hf, or train one without custom.latent_prefix.deep."
+        )
     source = base or (base_model(checkpoint) if is_adapter(checkpoint) else checkpoint)
     tok: Any = AutoTokenizer.from_pretrained(source)
     num_latents = saved.settings.num_latents

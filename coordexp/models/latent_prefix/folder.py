@@ -27,16 +27,19 @@ from coordexp.codec.coord_vocab import Tokenizer
 from coordexp.errors import ConfigError
 from coordexp.files import read_json, write_json
 from coordexp.models import checkpoints
+from coordexp.models.latent_prefix.deep import DeepPrefix, DeepSettings
 from coordexp.models.latent_prefix.prefix import LatentPrefix, PrefixSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PREFIX_FILE, PREFIX_WEIGHTS = checkpoints.PREFIX_FILE, checkpoints.PREFIX_WEIGHTS
-PREFIX_VERSION = 1
+PREFIX_VERSION, DEEP_VERSION = 1, 2
+"""Without a deep prefix, which releases that know none still read, and with one."""
 VECTORS = "vectors_MH"
 """Tensor of an exported prompt; those of the module begin with WEIGHT."""
 WEIGHT = "prefix."
+DEEP = "deep."
 PROBE_TOLERANCE = 0.1
 """Of logits, relative to their spread; another dtype moves them by a tenth of that."""
 _HASHED_ROWS = 256
@@ -52,7 +55,7 @@ class SavedPrefix:
     base_probe: what that model answered to a fixed text (`base_probe`), LoRA and offsets included; empty: not known.
     keep_prob: of latent dropout when it was saved.
     prompt: the text that `vectors_MH` stand for, or that static vectors were started from.
-    weights: parameters of `LatentPrefix` by name; empty for an exported prompt alone.
+    weights: parameters of `LatentPrefix` by name; of an exported prompt alone, those of its deep prefix if any.
     vectors_MH: of an exported prompt, float32.
     """
 
@@ -63,6 +66,11 @@ class SavedPrefix:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     vectors_MH: Tensor | None = None
     base_probe: tuple[float, ...] = ()
+
+    @property
+    def deep_weights(self) -> dict[str, Tensor]:
+        """Those of `weights` that belong to the deep prefix."""
+        return {name: tensor for name, tensor in self.weights.items() if name.startswith(DEEP)}
 
 
 def trained_state(
@@ -90,9 +98,9 @@ def write_prefix(folder: str | Path, saved: SavedPrefix) -> None:
     unfinished = folder / f".{PREFIX_WEIGHTS}.unfinished"
     save_file(tensors, unfinished, metadata={"format": "pt"})
     unfinished.replace(folder / PREFIX_WEIGHTS)
-    settings = asdict(saved.settings)
+    settings = {name: value for name, value in asdict(saved.settings).items() if value is not None}
     content = {
-        "version": PREFIX_VERSION,
+        "version": PREFIX_VERSION if saved.settings.deep is None else DEEP_VERSION,
         "num_latents": settings.pop("num_latents"),
         "source": settings.pop("source"),
         "settings": settings,
@@ -111,14 +119,16 @@ def read_prefix(folder: str | Path) -> SavedPrefix | None:
         return None
     content = read_json(path, error=ConfigError)
     version = content.get("version") if isinstance(content, dict) else None
-    if version != PREFIX_VERSION:
+    if version not in (PREFIX_VERSION, DEEP_VERSION):
         raise ConfigError(
-            f"{path}: version {version!r}; this release of coordexp reads version {PREFIX_VERSION}. Install the "
-            "release that wrote it."
+            f"{path}: version {version!r}; this release of coordexp reads versions {PREFIX_VERSION} and "
+            f"{DEEP_VERSION}. Install the release that wrote it."
         )
     try:
+        sizes = dict(content["settings"])
+        deep = DeepSettings(**sizes.pop("deep")) if version == DEEP_VERSION else None
         settings = PrefixSettings(
-            num_latents=content["num_latents"], source=content["source"], **content["settings"]
+            num_latents=content["num_latents"], source=content["source"], deep=deep, **sizes
         )
         tensors = load_file(Path(folder) / PREFIX_WEIGHTS)
         saved = SavedPrefix(
@@ -145,7 +155,7 @@ def read_prefix(folder: str | Path) -> SavedPrefix | None:
 
 def build_prefix(saved: SavedPrefix, *, source: str | Path = PREFIX_FILE) -> LatentPrefix:
     """The module with its weights; ConfigError for a folder that holds an exported prompt alone."""
-    if not saved.weights:
+    if len(saved.weights) == len(saved.deep_weights):
         raise ConfigError(
             f"{source}: holds the vectors of one prompt, and no encoder to make others; take the checkpoint they were "
             "exported from."
@@ -155,9 +165,25 @@ def build_prefix(saved: SavedPrefix, *, source: str | Path = PREFIX_FILE) -> Lat
     return prefix
 
 
+def build_deep(saved: SavedPrefix) -> DeepPrefix | None:
+    """The deep prefix of a folder, with its weights; None for a folder without."""
+    if saved.settings.deep is None:
+        return None
+    deep = DeepPrefix(saved.settings.deep)
+    deep.load_state_dict({name.removeprefix(DEEP): tensor for name, tensor in saved.deep_weights.items()})
+    return deep
+
+
 def load_weights(prefix: LatentPrefix, saved: SavedPrefix, *, source: str | Path) -> None:
-    """Fill a module from a folder; ConfigError when it has other settings."""
+    """Fill a module from a folder; ConfigError when it has other settings.
+
+    A folder without a deep prefix leaves a new one as it is, which adds nothing at first.
+    """
     ours, theirs = asdict(prefix.settings), asdict(saved.settings)
+    weights = dict(saved.weights)
+    if prefix.deep is not None and saved.settings.deep is None:
+        del ours["deep"]
+        weights |= {DEEP + name: tensor for name, tensor in prefix.deep.state_dict().items()}
     differing = [
         f"{name}: {theirs[name]} there, {ours[name]} here" for name in ours if ours[name] != theirs[name]
     ]
@@ -166,7 +192,7 @@ def load_weights(prefix: LatentPrefix, saved: SavedPrefix, *, source: str | Path
             f"{source}: holds a latent prefix of other settings ({'; '.join(differing)}). Set custom.latent_prefix to "
             "what it was trained with."
         )
-    prefix.load_state_dict(dict(saved.weights))
+    prefix.load_state_dict(weights)
 
 
 def base_hash(model: nn.Module, tok: Tokenizer) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from coordexp.errors import ContractError
 from coordexp.models.embeds_hook import embeds_replaced
+from coordexp.models.latent_prefix.deep import DeepPrefix, deep_in_place
 
 MakeVectors = Callable[[nn.Module], Tensor]
 """The embedding module, within its own call, to vectors [S, M, H]: weights that are partitioned elsewhere are there."""
@@ -53,12 +54,15 @@ def check_places(input_ids_BT: Tensor, latent_ids: Sequence[int], num_samples: i
 
 
 @contextmanager
-def latents_in_place(model: nn.Module, latent_ids_M: Tensor, vectors: Tensor | MakeVectors) -> Iterator[None]:
+def latents_in_place(
+    model: nn.Module, latent_ids_M: Tensor, vectors: Tensor | MakeVectors, deep: DeepPrefix | None = None
+) -> Iterator[None]:
     """Within this context the embedding module of `model` gives `vectors` for latent tokens.
 
     Arguments:
         model: has `get_input_embeddings`; unwrapped from DDP or DeepSpeed.
         vectors: float [S, M, H], or what makes them, inside the forward of the model.
+        deep: what the layers read beside; the model is ready for it (`deep.read_deep`).
 
     Raises:
         ContractError: the model did not embed a batch of token ids [B, T] within the context.
@@ -68,5 +72,5 @@ def latents_in_place(model: nn.Module, latent_ids_M: Tensor, vectors: Tensor | M
         found = vectors if isinstance(vectors, Tensor) else vectors(module)
         return place_vectors(embeds, input_ids_BT, latent_ids_M, found)
 
-    with embeds_replaced(model, replace, what="a forward with a latent prefix"):
+    with deep_in_place(model, deep), embeds_replaced(model, replace, what="a forward with a latent prefix"):
         yield

@@ -2,6 +2,7 @@
 
 source encoder   made from the text's embeddings by resampler and adapter, so for any prompt
 source static    M free vectors, started from one text
+deep             beside either, key and value vectors for every layer
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from coordexp.errors import ConfigError
 from coordexp.models.latent_prefix.adapter import Adapter
+from coordexp.models.latent_prefix.deep import DeepPrefix, DeepSettings
 from coordexp.models.latent_prefix.dropout import drop_latents
 from coordexp.models.latent_prefix.resampler import Resampler, rms, segment_means
 
@@ -22,7 +24,10 @@ Source = Literal["encoder", "static"]
 
 @dataclass(frozen=True)
 class PrefixSettings:
-    """What a prefix is made of; `width`, `heads`, `layers` and `mlp_width` are those of the encoder and its adapter."""
+    """What a prefix is made of; `width`, `heads`, `layers` and `mlp_width` are those of the encoder and its adapter.
+
+    deep: None for a prefix without.
+    """
 
     num_latents: int
     hidden: int
@@ -31,6 +36,7 @@ class PrefixSettings:
     heads: int = 4
     layers: int = 2
     mlp_width: int = 512
+    deep: DeepSettings | None = None
 
     def __post_init__(self) -> None:
         if self.num_latents < 1:
@@ -53,15 +59,16 @@ class LatentPrefix(nn.Module):
         self.vectors_MH: nn.Parameter | None = None
         if settings.source == "static":
             self.vectors_MH = nn.Parameter(torch.zeros(settings.num_latents, settings.hidden))
-            return
-        self.resampler = Resampler(
-            settings.hidden,
-            settings.num_latents,
-            width=settings.width,
-            heads=settings.heads,
-            layers=settings.layers,
-        )
-        self.adapter = Adapter(settings.hidden, width=settings.mlp_width)
+        else:
+            self.resampler = Resampler(
+                settings.hidden,
+                settings.num_latents,
+                width=settings.width,
+                heads=settings.heads,
+                layers=settings.layers,
+            )
+            self.adapter = Adapter(settings.hidden, width=settings.mlp_width)
+        self.deep = None if settings.deep is None else DeepPrefix(settings.deep)
 
     @torch.no_grad()
     def start_from(self, text_BLH: Tensor, mask_BL: Tensor) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from coordexp.codec.coord_vocab import Tokenizer
 from coordexp.codec.latent_vocab import LatentVocab
 from coordexp.errors import ConfigError
+from coordexp.models.latent_prefix.deep import DeepPrefix, read_deep
 from coordexp.models.latent_prefix.dropout import keep_mask, prompt_key
-from coordexp.models.latent_prefix.folder import SavedPrefix, build_prefix, check_base
+from coordexp.models.latent_prefix.folder import SavedPrefix, build_deep, build_prefix, check_base
 from coordexp.models.latent_prefix.prefix import LatentPrefix
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class PromptVectors:
 
     latent_ids_M: int64, of the latent tokens.  keep_prob: of the vectors; 1 keeps all.
     prefix: makes them of a text; None: `vectors_MH` are those of `prompt` alone.
+    deep: what the layers of the model read beside them; None: nothing.
     """
 
     tok: Tokenizer
@@ -35,6 +37,7 @@ class PromptVectors:
     prefix: LatentPrefix | None
     vectors_MH: Tensor | None
     prompt: str | None = None
+    deep: DeepPrefix | None = None
 
     @classmethod
     def of(
@@ -46,27 +49,33 @@ class PromptVectors:
         source: str | Path,
         keep_prob: float | None = None,
     ) -> PromptVectors:
-        """What a folder holds, for `model`, in evaluation mode and on its device.
+        """What a folder holds, for `model`, in evaluation mode and on its device; the model can read it then.
 
         source: the folder, which errors name.
         keep_prob: in place of the one it was trained with; of an exported prompt, whose vectors are settled, none.
 
-        Raises ConfigError for another base model, or a tokenizer without the latent tokens.
+        Raises ConfigError for another base model, a tokenizer without the latent tokens, or an attention that reads no
+        deep prefix.
         """
         check_base(saved, model, tok, source=source)
         weight_VH = cast("PreTrainedModel", model).get_input_embeddings().weight
         assert isinstance(weight_VH, Tensor)
         device = weight_VH.device
         ids_M = torch.tensor(LatentVocab.from_tokenizer(tok, saved.settings.num_latents).ids, device=device)
+        deep = build_deep(saved)
+        if deep is not None:
+            read_deep(model)
+            deep.to(device).eval().requires_grad_(False)
         if saved.vectors_MH is not None:
             if keep_prob is not None:
                 raise ConfigError(
                     f"{source}: holds the vectors of one prompt, as they were exported; a keep probability has no "
                     "effect on them any more. Give it to `coordexp model export-prefix`."
                 )
-            return cls(tok, ids_M, 1.0, None, saved.vectors_MH.to(device), saved.prompt)
+            return cls(tok, ids_M, 1.0, None, saved.vectors_MH.to(device), saved.prompt, deep)
         prefix = build_prefix(saved, source=source).to(device).eval().requires_grad_(False)
-        return cls(tok, ids_M, saved.keep_prob if keep_prob is None else keep_prob, prefix, None)
+        kept = saved.keep_prob if keep_prob is None else keep_prob
+        return cls(tok, ids_M, kept, prefix, None, deep=deep)
 
     @property
     def num_latents(self) -> int:
@@ -102,7 +111,9 @@ class PromptVectors:
 
 
 def exported(saved: SavedPrefix, vectors: PromptVectors, embedding: nn.Module, prompt: str) -> SavedPrefix:
-    """The vectors of one prompt, to be kept without what made them."""
+    """The vectors of one prompt, to be kept without what made them; a deep prefix stays beside them."""
     with torch.no_grad():
         vectors_MH = vectors(embedding, [prompt])[0]
-    return replace(saved, prompt=prompt, weights={}, vectors_MH=vectors_MH, keep_prob=vectors.keep_prob)
+    return replace(
+        saved, prompt=prompt, weights=saved.deep_weights, vectors_MH=vectors_MH, keep_prob=vectors.keep_prob
+    )

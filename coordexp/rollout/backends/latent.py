@@ -52,7 +52,7 @@ class LatentHfBackend(HfBackend):
                 made.append(self._vectors(embedding, texts).repeat_interleave(self.settings.num_beams, 0))
             return made[0]
 
-        return latents_in_place(self._model, self._vectors.latent_ids_M, vectors)
+        return latents_in_place(self._model, self._vectors.latent_ids_M, vectors, self._vectors.deep)
 
 
 def latent_request(request: RolloutRequest, num_latents: int) -> LatentRequest:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from coordexp.errors import ConfigError, ContractError
 from coordexp.head.call import head_computes, head_on_rows
 from coordexp.losses.latent.terms import TeacherRows
-from coordexp.models.latent_prefix.place import latents_in_place
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,3 @@ def language_layers(model: nn.Module, layers: Sequence[int] = ()) -> nn.ModuleLi
             f"counted from 0."
         )
     return found[0]
-
-
-def placed_vectors(model: nn.Module, latent_ids_M: Tensor, vectors: Tensor) -> AbstractContextManager[None]:
-    """The forward that runs in it reads `vectors` in the place of latent tokens."""
-    return latents_in_place(model, latent_ids_M, vectors)

@@ -182,8 +182,8 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
         loss, shares, raw = self.latent(given, weights, totals)
         self._log_forward(given, tokens, meta, shares, raw, vectors, kind)
         if in_training:
-            # the vectors take part in every step: ranks that exchange gradients expect all of them
-            loss = loss + 0.0 * vectors.all_SMH.sum()
+            # the prefix takes part in every step: ranks that exchange gradients expect all of it
+            loss = loss + 0.0 * self._training.sum_of_weights()
             self._log_gradients(step, shares, vectors)
             loss = loss * self.gradient_scale
             self.stop_if_not_finite(shares, meta.sample_ids, loss=loss)
@@ -273,7 +273,7 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
             latent_rows.positions_R,
             layers=layers,
             state_positions_r=None if state_R is None else latent_rows.positions_R[state_R],
-            placed=latents_in_place(self.unwrapped_model, self._ids_M, vectors.kept_SMH),
+            placed=self._in_place(vectors),
         )
         self._check_states(student)
         given = replace(given, logits_RV=student.logits_RV)
@@ -318,9 +318,10 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
             inputs = LossInputs.from_logits(given.logits_RV, rows, self.columns, self.needs)
             return replace(given, stage1=stage1_terms(inputs, weights))
 
-    @property
-    def _ids_M(self) -> Tensor:
-        return torch.tensor(self._latent_ids, device=self.args.device)
+    def _in_place(self, vectors: Vectors) -> AbstractContextManager[None]:
+        """The forwards that read the prefix run in it."""
+        ids_M = torch.tensor(self._latent_ids, device=self.args.device)
+        return latents_in_place(self.unwrapped_model, ids_M, vectors.kept_SMH, self._training.prefix.deep)
 
     # evaluation by what the model writes
 
@@ -334,7 +335,7 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
         prob = self._keep_prob(int(self.state.global_step))
         with torch.no_grad():
             made = self._made(ids_SL, mask_SL, [prompt_key(text) for text in texts], prob)
-        return latents_in_place(self.unwrapped_model, self._ids_M, made.kept_SMH)
+        return self._in_place(made)
 
     # what is said
 
@@ -360,6 +361,8 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
         size = float(vectors.all_SMH.shape[0])
         numbers[keys.LATENT_PREFIX_RMS] = (rms(vectors.all_SMH.detach()).sum(), size)
         numbers[keys.LATENT_TEXT_RMS] = (vectors.text_rms, size)
+        if self._training.prefix.deep is not None:
+            numbers[keys.LATENT_DEEP_RMS] = (self._training.prefix.deep.values_rms, 1.0)
         if given.logits_RV is not None and given.stage1 is not None:
             nll = keys.LATENT_NLL if kind == LATENT_STEP else keys.LATENT_TEXT_NLL
             ce_R = cross_entropy_rows(given.logits_RV.detach(), given.targets_R)

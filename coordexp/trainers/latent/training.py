@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -57,6 +58,10 @@ class PrefixTraining:
         if settings.language_model == "frozen":
             model.requires_grad_(False)
         self.prefix.requires_grad_(True)  # LoRA and freezing leave only what they know to be trained
+
+    def sum_of_weights(self) -> Tensor:
+        """A number that every weight of the prefix takes part in."""
+        return torch.stack([weight.sum() for weight in self.prefix.parameters()]).sum()
 
     def use_own_rates(self, optimizer: Optimizer) -> None:
         """Move the prefix from the parameter groups of a fresh optimizer to a group of its own, the last one."""

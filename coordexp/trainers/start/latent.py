@@ -13,6 +13,7 @@ from coordexp.config.schema.custom import Custom
 from coordexp.config.schema.latent_prefix import LatentPrefixSettings
 from coordexp.config.schema.prompt import IMAGE_TAG, Prompt
 from coordexp.errors import ConfigError
+from coordexp.models.latent_prefix.deep import DeepSettings, read_deep
 from coordexp.models.latent_prefix.folder import PREFIX_FILE, check_base, load_weights, read_prefix
 from coordexp.models.latent_prefix.prefix import LatentPrefix, PrefixSettings
 from coordexp.swift_bridge.loading import PrepareModel
@@ -39,7 +40,9 @@ def prefix_preparation(
         if settings is None:
             return
         LatentVocab.from_tokenizer(tokenizer, settings.num_latents)
-        prefix = new_prefix(settings, model.config.get_text_config().hidden_size, seed=seed)
+        text_config = model.config.get_text_config()
+        deep = None if settings.deep is None else DeepSettings.of(settings.deep.num, text_config)
+        prefix = new_prefix(settings, text_config.hidden_size, deep, seed=seed)
         folders = [Path(folder) for folder in checkpoints if folder is not None]
         given = None if settings.start_from is None else Path(settings.start_from)
         if given is not None and custom.evaluate_only is None:
@@ -67,17 +70,26 @@ def prefix_preparation(
     return prepare
 
 
-def new_prefix(settings: LatentPrefixSettings, hidden: int, *, seed: int) -> LatentPrefix:
+def new_prefix(
+    settings: LatentPrefixSettings, hidden: int, deep: DeepSettings | None = None, *, seed: int
+) -> LatentPrefix:
     """A module with fresh weights; the random state of the process is left alone."""
     encoder = {} if settings.source == "static" else settings.encoder.model_dump()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LatentPrefix(PrefixSettings(settings.num_latents, hidden, settings.source, **encoder))
+        return LatentPrefix(
+            PrefixSettings(settings.num_latents, hidden, settings.source, deep=deep, **encoder)
+        )
 
 
 def attach_prefix(model: Any, prefix: LatentPrefix) -> None:
-    """Make `prefix` a module of `model`, on its device, trained with it, but no part of its saved weights."""
+    """Make `prefix` a module of `model`, on its device, trained with it, but no part of its saved weights.
+
+    Raises ConfigError for a deep prefix and a model whose attention reads none.
+    """
     prefix.to(model.get_input_embeddings().weight.device)
+    if prefix.deep is not None:
+        read_deep(model)
     setattr(model, ATTRIBUTE, prefix)
     names = [f"{ATTRIBUTE}.{name}" for name in prefix.state_dict()]
     model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}

@@ -11,6 +11,7 @@ from coordexp.config.run.packing import packing_problems
 from coordexp.config.schema.sections import parse_sections
 
 PREFIX: dict[str, Any] = {"num_latents": 4, "objective": [{"name": "stage1", "weight": 1.0}]}
+DEEP: dict[str, Any] = {"latent_prefix": {**PREFIX, "deep": {"num": 2}}}
 
 
 def problems(custom: dict[str, Any], swift: dict[str, Any] | None = None, **more: Any) -> list[str]:
@@ -21,6 +22,8 @@ def problems(custom: dict[str, Any], swift: dict[str, Any] | None = None, **more
 
 def test_a_plain_run_is_fine():
     assert problems({}) == []
+    assert problems({}, {"attn_impl": "flash_attn"}) == []
+    assert problems(DEEP, {"attn_impl": "sdpa"}) == problems(DEEP) == []
     assert problems({"latent_prefix": {**PREFIX, "language_model": "tuned"}}, {"tuner_type": "lora"}) == []
 
 
@@ -46,6 +49,7 @@ STATIC = {"latent_prefix": {**PREFIX, "source": "static"}, "prompt": "Find: {cla
         ),
         ({}, {"tuner_type": "lora"}, {}, "custom.latent_prefix.language_model: frozen leaves nothing"),
         ({"coord_offset": {"enabled": True}}, {}, {}, "custom.coord_offset: cannot be trained with"),
+        (DEEP, {"attn_impl": "flash_attn"}, {}, "custom.latent_prefix.deep: is read beside attn_impl: sdpa"),
         (STATIC, {}, {}, "custom.latent_prefix.source: static vectors stand for one text"),
     ],
 )

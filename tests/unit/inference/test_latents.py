@@ -104,6 +104,33 @@ def test_exported_and_baked_vectors_answer_as_the_encoder_does(
     assert torch.equal(model.get_output_embeddings().weight, before)
 
 
+def test_a_deep_prefix_is_read_beside_the_vectors_or_refused(
+    nano_model: Path, checkpoint: Path, first_list: Path, tmp_path: Path
+):
+    """Of a checkpoint and of exported vectors alike; nothing but transformers can read it."""
+    deep = latent_checkpoint(nano_model, tmp_path / "deep", PROMPT, M, num_deep=2)
+    found = answers(deep, first_list, tmp_path / "found")
+    assert flat(found) != pytest.approx(flat(answers(checkpoint, first_list, tmp_path / "without")), abs=0.01)
+    export_prefix(deep, tmp_path / "vectors", classes=NAMES[0])
+    vectors = str(tmp_path / "vectors")
+    assert answers(deep, first_list, tmp_path / "exported", prompt_latents=vectors) == found
+    # a fresh one answers as the checkpoint without, and in text none is read
+    fresh = latent_checkpoint(nano_model, tmp_path / "fresh", PROMPT, M, num_deep=2, trained=False)
+    plain = latent_checkpoint(nano_model, tmp_path / "plain", PROMPT, M, trained=False)
+    assert answers(fresh, first_list, tmp_path / "a") == answers(plain, first_list, tmp_path / "b")
+    asked_in_text = [
+        answers(model, first_list, tmp_path / f"text_{model.name}", prompt_latents="none")
+        for model in (deep, checkpoint)
+    ]
+    assert asked_in_text[0] == asked_in_text[1]
+    settings = InferSettings(prompt_latents=vectors, backend="vllm")
+    with pytest.raises(ConfigError, match="holds a deep prefix, which --backend vllm cannot read"):
+        Inference.prepare(deep, first_list, tmp_path / "out", settings)
+    with pytest.raises(ConfigError, match="a deep prefix cannot be baked"):
+        export_prefix(deep, tmp_path / "baked", classes=NAMES[0], bake=True)
+    assert not (tmp_path / "baked").exists()
+
+
 def test_a_model_that_is_handed_over_keeps_its_prefix(checkpoint: Path, tmp_path: Path):
     """Else it would be asked in text without a word."""
     assert PREFIX_FILES == (PREFIX_FILE, PREFIX_WEIGHTS)

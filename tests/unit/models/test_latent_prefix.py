@@ -377,8 +377,8 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="no encoder to make others"):
         build_prefix(replace(found, weights={}))
     content = json.loads((tmp_path / PREFIX_FILE).read_text())
-    (tmp_path / PREFIX_FILE).write_text(json.dumps({**content, "version": 2}))
-    with pytest.raises(ConfigError, match="version 2"):
+    (tmp_path / PREFIX_FILE).write_text(json.dumps({**content, "version": 3}))
+    with pytest.raises(ConfigError, match="version 3; this release of coordexp reads versions 1 and 2"):
         read_prefix(tmp_path)
     (tmp_path / PREFIX_FILE).write_text(json.dumps({k: v for k, v in content.items() if k != "source"}))
     with pytest.raises(ConfigError, match="no whole latent prefix"):
