@@ -49,6 +49,7 @@ PREFIX: dict[str, Any] = {
 
 
 def train(model: Path, scenes: Path, output: Path, **more: object) -> None:
+    """LoRA and offsets beside the prefix."""
     custom = {
         "latent_prefix": PREFIX,
         "coord_offset": {"enabled": True, "embed_lr": 0.01},
@@ -59,12 +60,18 @@ def train(model: Path, scenes: Path, output: Path, **more: object) -> None:
         "debug": {"enabled": True},
         "telemetry": {"gradient_probe": {"every_steps": 1}},
     }
-    flags = sft_flags(
-        model, scenes, output, custom_trainer_variant="latent_prefix", max_steps=5, save_strategy="steps", save_steps=2,
-        eval_strategy="steps", eval_steps=2, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+    sft(
+        model, scenes, output, sections, max_steps=5, save_strategy="steps", save_steps=2,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2,
         learning_rate=1e-4, tuner_type="lora", lora_rank=4, lora_dropout=0, target_modules="all-linear",
-        gradient_checkpointing=True, gradient_checkpointing_kwargs='{"use_reentrant": false}',
-        coordexp=json.dumps(sections), **more,
+        gradient_checkpointing_kwargs='{"use_reentrant": false}', **more,
+    )  # fmt: skip
+
+
+def sft(model: Path, scenes: Path, output: Path, sections: dict[str, Any], **more: object) -> None:
+    flags = sft_flags(
+        model, scenes, output, custom_trainer_variant="latent_prefix", eval_strategy="steps", eval_steps=2,
+        gradient_checkpointing=True, coordexp=json.dumps(sections), **more,
     )  # fmt: skip
     done = run_swift("sft", *flags)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -255,3 +262,30 @@ def test_the_best_checkpoint_scores_the_same_in_a_fresh_process(run: Path):
     assert verdict.logged is not None
     assert verdict.logged > 0
     assert verdict.scored["hf"] == verdict.logged
+
+
+def test_a_frozen_model_reads_text_as_before_and_vectors_better(model: Path, scenes: Path, tmp_path: Path):
+    """With a deep prefix, two text-prompted steps among six, under reentrant gradient checkpointing."""
+    objective = [{"name": "stage1", "weight": 1.0}, {"name": "latent_align", "weight": 0.1, "steps": ["T"]}]
+    prefix = {
+        **{key: PREFIX[key] for key in ("num_latents", "encoder", "deep", "learning_rate")},
+        "text_share": 0.34,
+        "objective": objective,
+    }
+    run = tmp_path / "run"
+    sft(
+        model, scenes, run, {"custom": {"latent_prefix": prefix}}, max_steps=6, save_strategy="steps", save_steps=6,
+        gradient_checkpointing_kwargs='{"use_reentrant": true}',
+    )  # fmt: skip
+    kinds = [payload["tags"]["latent/text_steps"] for payload in records(run, "train").values()]
+    assert (kinds.count("T"), kinds.count("L")) == (2, 4)
+    first, *_, last = records(run, "eval").values()
+    text, latent = "eval_latent/text_nll_per_token", "eval_latent/nll_per_token"
+    assert last["metrics"][text] == first["metrics"][text]
+    assert last["metrics"][latent] < first["metrics"][latent]
+    before, after = (load_file(path / "model.safetensors") for path in (model, run / "checkpoint-6"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    saved = read_prefix(run / "checkpoint-6")
+    assert saved is not None
+    assert (saved.weights["deep.values_LKDE"].flatten(1).abs().amax(1) > 0.01).all()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from coordexp.config.schema.custom import Custom
 from coordexp.config.schema.prompt import Prompt
 from coordexp.errors import ConfigError
+from coordexp.models.latent_prefix.deep import ATTENTION
 from coordexp.models.latent_prefix.folder import base_hash, trained_state, write_prefix
 from coordexp.models.latent_prefix.prefix import LatentPrefix
 from coordexp.models.latent_prefix.vocabulary import add_latent_tokens
@@ -82,6 +83,21 @@ def test_what_is_gone_on_from_wins(loaded: tuple[Any, Any], tmp_path: Path):
     # scored again, a checkpoint brings its own, wherever its run had started
     again = custom(prefix={"start_from": str(stage_a)}, evaluate_only=4)
     assert same(prepared(loaded, again, model_dir=own), of_own)
+
+
+def test_a_stage_may_add_a_deep_prefix_to_that_of_an_earlier_one(loaded: tuple[Any, Any], tmp_path: Path):
+    stage_a, of_stage_a = kept(loaded, tmp_path / "a", 2)
+    wanted = {"start_from": str(stage_a), "deep": {"num": 2}}
+    found = prepared(loaded, custom(prefix=wanted))
+    assert found.deep is not None
+    assert not found.deep.values_LKDE.any()
+    assert same(of_stage_a, found)
+    assert loaded[0].get_decoder().config._attn_implementation == ATTENTION
+    found.deep.values_LKDE.data += 1
+    write_prefix(tmp_path / "b", trained_state(found, keep_prob=1.0, base=base_hash(*loaded)))
+    assert same(prepared(loaded, custom(prefix={"deep": {"num": 2}}), tmp_path / "b"), found)
+    with pytest.raises(ConfigError, match=r"deep: \{'num': 2.*\} there, None here"):
+        prepared(loaded, custom(), tmp_path / "b")
 
 
 def test_prefixes_that_do_not_fit_are_refused(loaded: tuple[Any, Any], tmp_path: Path):
