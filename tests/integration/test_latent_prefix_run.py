@@ -32,7 +32,7 @@ M = 7
 PREFIX: dict[str, Any] = {
     "num_latents": M,
     "encoder": {"width": 16, "heads": 2, "layers": 1, "mlp_width": 16},
-    "deep": {"num": 3},
+    "deep": {"num": 3, "learning_rate": 0.02},
     "language_model": "tuned",
     "learning_rate": 0.01,
     "text_share": 0.5,
@@ -214,7 +214,8 @@ def test_a_checkpoint_holds_everything_that_was_trained(run: Path, model: Path):
         assert not any("latent_prefix" in name for name in lora)  # all-linear leaves the encoder alone
         assert any(tensor.abs().max() > 0 for name, tensor in lora.items() if "lora_B" in name)
         groups = torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]
-        assert (groups[-1]["lr"], len(groups[-1]["params"])) == (0.01, len(saved.weights))
+        rates = [(group["lr"], len(group["params"])) for group in groups[-2:]]
+        assert rates == [(0.01, len(saved.weights) - 2), (0.02, 2)]
     lacking = run.parent / "lacking"
     lacking.mkdir()
     for path in checkpoint.iterdir():

@@ -46,6 +46,12 @@ class LatentDeep(Section):
     """Key/value vectors of every layer of the language model, beside the latent vectors; they add nothing at first."""
 
     num: int = Field(ge=1, le=256, description="D; vectors that each layer reads, the same for every prompt.")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Of these; null: the prefix's. Values have some way to go from 0 to the size of the model's own.",
+    )
 
 
 class LatentKeep(Section):

@@ -55,6 +55,7 @@ class PrefixTraining:
         self.prefix = prefix_of(model)
         self._model, self._settings = model, settings
         self._rate = settings.learning_rate or learning_rate
+        self._deep_rate = (settings.deep.learning_rate if settings.deep is not None else None) or self._rate
         if settings.language_model == "frozen":
             model.requires_grad_(False)
         self.prefix.requires_grad_(True)  # LoRA and freezing leave only what they know to be trained
@@ -64,15 +65,18 @@ class PrefixTraining:
         return torch.stack([weight.sum() for weight in self.prefix.parameters()]).sum()
 
     def use_own_rates(self, optimizer: Optimizer) -> None:
-        """Move the prefix from the parameter groups of a fresh optimizer to a group of its own, the last one."""
-        ours = list(self.prefix.parameters())
-        known = {id(weight) for weight in ours}
+        """Move the prefix from the parameter groups of a fresh optimizer to a last one, and its deep part behind it."""
+        known = {id(weight) for weight in self.prefix.parameters()}
         for group in optimizer.param_groups:
             group["params"] = [weight for weight in group["params"] if id(weight) not in known]
         optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
-        optimizer.add_param_group(
-            {"params": ours, "lr": self._rate, "weight_decay": self._settings.weight_decay}
-        )
+        deep = [] if self.prefix.deep is None else list(self.prefix.deep.parameters())
+        of_deep = {id(weight) for weight in deep}
+        others = [weight for weight in self.prefix.parameters() if id(weight) not in of_deep]
+        for weights, rate in ((others, self._rate), (deep, self._deep_rate)):
+            if weights:
+                decay = self._settings.weight_decay
+                optimizer.add_param_group({"params": weights, "lr": rate, "weight_decay": decay})
 
     def save(
         self,
