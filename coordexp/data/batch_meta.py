@@ -38,6 +38,28 @@ class BatchMeta:
     """Tokens of the batch, padding counted."""
     num_packs: int = 0
     """Packs it is made of; 0 where samples do not come in packs."""
+    ends: tuple[tuple[int, int], ...] = ()
+    """Of every entry that the data loader took, a sample or a pack: the place of the batch, and the number of samples,
+    at which it ends."""
+
+    @property
+    def num_entries(self) -> int:
+        """Entries that the data loader took."""
+        return len(self.ends)
+
+    def first(self, num_entries: int) -> tuple[BatchMeta, Tensor]:
+        """Supervision of the first entries alone, and which rows (bool [R]) that is. Sizes stay those of the batch."""
+        place, num_samples = self.ends[num_entries - 1]
+        keep_R = self.rows.positions_R < place
+        kept = replace(
+            self,
+            rows=self.rows.where(keep_R),
+            sample_ids=self.sample_ids[:num_samples],
+            num_samples=num_samples,
+            parts=self.parts[:num_samples],
+            ends=self.ends[:num_entries],
+        )
+        return kept, keep_R
 
     def put(self, batch: dict[str, Any]) -> None:
         """Into a batch, as plain containers: data loaders move tensors in those to the device, and nothing else."""

@@ -5,9 +5,10 @@ So the training step never asks the device how many rows there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 from coordexp.data.batch_meta import BatchMeta
@@ -79,8 +80,20 @@ def _collate_with_meta(
         num_tokens=int(batch["attention_mask"].sum() if _is_padded(batch) else batch["labels"].numel()),
         num_places=batch["labels"].numel(),
         num_packs=sum(isinstance(feature, list) for feature in features),
+        ends=_ends(features, batch["labels"].shape),
     ).put(batch)
     return batch
+
+
+def _ends(features: Sequence[Any], shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """`BatchMeta.ends` of labels [B, T]: an entry is a row of its own, or they follow one another in a single row."""
+    packs = [unpacked([feature]) for feature in features]
+    num_samples = accumulate(len(pack) for pack in packs)
+    if shape[0] == len(features):
+        places: Iterable[int] = range(shape[1], shape[0] * shape[1] + 1, shape[1])
+    else:
+        places = accumulate(sum(len(sample["labels"]) for sample in pack) for pack in packs)
+    return tuple(zip(places, num_samples, strict=True))
 
 
 def _is_padded(batch: dict[str, Any]) -> bool:

@@ -159,6 +159,27 @@ class SupervisedRows:
                 piece = self.coord_slice(start, min(start + step, last))
                 yield slice(self.num_text + start, self.num_text + start + piece.num_rows), piece
 
+    def where(self, keep_R: Tensor) -> SupervisedRows:
+        """Only the rows of a mask, bool [R]. One host sync."""
+        keep_text, keep_N = keep_R[: self.num_text], keep_R[self.num_text :]
+
+        def kept(values: Tensor | None, keep: Tensor) -> Tensor | None:
+            return None if values is None else values[keep]
+
+        return SupervisedRows(
+            self.positions_R[keep_R],
+            self.targets_R[keep_R],
+            int(keep_text.sum()),
+            self.bins_N[keep_N],
+            int(keep_N[: 4 * self.num_boxes].sum()) // 4,
+            kept(self.roles_R, keep_text),
+            kept(self.dropped_invalid_R, keep_text),
+            kept(self.types_R, keep_R),
+            kept(self.parts_R, keep_R),
+            self.num_parts,
+            kept(self.sides_N, keep_N),
+        )
+
     def _part(self, rows: slice, text: slice, coord: slice) -> SupervisedRows:
         """Some rows: where they are among all, among the text rows and among the coordinate rows."""
         bins_N = self.bins_N[coord]

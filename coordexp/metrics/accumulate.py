@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -46,6 +47,7 @@ class MetricStore:
         self._layouts: dict[str, list[str]] = {mode: [] for mode in MODES}  # equal on every rank
         self._specs: dict[str, MetricSpec] = {}
         self._reported: set[str] = set()
+        self._is_paused = False
 
     def add(self, key: str, sum: Number, count: Number | None = None, *, mode: str = "train") -> None:
         """Add one value, or a sum over `count` items, to a key under its training name.
@@ -58,7 +60,7 @@ class MetricStore:
             ContractError: a rate without a denominator; an unknown key in strict mode; a tensor that is not
                 0-dim; a mode other than train or eval.
         """
-        if is_helper(key):
+        if is_helper(key) or self._is_paused:
             return
         cell = self._cell(key, mode)
         reduce = cell.spec.reduce
@@ -69,6 +71,15 @@ class MetricStore:
             )
         cell.total.add(key, sum)
         cell.count.add(key, count if count is not None and reduce in (Reduce.MEAN, Reduce.RATIO) else 1.0)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within this context nothing is added: what is computed again for another rank's sake."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
 
     def add_all(self, mapping: Mapping[str, Number | tuple[Number, Number]], *, mode: str = "train") -> None:
         """`add` for every entry of the mapping: a number, or a (sum, count) pair."""

@@ -59,6 +59,7 @@ from coordexp.trainers.on_policy.evaluation import OnPolicyEvaluation, make_eval
 from coordexp.trainers.on_policy.schedule import EvaluationParts, RolloutEvalSchedule
 from coordexp.trainers.packing import pack_datasets, packing_length_of
 from coordexp.trainers.step.planners import COORD, TEXT, Totals, plan_teacher_forced
+from coordexp.trainers.step.repeats import num_counted
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,21 @@ class Stage1CoordTrainer(CoordTrainer):
             coord = terms.coord if terms.coord_ce is None else terms.coord_ce
             self.stop_if_not_finite({"text": terms.text.sum, "coord": coord.sum}, meta.sample_ids, loss=loss)
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def prediction_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """A batch of evaluation. Of samples that only fill up the last round of the ranks, nothing is counted."""
+        num_entries = BatchMeta.of(inputs).num_entries
+        num = num_counted(self.accelerator, num_entries)
+        if 0 < num < num_entries:
+            self.keep_first(inputs, num)
+        with self.metrics.paused() if num == 0 < num_entries else nullcontext():
+            return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def keep_first(self, inputs: dict[str, Any], num_entries: int) -> Tensor:
+        """Leave a batch the supervision of its first entries alone; returns which rows (bool [R]) those are."""
+        kept, keep_R = BatchMeta.of(inputs).first(num_entries)
+        kept.put(inputs)
+        return keep_R
 
     # evaluation by what the model writes
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from support.processes import run_swift, sft_flags
+from support.processes import free_port, run_swift, sft_flags
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from coordexp.config.schema.prompt import Prompt
@@ -48,7 +48,7 @@ PREFIX: dict[str, Any] = {
 }
 
 
-def train(model: Path, scenes: Path, output: Path, **more: object) -> None:
+def train(model: Path, scenes: Path, output: Path, **more: Any) -> None:
     """LoRA and offsets beside the prefix."""
     custom = {
         "latent_prefix": PREFIX,
@@ -60,20 +60,21 @@ def train(model: Path, scenes: Path, output: Path, **more: object) -> None:
         "debug": {"enabled": True},
         "telemetry": {"gradient_probe": {"every_steps": 1}},
     }
-    sft(
-        model, scenes, output, sections, max_steps=5, save_strategy="steps", save_steps=2,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2,
-        learning_rate=1e-4, tuner_type="lora", lora_rank=4, lora_dropout=0, target_modules="all-linear",
-        gradient_checkpointing_kwargs='{"use_reentrant": false}', **more,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "max_steps": 5, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0,
+        "target_modules": "all-linear", "gradient_checkpointing_kwargs": '{"use_reentrant": false}', **more,
+    }  # fmt: skip
+    sft(model, scenes, output, sections, **settings)
 
 
-def sft(model: Path, scenes: Path, output: Path, sections: dict[str, Any], **more: object) -> None:
+def sft(model: Path, scenes: Path, output: Path, sections: dict[str, Any], **more: Any) -> None:
+    environment = more.pop("environment", {})
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "gradient_checkpointing": True, **more}
     flags = sft_flags(
-        model, scenes, output, custom_trainer_variant="latent_prefix", eval_strategy="steps", eval_steps=2,
-        gradient_checkpointing=True, coordexp=json.dumps(sections), **more,
-    )  # fmt: skip
-    done = run_swift("sft", *flags)
+        model, scenes, output, custom_trainer_variant="latent_prefix", coordexp=json.dumps(sections), **settings
+    )
+    done = run_swift("sft", *flags, **environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
@@ -254,6 +255,21 @@ def test_a_run_resumed_in_the_middle_of_the_mix_goes_on_with_the_same_curve(
     assert wanted_last is not None
     for name, tensor in wanted_last.weights.items():
         torch.testing.assert_close(last.weights[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_two_ranks_find_what_one_finds(run: Path, model: Path, scenes: Path, tmp_path: Path):
+    """Two steps of the same samples. The second rank fills its batch with two of the four validation samples again."""
+    ranks = {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()}
+    more = {"max_steps": 2, "gradient_accumulation_steps": 1, "ddp_backend": "gloo", "save_strategy": "no"}
+    train(model, scenes, tmp_path / "two", environment=ranks, **more)
+    one, two = (records(path, "eval")[2]["metrics"] for path in (run, tmp_path / "two"))
+    keys = [
+        key
+        for key in one
+        if key.startswith(("eval_latent/", "eval_base_ce/", "eval_coord_diag/", "eval_loss"))
+    ]
+    assert {"eval_latent/nll_per_token", "eval_latent/none_nll_per_token", "eval_latent/kd"} <= set(keys)
+    assert {key: two[key] for key in keys} == pytest.approx({key: one[key] for key in keys}, rel=1e-4)
 
 
 def test_the_best_checkpoint_scores_the_same_in_a_fresh_process(run: Path):

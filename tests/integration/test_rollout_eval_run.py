@@ -13,6 +13,7 @@ from support.vllm import require_vllm
 
 from coordexp.eval.on_policy import on_policy_numbers
 from coordexp.eval.predictions.scored import read_predictions
+from coordexp.metrics.catalog import lookup
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,10 @@ ASKING = {
 
 ENGINE = {"max_model_len": 512, "max_num_seqs": 4, "enforce_eager": True}
 EACH_STEP = {"rollout_eval": {**ASKING, "every_steps": 1}}
+STILL: dict[str, Any] = {
+    "learning_rate": 0, "per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 1,
+}  # fmt: skip
+"""A step that changes nothing, and both kinds of evaluation after it."""
 DEEPSPEED_ON_CPU = Path(__file__).with_name("deepspeed_on_cpu_plugin.py")
 
 
@@ -132,11 +137,17 @@ def test_samples_stand_in_the_run_folder_on_the_console_and_in_tensorboard(run: 
     assert [event.step for event in found.Images("samples/00")] == [2, 4, 6]
 
 
+def of_tokens(key: str) -> bool:
+    """Whether a number is a mean over tokens, whichever batches and ranks they come from."""
+    spec = lookup(key)
+    return spec is not None and "tokens" in spec.over
+
+
 @pytest.fixture(scope="module")
 def alone(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     """An evaluation of the start model by one process."""
     output = tmp_path_factory.mktemp("runs") / "one"
-    train(taught_model, scenes, output, EACH_STEP, learning_rate=0, per_device_train_batch_size=2)
+    train(taught_model, scenes, output, EACH_STEP, **STILL)
     return metrics_at(output, "eval_rollout/f1")[1]
 
 
@@ -144,20 +155,32 @@ def alone(taught_model: Path, scenes: Path, tmp_path_factory: pytest.TempPathFac
 def test_two_ranks_find_what_one_rank_finds(
     stage: str, alone: dict[str, float], taught_model: Path, scenes: Path, tmp_path: Path
 ):
-    """With no learning the answers are those of the start model."""
+    """With no learning the answers are those of the start model.
+
+    Four validation samples in batches of three: to fill its batch, the second rank gets two of the first one's again;
+    in batches of four, it gets all of them again.
+    """
     environment = {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()}
     flags: dict[str, Any] = {"ddp_backend": "gloo"}
     if stage:
         environment |= {"ACCELERATE_USE_CPU": "false"}
-        flags |= {"deepspeed": stage, "use_cpu": None, "external_plugins": [DEEPSPEED_ON_CPU, PLUGIN]}
+        flags |= {
+            "per_device_eval_batch_size": 4,
+            "deepspeed": stage,
+            "use_cpu": None,
+            "external_plugins": [DEEPSPEED_ON_CPU, PLUGIN],
+        }
     train(
-        taught_model, scenes, tmp_path / "two", EACH_STEP, learning_rate=0, per_device_train_batch_size=2,
-        environment=environment, **flags,
+        taught_model, scenes, tmp_path / "two", EACH_STEP, environment=environment, **STILL, **flags,
     )  # fmt: skip
     together = metrics_at(tmp_path / "two", "eval_rollout/f1")[1]
     keys = [key for key in alone if key.startswith("eval_rollout/")]
     assert {key: alone[key] for key in keys} == {key: together[key] for key in keys}
     assert alone["eval_rollout/pred_objects"] > 0
+    taught = [key for key in alone if key.startswith("eval_") and of_tokens(key)]
+    assert {"eval_base_ce/loss", "eval_coord_diag/loss", "eval_token_acc"} <= set(taught)
+    wanted = pytest.approx({key: alone[key] for key in taught}, rel=1e-5)
+    assert {key: together[key] for key in taught} == wanted
 
 
 @pytest.mark.vllm
@@ -167,7 +190,7 @@ def test_a_vllm_engine_finds_what_transformers_finds(
     require_vllm()
     custom = {"rollout_eval": {**EACH_STEP["rollout_eval"], "backend": "vllm", "vllm": ENGINE}}
     train(
-        taught_model, scenes, tmp_path / "engine", custom, learning_rate=0, per_device_train_batch_size=2,
+        taught_model, scenes, tmp_path / "engine", custom, **STILL,
         environment={"VLLM_CPU_KVCACHE_SPACE": "1"},
     )  # fmt: skip
     found = metrics_at(tmp_path / "engine", "eval_rollout/f1")[1]

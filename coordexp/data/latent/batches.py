@@ -59,6 +59,10 @@ class LatentBatch:
         media = {key: text_inputs[key] for key in _MEDIA if key in text_inputs}
         return {**media, **self.inputs}
 
+    def first(self, keep_R: Tensor) -> LatentBatch:
+        """The same forward with some of its supervised rows, bool [R]."""
+        return replace(self, positions_R=self.positions_R[keep_R], places_R=self.places_R[keep_R])
+
     def rows(self, text_rows: SupervisedRows) -> SupervisedRows:
         """The supervised rows, with all that is known of those of the text."""
         return replace(text_rows, positions_R=self.positions_R)

@@ -68,7 +68,7 @@ class Vectors:
     kept_SMH: Tensor
     all_SMH: Tensor
     means_SMH: Tensor
-    text_rms: Tensor
+    text_rms_S: Tensor
 
 
 class LatentPrefixTrainer(Stage1CoordTrainer):
@@ -239,9 +239,7 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
             means_SMH = segment_means(text_SLH, mask_SL, num_latents)
             vectors_SMH = self._training.prefix(text_SLH, mask_SL)
             keep_SM = keep_mask(names, num_latents, prob).to(text_SLH.device)
-            return Vectors(
-                drop_latents(vectors_SMH, keep_SM), vectors_SMH, means_SMH, rms(text_SLH, mask_SL).sum()
-            )
+            return Vectors(drop_latents(vectors_SMH, keep_SM), vectors_SMH, means_SMH, rms(text_SLH, mask_SL))
 
     def _forwards(
         self,
@@ -255,8 +253,12 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
     ) -> tuple[LatentInputs, SupervisedRows]:
         """What the objective looks at, and the supervised rows of the student's forward."""
         rows, places_R = meta.rows, latent.places_R
+        counted = slice(meta.num_samples)
         given = LatentInputs(
-            rows.targets_R, places_R, vectors_SMH=vectors.all_SMH, means_SMH=vectors.means_SMH
+            rows.targets_R,
+            places_R,
+            vectors_SMH=vectors.all_SMH[counted],
+            means_SMH=vectors.means_SMH[counted],
         )
         if kind == TEXT_STEP:
             if STAGE1 not in weights:
@@ -323,6 +325,11 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
         ids_M = torch.tensor(self._latent_ids, device=self.args.device)
         return latents_in_place(self.unwrapped_model, ids_M, vectors.kept_SMH, self._training.prefix.deep)
 
+    def keep_first(self, inputs: dict[str, Any], num_entries: int) -> Tensor:
+        keep_R = super().keep_first(inputs, num_entries)
+        LatentBatch.of(inputs).first(keep_R).put(inputs)
+        return keep_R
+
     # evaluation by what the model writes
 
     def asked(self, questions: Any) -> LatentQuestions:
@@ -358,9 +365,9 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
                 keys.LATENT_SHARE[name]: (share.detach() * self.gradient_scale, 1.0 / accumulated)
                 for name, share in shares.items()
             }
-        size = float(vectors.all_SMH.shape[0])
-        numbers[keys.LATENT_PREFIX_RMS] = (rms(vectors.all_SMH.detach()).sum(), size)
-        numbers[keys.LATENT_TEXT_RMS] = (vectors.text_rms, size)
+        size, counted = float(meta.num_samples), slice(meta.num_samples)
+        numbers[keys.LATENT_PREFIX_RMS] = (rms(vectors.all_SMH[counted].detach()).sum(), size)
+        numbers[keys.LATENT_TEXT_RMS] = (vectors.text_rms_S[counted].sum(), size)
         if self._training.prefix.deep is not None:
             numbers[keys.LATENT_DEEP_RMS] = (self._training.prefix.deep.values_rms, 1.0)
         if given.logits_RV is not None and given.stage1 is not None:

@@ -114,6 +114,27 @@ def test_a_batch_holds_both_forms(scenes: Path, template: Any, latent_ids: tuple
         collate([features[:2]])
 
 
+def test_the_first_entries_of_a_batch_are_it_without_the_labels_of_the_others(
+    scenes: Path, template: Any, latent_ids: tuple[int, ...]
+):
+    columns = CoordColumns(CoordVocab.from_tokenizer(template.tokenizer).ids)
+    samples = EncodedSamples(rows(scenes, "media_first"), template, also=SpanMarker(template.tokenizer))
+    plain = template.data_collator
+    collate = with_latents(with_meta(plain, columns), plain, latent_ids, [], columns)
+    features = [samples[index] for index in range(3)]
+    batch = collate(features)
+    without = collate([*features[:2], {**features[2], "labels": [-100] * len(features[2]["labels"])}])
+    kept, keep_R = BatchMeta.of(batch).first(2)
+    wanted = BatchMeta.of(without)
+    for name in ("positions_R", "targets_R", "bins_N"):
+        assert torch.equal(getattr(kept.rows, name), getattr(wanted.rows, name)), name
+    assert (kept.rows.num_text, kept.num_samples, kept.num_entries) == (wanted.rows.num_text, 2, 2)
+    assert kept.sample_ids == wanted.sample_ids[:2]
+    latent, wanted_latent = LatentBatch.of(batch).first(keep_R), LatentBatch.of(without)
+    assert torch.equal(latent.positions_R, wanted_latent.positions_R)
+    assert torch.equal(latent.places_R, wanted_latent.places_R)
+
+
 @pytest.mark.parametrize("order", ["media_first", "text_first"])
 def test_other_prompts_are_what_the_template_makes_of_them(scenes: Path, template: Any, order: str):
     """A list of names with nothing in its place, and the first three tokens of the text as a text of its own."""

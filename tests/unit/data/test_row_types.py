@@ -103,6 +103,29 @@ def test_types_of_one_sample_by_hand(samples, columns, tok):
     assert about == {"skipped": False, "ids": ("lvis.jsonl:1",), "num_samples": 1}
 
 
+@pytest.mark.parametrize(
+    ("collate", "entries"), [(pack, [[0, 1], [2]]), (pack, [[0], [1], [2]]), (pad, [0, 1, 2])]
+)
+def test_the_first_entries_of_a_batch_are_a_batch_of_them(samples, columns, tok, collate, entries):
+    def picked(entry):
+        return [samples[i] for i in entry] if isinstance(entry, list) else samples[entry]
+
+    features = [picked(entry) for entry in entries]
+    made = with_meta(collate, columns, RowTyper(tok, EVERY))
+    meta = BatchMeta.of(made(features))
+    assert meta.num_entries == len(features)
+    for number in range(1, len(features) + 1):
+        kept, keep_R = meta.first(number)
+        wanted = BatchMeta.of(made(features[:number]))
+        assert typed_targets(kept.rows, tok) == typed_targets(wanted.rows, tok)
+        assert (kept.rows.num_text, kept.rows.bins_N.tolist()) == (
+            wanted.rows.num_text,
+            wanted.rows.bins_N.tolist(),
+        )
+        assert (kept.sample_ids, kept.num_samples) == (wanted.sample_ids, wanted.num_samples)
+        assert int(keep_R.sum()) == kept.rows.num_rows
+
+
 @pytest.mark.parametrize("packs", [[[0, 1, 2]], [[0, 1], [2]], [[0], [1], [2]]])
 def test_packs_and_padded_batches_give_the_same_types(samples, columns, tok, packs):
     padded, _ = rows_of(pad, samples, columns, tok)

@@ -78,6 +78,15 @@ def test_modes_have_their_own_window_and_evaluation_its_prefix(store: MetricStor
         store.flush("test")
 
 
+def test_what_is_computed_again_is_not_added(store: MetricStore) -> None:
+    store.add("base_ce/loss", 4.0, 2.0, mode="eval")
+    with store.paused():
+        store.add("base_ce/loss", 100.0, 1.0, mode="eval")
+        store.add_all({"latent/nll_per_token": (1.0, 1.0)}, mode="eval")
+    store.add("base_ce/loss", 2.0, 1.0, mode="eval")
+    assert store.flush("eval") == {"eval_base_ce/loss": 2.0}
+
+
 def test_helper_keys_never_leave(store: MetricStore) -> None:
     store.add_all({"rollout/_matched_num": 3.0, "_x": (1.0, 2.0), "pack/num_samples": 4})
     assert store.flush("train") == {"pack/num_samples": 4.0}
