@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support.latents import asked_scenes
 from support.processes import free_port, run_swift, sft_flags
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
@@ -62,8 +63,9 @@ def train(model: Path, scenes: Path, output: Path, **more: Any) -> None:
     }
     settings: dict[str, Any] = {
         "max_steps": 5, "save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "tuner_type": "lora", "lora_rank": 4, "lora_dropout": 0,
-        "target_modules": "all-linear", "gradient_checkpointing_kwargs": '{"use_reentrant": false}', **more,
+        "gradient_accumulation_steps": 2, "learning_rate": 1e-4, "tuner_type": "lora", "lora_rank": 4,
+        "lora_dropout": 0, "target_modules": "all-linear", "gradient_checkpointing_kwargs": '{"use_reentrant": false}',
+        **more,
     }  # fmt: skip
     sft(model, scenes, output, sections, **settings)
 
@@ -72,7 +74,12 @@ def sft(model: Path, scenes: Path, output: Path, sections: dict[str, Any], **mor
     environment = more.pop("environment", {})
     settings = {"eval_strategy": "steps", "eval_steps": 2, "gradient_checkpointing": True, **more}
     flags = sft_flags(
-        model, scenes, output, custom_trainer_variant="latent_prefix", coordexp=json.dumps(sections), **settings
+        model,
+        scenes,
+        output,
+        custom_trainer_variant="latent_prefix",
+        coordexp=json.dumps(sections),
+        **settings,
     )
     done = run_swift("sft", *flags, **environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -270,6 +277,37 @@ def test_two_ranks_find_what_one_finds(run: Path, model: Path, scenes: Path, tmp
     ]
     assert {"eval_latent/nll_per_token", "eval_latent/none_nll_per_token", "eval_latent/kd"} <= set(keys)
     assert {key: two[key] for key in keys} == pytest.approx({key: one[key] for key in keys}, rel=1e-4)
+
+
+def test_ranks_learn_one_prefix_where_a_step_has_no_forward(model: Path, scenes: Path, tmp_path: Path):
+    """In text-prompted steps of a frozen model only the alignment teaches, and nothing reads the prompt."""
+    lists = [["red box"], ["blue circle", "green box"], ["red circle", "blue box"], ["green circle"]]
+    data = asked_scenes(scenes, tmp_path / "data", lists)
+    objective = [{"name": "stage1", "weight": 1.0}, {"name": "latent_align", "weight": 1.0, "steps": ["T"]}]
+    prefix = PREFIX | {"language_model": "frozen", "objective": objective, "keep": {"prob": 1.0}}
+    prefix |= {"learning_rate": 0.5}
+    learnt = {}
+    sections = {"custom": {"prompt": "Detect: {classes}.", "latent_prefix": prefix}}
+    for ranks, accumulation in ((1, 2), (2, 1)):
+        output = tmp_path / str(ranks)
+        environment = {} if ranks == 1 else {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()}
+        sft(
+            model, scenes, output, sections, environment=environment, gradient_accumulation_steps=accumulation,
+            ddp_backend=None if ranks == 1 else "gloo", dataset=data, val_dataset=None, train_dataloader_shuffle=False,
+            max_steps=4, save_strategy="steps", save_steps=4, eval_strategy="no", per_device_train_batch_size=2,
+            learning_rate=1e-4, optim="sgd", max_grad_norm=0, gradient_checkpointing=False,
+        )  # fmt: skip
+        assert [r["tags"]["latent/text_steps"] for r in records(output, "train").values()] == [
+            "L",
+            "T",
+            "L",
+            "T",
+        ]
+        saved = read_prefix(output / "checkpoint-4")
+        assert saved is not None
+        learnt[ranks] = saved.weights
+    for name, tensor in learnt[1].items():
+        torch.testing.assert_close(learnt[2][name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_the_best_checkpoint_scores_the_same_in_a_fresh_process(run: Path):

@@ -51,6 +51,7 @@ from coordexp.trainers.datasets import EVAL, encode_datasets, evaluation_questio
 from coordexp.trainers.dry_run.run import EVAL_IMAGES
 from coordexp.trainers.latent.baselines import LatentBaselines, first_tokens_right, majority_share
 from coordexp.trainers.latent.forwards import ForwardRows, language_layers, run_rows, run_teacher
+from coordexp.trainers.latent.meeting import meet_without_forward, tied_to
 from coordexp.trainers.latent.training import PrefixTraining
 from coordexp.trainers.stage1 import Stage1CoordTrainer
 from coordexp.trainers.start.latent import ATTRIBUTE
@@ -261,9 +262,12 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
             means_SMH=vectors.means_SMH[counted],
         )
         if kind == TEXT_STEP:
+            anchor = self._training.sum_of_weights()
             if STAGE1 not in weights:
-                return given, rows
-            logits_RV = run_rows(model, self.unwrapped_model, inputs, rows.positions_R).logits_RV
+                met = meet_without_forward(model, self.unwrapped_model, inputs, anchor)
+                return replace(given, vectors_SMH=vectors.all_SMH + met), rows
+            tied = tied_to(self.unwrapped_model, anchor)
+            logits_RV = run_rows(model, self.unwrapped_model, inputs, rows.positions_R, placed=tied).logits_RV
             return replace(given, logits_RV=logits_RV), rows
         layers = self.latent.state_layers if STATE_KD in weights else ()
         state_R = self.latent.rows_of(STATE_KD, places_R) if layers else None
