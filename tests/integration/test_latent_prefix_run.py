@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.latents import asked_scenes
-from support.processes import free_port, run_swift, sft_flags
+from support.processes import PLUGIN, free_port, run_swift, sft_flags
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from coordexp.config.schema.prompt import Prompt
@@ -28,6 +28,8 @@ pytestmark = pytest.mark.slow
 
 PROMPT = "Detect all objects in the image."
 ONCE = ("eval_latent/none", "eval_latent/cut")
+DEEPSPEED_ON_CPU = Path(__file__).with_name("deepspeed_on_cpu_plugin.py")
+ZERO2 = {"deepspeed": "zero2", "use_cpu": None, "external_plugins": [DEEPSPEED_ON_CPU, PLUGIN]}
 M = 7
 """Tokens of the prompt: the vectors of a new encoder are its embeddings."""
 PREFIX: dict[str, Any] = {
@@ -286,17 +288,21 @@ def test_ranks_learn_one_prefix_where_a_step_has_no_forward(model: Path, scenes:
     objective = [{"name": "stage1", "weight": 1.0}, {"name": "latent_align", "weight": 1.0, "steps": ["T"]}]
     prefix = PREFIX | {"language_model": "frozen", "objective": objective, "keep": {"prob": 1.0}}
     prefix |= {"learning_rate": 0.5}
-    learnt = {}
     sections = {"custom": {"prompt": "Detect: {classes}.", "latent_prefix": prefix}}
-    for ranks, accumulation in ((1, 2), (2, 1)):
-        output = tmp_path / str(ranks)
-        environment = {} if ranks == 1 else {"NPROC_PER_NODE": "2", "MASTER_PORT": free_port()}
-        sft(
-            model, scenes, output, sections, environment=environment, gradient_accumulation_steps=accumulation,
-            ddp_backend=None if ranks == 1 else "gloo", dataset=data, val_dataset=None, train_dataloader_shuffle=False,
-            max_steps=4, save_strategy="steps", save_steps=4, eval_strategy="no", per_device_train_batch_size=2,
-            learning_rate=1e-4, optim="sgd", max_grad_norm=0, gradient_checkpointing=False,
-        )  # fmt: skip
+    learnt, no_ranks = {}, dict[str, str]()
+    for name, accumulation, ranks, more in (
+        ("alone", 2, no_ranks, {}),
+        ("ddp", 1, {"NPROC_PER_NODE": "2"}, {"ddp_backend": "gloo"}),
+        ("zero2", 1, {"NPROC_PER_NODE": "2", "ACCELERATE_USE_CPU": "false"}, ZERO2),
+    ):
+        output = tmp_path / name
+        settings: dict[str, Any] = {
+            "environment": {**ranks, "MASTER_PORT": free_port()} if ranks else {}, "dataset": data, "val_dataset": None,
+            "gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 2, "max_steps": 4,
+            "train_dataloader_shuffle": False, "save_strategy": "steps", "save_steps": 4, "eval_strategy": "no",
+            "learning_rate": 1e-4, "optim": "sgd", "max_grad_norm": 0, "gradient_checkpointing": False, **more,
+        }  # fmt: skip
+        sft(model, scenes, output, sections, **settings)
         assert [r["tags"]["latent/text_steps"] for r in records(output, "train").values()] == [
             "L",
             "T",
@@ -305,9 +311,10 @@ def test_ranks_learn_one_prefix_where_a_step_has_no_forward(model: Path, scenes:
         ]
         saved = read_prefix(output / "checkpoint-4")
         assert saved is not None
-        learnt[ranks] = saved.weights
-    for name, tensor in learnt[1].items():
-        torch.testing.assert_close(learnt[2][name], tensor, rtol=1e-4, atol=1e-6)
+        learnt[name] = saved.weights
+    for key, tensor in learnt["alone"].items():
+        for name in ("ddp", "zero2"):
+            torch.testing.assert_close(learnt[name][key], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_the_best_checkpoint_scores_the_same_in_a_fresh_process(run: Path):

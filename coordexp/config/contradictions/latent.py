@@ -51,6 +51,8 @@ def latent_problems(
 
 def _of_the_run(sections: Sections, swift: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     custom = sections.custom
+    if swift.get("deepspeed") in ("zero3", "zero3_offload"):
+        yield ("deepspeed",), "trainer variant latent_prefix does not train under ZeRO-3; use zero2."
     if sections.training.packing or sections.training.eval_packing:
         yield ("training", "packing"), "trainer variant latent_prefix does not train on packs; remove it."
     for name in ("packing", "padding_free"):

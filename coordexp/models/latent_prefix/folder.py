@@ -248,7 +248,9 @@ def base_probe(model: nn.Module, tok: Tokenizer) -> tuple[float, ...]:
     was_training = model.training
     model.eval()
     try:
-        logits_V = model(input_ids=ids_1T, use_cache=False).logits[0, -1].double()
+        # token types: under DeepSpeed ms-swift's forward makes positions of them, pictures or not
+        given = {"input_ids": ids_1T, "mm_token_type_ids": torch.zeros_like(ids_1T)}
+        logits_V = model(**given, use_cache=False).logits[0, -1].double()
     finally:
         model.train(was_training)
     chosen = torch.arange(_PROBED_TOKENS) * (_text_tokens(tok) // _PROBED_TOKENS)

@@ -21,7 +21,7 @@ from coordexp.models.latent_prefix.folder import (
     trained_state,
     write_prefix,
 )
-from coordexp.trainers.start.latent import ATTRIBUTE, prefix_of
+from coordexp.trainers.start.latent import ATTRIBUTE, NO_ZERO3, prefix_of
 
 
 class PrefixTraining:
@@ -43,10 +43,7 @@ class PrefixTraining:
         deepspeed: Mapping[str, Any] | None,
     ) -> None:
         if deepspeed is not None and deepspeed.get("zero_optimization", {}).get("stage") == 3:
-            raise ConfigError(
-                "custom.latent_prefix: does not train under DeepSpeed ZeRO-3, whose weights are not there where the "
-                "prefix is made; use zero2."
-            )
+            raise ConfigError(NO_ZERO3)
         if deepspeed is not None and "optimizer" in deepspeed:
             raise ConfigError(
                 "custom.latent_prefix: the DeepSpeed configuration has an `optimizer`, which would train the prefix "

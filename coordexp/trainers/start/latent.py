@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from coordexp.codec.latent_vocab import LatentVocab
 from coordexp.config.schema.custom import Custom
@@ -20,6 +21,10 @@ from coordexp.swift_bridge.loading import PrepareModel
 
 ATTRIBUTE = "latent_prefix"
 """Name of the module in the model."""
+NO_ZERO3 = (
+    "custom.latent_prefix: does not train under DeepSpeed ZeRO-3, whose weights are not there where the prefix is "
+    "made; use zero2."
+)
 
 
 def prefix_preparation(
@@ -32,13 +37,16 @@ def prefix_preparation(
     seed: of the weights of a new prefix.
 
     Raises (the function does):
-        ConfigError: the tokenizer lacks latent tokens, or a folder holds another prefix, or one of another base.
+        ConfigError: the tokenizer lacks latent tokens, a folder holds another prefix, or one of another base, or the
+            weights are partitioned (ZeRO-3).
     """
     settings = custom.latent_prefix
 
     def prepare(model: Any, tokenizer: Any, model_dir: Path) -> None:
         if settings is None:
             return
+        if is_deepspeed_zero3_enabled():
+            raise ConfigError(NO_ZERO3)
         LatentVocab.from_tokenizer(tokenizer, settings.num_latents)
         text_config = model.config.get_text_config()
         deep = None if settings.deep is None else DeepSettings.of(settings.deep.num, text_config)

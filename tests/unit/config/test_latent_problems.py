@@ -38,6 +38,12 @@ STATIC = {"latent_prefix": {**PREFIX, "source": "static"}, "prompt": "Find: {cla
         ({}, {}, {"training": {"packing": True}}, f"training.packing: {NO_PACKS}"),
         ({}, {"packing": True}, {}, f"packing: {NO_PACKS}"),
         ({}, {"padding_free": True}, {}, f"padding_free: {NO_PACKS}"),
+        (
+            {},
+            {"deepspeed": "zero3"},
+            {},
+            "deepspeed: trainer variant latent_prefix does not train under ZeRO-3",
+        ),
         ({"head": "fused"}, {}, {}, "custom.head: fused never has the logits"),
         ({}, {}, {"debug": {"step_dumps": 2}}, "debug.step_dumps: "),
         ({}, {}, PROBE, "telemetry.trajectory_probe: "),

@@ -72,6 +72,18 @@ def test_a_new_prefix_depends_on_the_seed_alone(loaded: tuple[Any, Any]):
     assert not same(found, new_prefix(custom().latent_prefix, 32, seed=6))
 
 
+def test_partitioned_weights_are_refused(loaded: tuple[Any, Any]):
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    alive = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}})
+    try:
+        assert alive.is_zero3()
+        with pytest.raises(ConfigError, match=r"does not train under DeepSpeed ZeRO-3.*use zero2"):
+            prepared(loaded, custom())
+    finally:
+        unset_hf_deepspeed_config()
+
+
 def test_what_is_gone_on_from_wins(loaded: tuple[Any, Any], tmp_path: Path):
     own, of_own = kept(loaded, tmp_path / "own", 1)
     stage_a, of_stage_a = kept(loaded, tmp_path / "a", 2)
