@@ -35,7 +35,7 @@ M = 7
 PREFIX: dict[str, Any] = {
     "num_latents": M,
     "encoder": {"width": 16, "heads": 2, "layers": 1, "mlp_width": 16},
-    "deep": {"num": 3, "learning_rate": 0.02},
+    "deep": {"num": 3, "learning_rate": 0.005},
     "language_model": "tuned",
     "learning_rate": 0.01,
     "text_share": 0.5,
@@ -218,14 +218,14 @@ def test_a_checkpoint_holds_everything_that_was_trained(run: Path, model: Path):
             tensor.abs().max() > 0.01 for name, tensor in saved.weights.items() if "write.weight" in name
         )
         assert saved.deep_weights.keys() == {"deep.keys_LKDE", "deep.values_LKDE"}
-        assert (saved.weights["deep.values_LKDE"].flatten(1).abs().amax(1) > 0.01).all()  # of every layer
+        assert (saved.weights["deep.values_LKDE"].flatten(1).abs().amax(1) > 0.005).all()  # of every layer
         assert load_file(checkpoint / OFFSET_FILE)["embed"].abs().max() > 0
         lora = load_file(checkpoint / "adapter_model.safetensors")
         assert not any("latent_prefix" in name for name in lora)  # all-linear leaves the encoder alone
         assert any(tensor.abs().max() > 0 for name, tensor in lora.items() if "lora_B" in name)
         groups = torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]
         rates = [(group["lr"], len(group["params"])) for group in groups[-2:]]
-        assert rates == [(0.01, len(saved.weights) - 2), (0.02, 2)]
+        assert rates == [(0.01, len(saved.weights) - 2), (0.005, 2)]
     lacking = run.parent / "lacking"
     lacking.mkdir()
     for path in checkpoint.iterdir():
@@ -350,4 +350,4 @@ def test_a_frozen_model_reads_text_as_before_and_vectors_better(model: Path, sce
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     saved = read_prefix(run / "checkpoint-6")
     assert saved is not None
-    assert (saved.weights["deep.values_LKDE"].flatten(1).abs().amax(1) > 0.01).all()
+    assert (saved.weights["deep.values_LKDE"].flatten(1).abs().amax(1) > 0.005).all()
