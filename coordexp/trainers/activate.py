@@ -120,7 +120,13 @@ def activate_from_argv(argv: Sequence[str]) -> bool:
     prepare_loaded_models(
         in_turn(
             preparation(sections.custom.coord_offset, start),
-            prefix_preparation(sections.custom, prompt, start, seed=int(flags.swift["seed"])),
+            prefix_preparation(
+                sections.custom,
+                prompt,
+                start,
+                seed=int(flags.swift["seed"]),
+                with_optimizer=None if flags.swift["resume_only_model"] else start[0],
+            ),
         ),
         trust_remote_code=trusted,
     )

@@ -28,17 +28,22 @@ NO_ZERO3 = (
 
 
 def prefix_preparation(
-    custom: Custom, prompt: Prompt, checkpoints: Sequence[str | None], *, seed: int
+    custom: Custom,
+    prompt: Prompt,
+    checkpoints: Sequence[str | None],
+    *,
+    seed: int,
+    with_optimizer: str | None = None,
 ) -> PrepareModel:
     """What a run does to a model when it is loaded; nothing without `custom.latent_prefix`.
 
     checkpoints: folders the run goes on from (to resume, a LoRA checkpoint), those that come first win; None stands
         for one that is not given.
-    seed: of the weights of a new prefix.
+    seed: of the weights of a new prefix.  with_optimizer: the one of `checkpoints` whose optimizer goes on as well.
 
     Raises (the function does):
         ConfigError: the tokenizer lacks latent tokens, a folder holds another prefix, or one of another base, or the
-            weights are partitioned (ZeRO-3).
+            weights are partitioned (ZeRO-3), or a deep prefix is new to an optimizer that goes on.
     """
     settings = custom.latent_prefix
 
@@ -64,6 +69,11 @@ def prefix_preparation(
             )
         saved = None if source is None else read_prefix(source)
         if saved is not None and source is not None:
+            if deep is not None and saved.settings.deep is None and source == Path(with_optimizer or ""):
+                raise ConfigError(
+                    f"custom.latent_prefix.deep: {source} was trained without one, and its optimizer cannot go on with "
+                    f"one. Begin another run, with custom.latent_prefix.start_from: {source}."
+                )
             load_weights(prefix, saved, source=source)
             if source == given:
                 check_base(saved, model, tokenizer, source=source)

@@ -44,10 +44,18 @@ def custom(**more: Any) -> Custom:
 
 
 def prepared(
-    loaded: tuple[Any, Any], section: Custom, *checkpoints: Path, model_dir: Path = Path("nowhere")
+    loaded: tuple[Any, Any],
+    section: Custom,
+    *checkpoints: Path,
+    model_dir: Path = Path("nowhere"),
+    with_optimizer: Path | None = None,
 ) -> LatentPrefix:
     given = [None, *map(str, checkpoints)]
-    prefix_preparation(section, Prompt(user="Find: red box."), given, seed=5)(*loaded, model_dir)
+    goes_on = None if with_optimizer is None else str(with_optimizer)
+    prepare = prefix_preparation(
+        section, Prompt(user="Find: red box."), given, seed=5, with_optimizer=goes_on
+    )
+    prepare(*loaded, model_dir)
     return prefix_of(loaded[0])
 
 
@@ -110,6 +118,15 @@ def test_a_stage_may_add_a_deep_prefix_to_that_of_an_earlier_one(loaded: tuple[A
     assert same(prepared(loaded, custom(prefix={"deep": {"num": 2}}), tmp_path / "b"), found)
     with pytest.raises(ConfigError, match=r"deep: \{'num': 2.*\} there, None here"):
         prepared(loaded, custom(), tmp_path / "b")
+
+
+def test_a_run_that_goes_on_with_its_optimizer_gets_no_deep_prefix(loaded: tuple[Any, Any], tmp_path: Path):
+    earlier, of_earlier = kept(loaded, tmp_path / "earlier", 2)
+    deep = custom(prefix={"deep": {"num": 2}})
+    with pytest.raises(ConfigError, match=r"deep: .*trained without one.*start_from: .*earlier"):
+        prepared(loaded, deep, earlier, with_optimizer=earlier)
+    assert same(of_earlier, prepared(loaded, deep, earlier))
+    assert same(of_earlier, prepared(loaded, custom(), earlier, with_optimizer=earlier))
 
 
 def test_prefixes_that_do_not_fit_are_refused(loaded: tuple[Any, Any], tmp_path: Path):
