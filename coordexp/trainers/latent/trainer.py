@@ -84,6 +84,7 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
         language_layers(self.unwrapped_model, self.latent.state_layers)
         self._refuse_reentrant()
         self._has_warned = False
+        self._ids_M = torch.tensor(self._latent_ids, device=self.args.device)
         plain = partial(_plain, self.template)
         self._baselines = LatentBaselines(self, self._latent.num_latents, self._opening, plain)
         self.add_callback(self._baselines)
@@ -239,7 +240,7 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
             text_SLH = text_SLH.float()
             means_SMH = segment_means(text_SLH, mask_SL, num_latents)
             vectors_SMH = self._training.prefix(text_SLH, mask_SL)
-            keep_SM = keep_mask(names, num_latents, prob).to(text_SLH.device)
+            keep_SM = keep_mask(names, num_latents, prob).to(text_SLH.device, non_blocking=True)
             return Vectors(drop_latents(vectors_SMH, keep_SM), vectors_SMH, means_SMH, rms(text_SLH, mask_SL))
 
     def _forwards(
@@ -326,8 +327,8 @@ class LatentPrefixTrainer(Stage1CoordTrainer):
 
     def _in_place(self, vectors: Vectors) -> AbstractContextManager[None]:
         """The forwards that read the prefix run in it."""
-        ids_M = torch.tensor(self._latent_ids, device=self.args.device)
-        return latents_in_place(self.unwrapped_model, ids_M, vectors.kept_SMH, self._training.prefix.deep)
+        deep = self._training.prefix.deep
+        return latents_in_place(self.unwrapped_model, self._ids_M, vectors.kept_SMH, deep)
 
     def keep_first(self, inputs: dict[str, Any], num_entries: int) -> Tensor:
         keep_R = super().keep_first(inputs, num_entries)
